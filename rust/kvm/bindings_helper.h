@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What bindgen looks at for rust/kvm/bindings.rs. */
+
+#include <linux/clocksource_ids.h>
+#include <linux/kvm_host.h>
+#include <linux/time.h>
+#include <linux/timekeeping.h>
+#include <asm/kvm_clock_guest.h>
+#include <asm/tsc.h>
+
+#include "helpers.h"
+
+/* Macros that bindgen cannot evaluate. */
+const u32 RUST_CONST_HELPER_KVM_GET_VM_CLOCK_GUEST = KVM_GET_VM_CLOCK_GUEST;
+const u32 RUST_CONST_HELPER_KVM_SET_VM_CLOCK_GUEST = KVM_SET_VM_CLOCK_GUEST;
+const u32 RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_EXACT = KVM_CLOCK_GUEST_CAP_EXACT;
+const u32 RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_ADVANCE = KVM_CLOCK_GUEST_CAP_ADVANCE;
+const u32 RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_FREEZE = KVM_CLOCK_GUEST_CAP_FREEZE;
+const u32 RUST_CONST_HELPER_KVM_CLOCK_GUEST_ALLOW_BACKWARDS = KVM_CLOCK_GUEST_ALLOW_BACKWARDS;
+const u32 RUST_CONST_HELPER_KVM_CLOCK_GUEST_ALLOW_RATE_MISMATCH = KVM_CLOCK_GUEST_ALLOW_RATE_MISMATCH;
+const u32 RUST_CONST_HELPER_KVM_CLOCK_GUEST_KEPT = KVM_CLOCK_GUEST_KEPT;
+const u32 RUST_CONST_HELPER_KVM_CLOCK_GUEST_HOST_TSC_FIT = KVM_CLOCK_GUEST_HOST_TSC_FIT;

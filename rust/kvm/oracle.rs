@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The kernel's own arithmetic, for tests to compare ours with.
+//!
+//! C headers: [`arch/x86/include/asm/pvclock.h`](srctree/arch/x86/include/asm/pvclock.h),
+//! [`include/linux/math64.h`](srctree/include/linux/math64.h)
+
+use super::{
+    bindings,
+    held::to_pvclock, //
+};
+use crate::pvclock::abi::ClockGuest;
+
+/// `__pvclock_read_cycles()`.
+pub(crate) fn pvclock_read_cycles(record: &ClockGuest, tsc: u64) -> u64 {
+    // SAFETY: The record is valid for reads.
+    unsafe { bindings::rust_helper___pvclock_read_cycles(&to_pvclock(record), tsc) }
+}
+
+/// `mul_u64_u64_shr()`.
+pub(crate) fn mul_u64_u64_shr(a: u64, mul: u64, shift: u32) -> u64 {
+    // SAFETY: No requirements.
+    unsafe { bindings::rust_helper_mul_u64_u64_shr(a, mul, shift) }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A VM and its vCPUs.
+//!
+//! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
+
+use super::{
+    bindings,
+    clocks::ClocksGuard,
+    held::HeldVcpus, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
+};
+
+/// A virtual machine, lent for the duration of an ioctl.
+///
+/// # Invariants
+///
+/// This is a valid `struct kvm`, kept alive by the file descriptor that the ioctl came through.
+#[repr(transparent)]
+pub(crate) struct Vm(Opaque<bindings::kvm>);
+
+impl Vm {
+    /// Makes a reference from KVM's pointer.
+    ///
+    /// # Safety
+    ///
+    /// `kvm` must point to a valid `struct kvm` that outlives `'a`.
+    pub(super) unsafe fn from_raw<'a>(kvm: *mut bindings::kvm) -> &'a Self {
+        // CAST: `Self` is transparent over `struct kvm`.
+        // SAFETY: The caller guarantees validity for `'a`.
+        // INVARIANT: As above.
+        unsafe { &*kvm.cast() }
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::kvm {
+        self.0.get()
+    }
+
+    /// How many vCPUs the VM has at the moment; exact under [`VmGuard`] only.
+    pub(crate) fn nr_vcpus(&self) -> u32 {
+        // SAFETY: By the type invariant this is a valid `struct kvm`; the count is an atomic.
+        unsafe { bindings::rust_helper_kvm_online_vcpus(self.as_raw()) }
+    }
+
+    /// Takes `kvm->lock`; it is not held while a vCPU runs.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the task was killed while it waited.
+    pub(crate) fn lock(&self) -> Result<VmGuard<'_>> {
+        // SAFETY: By the type invariant this is a valid `struct kvm`; this may sleep, as ioctls do.
+        to_result(unsafe { bindings::rust_helper_kvm_lock_killable(self.as_raw()) })?;
+        // INVARIANT: The lock was just taken.
+        Ok(VmGuard {
+            vm: self,
+            _not_send: NotThreadSafe,
+        })
+    }
+}
+
+/// The set of a VM's vCPUs standing still: none is being created.
+///
+/// # Invariants
+///
+/// `kvm->lock` of `vm` is held by this task.
+#[must_use = "if unused, the lock will be immediately released"]
+pub(crate) struct VmGuard<'a> {
+    vm: &'a Vm,
+    _not_send: NotThreadSafe,
+}
+
+impl VmGuard<'_> {
+    pub(super) fn as_raw(&self) -> *mut bindings::kvm {
+        self.vm.as_raw()
+    }
+
+    /// How many vCPUs the VM has.
+    pub(crate) fn nr_vcpus(&self) -> u32 {
+        self.vm.nr_vcpus()
+    }
+
+    /// All vCPUs, in the order of their creation.
+    pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> {
+        (0..self.nr_vcpus()).filter_map(|index| {
+            // SAFETY: By `Vm`'s invariant this is a valid `struct kvm`, and `index` is below the
+            // number of vCPUs online. A vCPU lives as long as its VM.
+            unsafe { bindings::rust_helper_kvm_get_vcpu(self.as_raw(), index).as_ref() }
+                .map(Vcpu::from_ref)
+        })
+    }
+
+    /// Makes TSC offsets and master clock stand still, for reading them.
+    ///
+    /// Spins with interrupts off: nothing that sleeps or touches user memory until it is dropped.
+    pub(crate) fn clocks(&self) -> ClocksGuard<'_> {
+        ClocksGuard::new(self)
+    }
+
+    /// Holds all vCPUs out of the guest.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if one is inside an ioctl, that is to say in `KVM_RUN`.
+    pub(crate) fn try_hold_vcpus(&self) -> Result<HeldVcpus<'_>> {
+        HeldVcpus::new(self)
+    }
+}
+
+impl Drop for VmGuard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the lock is held, and by this task.
+        unsafe { bindings::rust_helper_kvm_unlock(self.as_raw()) };
+    }
+}
+
+/// A virtual CPU of a locked VM.
+///
+/// # Invariants
+///
+/// This is a valid `struct kvm_vcpu`.
+#[repr(transparent)]
+pub(crate) struct Vcpu(Opaque<bindings::kvm_vcpu>);
+
+impl Vcpu {
+    fn from_ref(vcpu: &bindings::kvm_vcpu) -> &Self {
+        let ptr: *const bindings::kvm_vcpu = vcpu;
+        // CAST: `Self` is transparent over `struct kvm_vcpu`.
+        // SAFETY: It comes from a reference.
+        // INVARIANT: As above.
+        unsafe { &*ptr.cast() }
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::kvm_vcpu {
+        self.0.get()
+    }
+
+    /// The id that `KVM_CREATE_VCPU` was given.
+    pub(crate) fn id(&self) -> u32 {
+        // SAFETY: By the type invariant this is a valid `struct kvm_vcpu`; the id never changes.
+        let id = unsafe { (*self.as_raw()).vcpu_id };
+        // CAST: KVM keeps ids below `KVM_MAX_VCPU_IDS`.
+        id as u32
+    }
+}

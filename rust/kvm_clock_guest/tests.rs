@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! KUnit tests, run when the module is loaded: our arithmetic against the kernel's own C.
+
+use kernel::prelude::*;
+
+#[kunit_tests(kvm_clock_guest)]
+mod suite {
+    use crate::{
+        kvm::oracle,
+        pvclock::{
+            abi::ClockGuest,
+            rate::Factor,
+            tsc::Scale, //
+        },
+    };
+
+    const CASES: usize = 100_000;
+
+    /// Numbers of all magnitudes, the same in every run: xorshift64, masked to a varying width.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn next(&mut self) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 >> (self.0 >> 23 & 63)
+        }
+    }
+
+    #[test]
+    fn record_reads_as_in_c() {
+        let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+        for _ in 0..CASES {
+            let record = ClockGuest {
+                tsc_timestamp: numbers.next(),
+                system_time: numbers.next(),
+                tsc_to_system_mul: numbers.next() as u32,
+                tsc_shift: (numbers.next() % 63) as i8 - 31,
+                ..Default::default()
+            };
+            let tsc = numbers.next();
+            assert_eq!(record.kvmclock_ns(tsc), oracle::pvclock_read_cycles(&record, tsc));
+        }
+    }
+
+    #[test]
+    fn tsc_scales_as_in_c() {
+        let mut numbers = Numbers(0xd1b5_4a32_d192_ed03);
+        for _ in 0..CASES {
+            let (tsc, ratio) = (numbers.next(), numbers.next());
+            for frac_bits in [32, 48] {
+                if let Some(scale) = Scale::new(ratio, frac_bits) {
+                    assert_eq!(scale.apply(tsc), oracle::mul_u64_u64_shr(tsc, ratio, frac_bits));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn factor_of_a_rate_counts_a_second() {
+        for khz in [1, 999, 1_000_000, 2_596_100, 4_294_967, 4_294_968, 10_000_000] {
+            let Some(Factor { mul, shift }) = Factor::of_khz(khz) else {
+                panic!("no factor for {khz} kHz");
+            };
+            let record = ClockGuest {
+                tsc_to_system_mul: mul,
+                tsc_shift: shift,
+                ..Default::default()
+            };
+            // A 32-bit factor is good to 2^-31, and right shifts drop what is below a tick of it.
+            let second = record.kvmclock_ns(khz * 1000);
+            assert!(second.abs_diff(1_000_000_000) <= 8);
+        }
+    }
+}

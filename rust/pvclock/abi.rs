@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The ioctl ABI, as integers: what crosses between the VMM and the module.
+//!
+//! Mirrors `arch/x86/include/uapi/asm/kvm.h` of `patches/linux/7.3/`; the module's build compares
+//! every size and offset here with bindgen's view of that header.
+//!
+//! All structures are plain fixed-width integers with explicit padding, so that every bit pattern
+//! is a value and no byte leaks from one side to the other.
+
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout, //
+};
+
+/// `KVM_CHECK_EXTENSION` number of the capability; far outside KVM's sequence until upstream
+/// assigns one.
+pub const KVM_CAP_CLOCK_GUEST: u32 = 0xd6d9;
+
+/// Capability bit: [`KVM_GET_VM_CLOCK_GUEST`], and [`KVM_SET_VM_CLOCK_GUEST`] with [`MODE_EXACT`].
+pub const CAP_EXACT: u32 = 1 << 0;
+/// Capability bit: [`KVM_SET_VM_CLOCK_GUEST`] with [`MODE_ADVANCE`].
+pub const CAP_ADVANCE: u32 = 1 << 1;
+/// Capability bit: [`KVM_SET_VM_CLOCK_GUEST`] with [`MODE_FREEZE`].
+pub const CAP_FREEZE: u32 = 1 << 2;
+
+/// SET mode: same host TSC domain; put the relation back bit for bit.
+pub const MODE_EXACT: u32 = 1;
+/// SET mode: another domain; the guest TSC continues by the TAI elapsed since the anchor.
+pub const MODE_ADVANCE: u32 = 2;
+/// SET mode: the guest TSC continues, now, from its value at the anchor; hides the pause.
+pub const MODE_FREEZE: u32 = 3;
+
+/// SET flag: allow [`MODE_ADVANCE`] to move the guest TSC backwards (`ETIME` otherwise).
+pub const FLAG_ALLOW_BACKWARDS: u32 = 1 << 0;
+/// SET flag: accept a TSC rate beyond the tolerance (`ERANGE` otherwise).
+pub const FLAG_ALLOW_RATE_MISMATCH: u32 = 1 << 1;
+/// All SET flags this build knows.
+pub const FLAGS_KNOWN: u32 = FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH;
+
+/// Status bit: the record is kept, i.e. was put there by SET and will not be derived anew.
+pub const STATUS_KEPT: u32 = 1 << 0;
+/// Status bit: the host TSC is this host's clocksource and is stable, so it can carry a record.
+pub const STATUS_HOST_TSC_FIT: u32 = 1 << 1;
+/// All status bits this build knows.
+pub const STATUS_KNOWN: u32 = STATUS_KEPT | STATUS_HOST_TSC_FIT;
+
+/// pvclock flag: readings of different vCPUs are comparable (`PVCLOCK_TSC_STABLE_BIT`).
+pub const PVCLOCK_TSC_STABLE: u8 = 1 << 0;
+/// pvclock flag: the host stopped the guest (`PVCLOCK_GUEST_STOPPED`).
+pub const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
+
+const KVMIO: u32 = 0xae;
+
+/// Linux's `_IOC()` for x86: direction (2 bits), size (14), type (8), number (8).
+const fn ioc(dir: u32, nr: u32, size: usize) -> u32 {
+    // CAST: sizes here are far below 2^14, asserted below.
+    (dir << 30) | ((size as u32) << 16) | (KVMIO << 8) | nr
+}
+
+const IOC_READ_WRITE: u32 = 3;
+
+/// Reads the clocks of a whole VM; VM fd, payload [`VmClockGuest`].
+///
+/// The number keeps the size of the first version of the payload for ever; [`VmClockGuest::size`]
+/// tells how large the caller's is.
+pub const KVM_GET_VM_CLOCK_GUEST: u32 = ioc(IOC_READ_WRITE, 0xd8, size_of::<VmClockGuest>());
+/// Writes the clocks of a whole VM; VM fd, payload [`VmClockGuest`], see
+/// [`KVM_GET_VM_CLOCK_GUEST`].
+pub const KVM_SET_VM_CLOCK_GUEST: u32 = ioc(IOC_READ_WRITE, 0xd9, size_of::<VmClockGuest>());
+
+/// The pvclock record in the form the guest sees it: `struct pvclock_vcpu_time_info`.
+///
+/// At guest TSC `g` (ticks) it reads `system_time + (((g - tsc_timestamp) << tsc_shift) *
+/// tsc_to_system_mul >> 32)` ns; see [`super::record`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct ClockGuest {
+    /// Odd while the guest's copy is being written. Ignored by SET, 0 from GET.
+    pub version: u32,
+    /// Must be 0.
+    pub pad0: u32,
+    /// Guest TSC (ticks) at which `system_time` holds.
+    pub tsc_timestamp: u64,
+    /// kvmclock (ns) at `tsc_timestamp`.
+    pub system_time: u64,
+    /// ns per shifted tick, in units of 2^-32; never 0.
+    pub tsc_to_system_mul: u32,
+    /// Left shift of ticks before the multiplication (right shift if negative), -31..=31.
+    pub tsc_shift: i8,
+    /// [`PVCLOCK_TSC_STABLE`] and friends: how the host vouches for the record, not what it says.
+    pub flags: u8,
+    /// Must be 0.
+    pub pad: [u8; 2],
+}
+
+/// One vCPU of a [`VmClockGuest`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct ClockGuestVcpu {
+    /// The id given to `KVM_CREATE_VCPU` (the APIC id on x86).
+    pub vcpu_id: u32,
+    /// Must be 0.
+    pub pad: u32,
+    /// L1 TSC offset in ticks, mod 2^64: what `KVM_VCPU_TSC_OFFSET` reads.
+    pub tsc_offset: u64,
+}
+
+/// The clocks of a whole VM: `struct kvm_vm_clock_guest`, argument of both VM ioctls.
+///
+/// Everything after `vcpus` holds at host TSC `host_tsc`, the anchor. What GET returned is, with
+/// `mode` chosen, what SET takes.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct VmClockGuest {
+    /// In: size of the caller's structure in bytes. Out: what the kernel knows.
+    pub size: u32,
+    /// SET in: `FLAG_*`. Must be 0 for GET.
+    pub flags: u32,
+    /// SET in: `MODE_*`. Must be 0 for GET.
+    pub mode: u32,
+    /// GET out: `STATUS_*`. SET accepts the known bits and looks at none.
+    pub status: u32,
+    /// In: elements at `vcpus`. Out: vCPUs of the VM (also with `E2BIG`).
+    pub nr_vcpus: u32,
+    /// The vCPU that `guest_tsc` and `record` speak of.
+    pub ref_vcpu_id: u32,
+    /// User address of an array of [`ClockGuestVcpu`].
+    pub vcpus: u64,
+
+    /// Anchor: the host TSC (ticks) at which everything below is true.
+    pub host_tsc: u64,
+    /// L1 TSC (ticks) of the reference vCPU at the anchor.
+    pub guest_tsc: u64,
+    /// kvmclock (ns) at the anchor.
+    pub kvmclock_ns: u64,
+    /// `CLOCK_TAI` (ns) at the anchor, by this host's clock.
+    pub tai_ns: i64,
+    /// `CLOCK_MONOTONIC_RAW` (ns) at the anchor.
+    pub monotonic_raw_ns: i64,
+    /// TAI - UTC (s) as this host knows it; 0 = not known, `tai_ns` then counts UTC.
+    pub tai_offset_s: i32,
+
+    /// Host TSC rate (kHz) as this host calibrated it.
+    pub host_tsc_khz: u32,
+    /// Scaling ratio of the guest TSC, fixed point with `tsc_frac_bits`; 0 = no hardware scaling.
+    pub tsc_ratio: u64,
+    /// Fraction bits of `tsc_ratio`; 0 = no hardware scaling.
+    pub tsc_frac_bits: u32,
+    /// Must be 0.
+    pub pad: u32,
+
+    /// The record of the reference vCPU.
+    pub record: ClockGuest,
+
+    /// SET out, also with `ERANGE`: guest TSC rate here minus the saved one, Hz.
+    pub rate_diff_hz: i64,
+}
+
+const _: () = {
+    assert!(size_of::<ClockGuest>() == 32);
+    assert!(size_of::<ClockGuestVcpu>() == 16);
+    assert!(size_of::<VmClockGuest>() == 136);
+    // No implicit padding is left for the compiler to insert: `IntoBytes` would not derive.
+    assert!(KVM_GET_VM_CLOCK_GUEST == 0xc088_aed8);
+    assert!(KVM_SET_VM_CLOCK_GUEST == 0xc088_aed9);
+};

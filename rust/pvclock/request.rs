@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! From ioctl bytes to a validated request: everything that can be refused without looking at the
+//! host's clock.
+
+use super::{
+    abi::{
+        self,
+        ClockGuestVcpu,
+        VmClockGuest, //
+    },
+    rate::GuestRate,
+    tsc::{
+        Relation,
+        Scale, //
+    },
+};
+
+/// Why a request is malformed; each is `EINVAL` to the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// A flag or status bit this build does not know.
+    UnknownFlag,
+    /// `mode` is none of `MODE_*`, or not 0 where it has no meaning.
+    UnknownMode,
+    /// Padding is not 0.
+    Padding,
+    /// `tsc_to_system_mul` is 0: the clock would stand still.
+    ZeroMul,
+    /// `tsc_shift` is outside -31..=31.
+    ShiftRange,
+    /// (`tsc_ratio`, `tsc_frac_bits`) is no scaling ratio, or a rate is 0.
+    NoRate,
+    /// `guest_tsc` or `kvmclock_ns` is not what the offset and the record say at `host_tsc`.
+    Contradiction,
+    /// A vCPU id appears twice.
+    DuplicateVcpu,
+    /// A vCPU id that the VM does not have; or `ref_vcpu_id` is not in the array.
+    UnknownVcpu,
+    /// A vCPU of the VM is not in the array.
+    MissingVcpu,
+}
+
+/// How SET carries the clocks over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Same host TSC domain: bit for bit.
+    Exact,
+    /// Another domain: continue by elapsed TAI.
+    Advance,
+    /// Continue, now, from the value at the anchor.
+    Freeze,
+}
+
+impl Mode {
+    fn from_abi(mode: u32) -> Option<Self> {
+        match mode {
+            abi::MODE_EXACT => Some(Self::Exact),
+            abi::MODE_ADVANCE => Some(Self::Advance),
+            abi::MODE_FREEZE => Some(Self::Freeze),
+            _ => None,
+        }
+    }
+}
+
+/// A vCPU of the VM, in the VM's order, and what SET asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vcpu {
+    /// vCPU id.
+    pub id: u32,
+    /// Saved L1 TSC offset, once [`match_vcpus`] found it, ticks.
+    pub saved: Option<u64>,
+}
+
+/// Refuses what GET cannot mean.
+///
+/// # Errors
+///
+/// A flag or a mode, neither of which GET has.
+pub fn check_get(header: &VmClockGuest) -> Result<(), Invalid> {
+    if header.flags != 0 {
+        return Err(Invalid::UnknownFlag);
+    }
+    if header.mode != 0 {
+        return Err(Invalid::UnknownMode);
+    }
+    Ok(())
+}
+
+/// A SET request whose header makes sense.
+#[derive(Clone, Copy, Debug)]
+pub struct SetRequest {
+    /// How to carry the clocks over.
+    pub mode: Mode,
+    /// [`abi::FLAG_ALLOW_BACKWARDS`] is set.
+    pub allow_backwards: bool,
+    /// [`abi::FLAG_ALLOW_RATE_MISMATCH`] is set.
+    pub allow_rate_mismatch: bool,
+    /// TSC rate of the guest where it was saved.
+    pub rate: GuestRate,
+    /// The header as it came; its record's `version` and `flags` are cleared.
+    pub saved: VmClockGuest,
+}
+
+impl SetRequest {
+    /// Validates the header of a SET.
+    ///
+    /// # Errors
+    ///
+    /// All of [`Invalid`] but those about vCPUs and [`Invalid::Contradiction`], which
+    /// [`match_vcpus`] finds.
+    pub fn new(mut header: VmClockGuest) -> Result<Self, Invalid> {
+        let mode = Mode::from_abi(header.mode).ok_or(Invalid::UnknownMode)?;
+        if header.flags & !abi::FLAGS_KNOWN != 0 || header.status & !abi::STATUS_KNOWN != 0 {
+            return Err(Invalid::UnknownFlag);
+        }
+        let record = &mut header.record;
+        if header.pad != 0 || record.pad0 != 0 || record.pad != [0; 2] {
+            return Err(Invalid::Padding);
+        }
+        if record.tsc_to_system_mul == 0 {
+            return Err(Invalid::ZeroMul);
+        }
+        if !(-31..=31).contains(&record.tsc_shift) {
+            return Err(Invalid::ShiftRange);
+        }
+        // The host in charge vouches for its own record, and counts its versions.
+        record.version = 0;
+        record.flags = 0;
+
+        let scale =
+            Scale::new(header.tsc_ratio, header.tsc_frac_bits).ok_or(Invalid::NoRate)?;
+        let rate = GuestRate {
+            host_khz: header.host_tsc_khz,
+            scale,
+        };
+        if rate.hz() == 0 {
+            return Err(Invalid::NoRate);
+        }
+        Ok(Self {
+            mode,
+            allow_backwards: header.flags & abi::FLAG_ALLOW_BACKWARDS != 0,
+            allow_rate_mismatch: header.flags & abi::FLAG_ALLOW_RATE_MISMATCH != 0,
+            rate,
+            saved: header,
+        })
+    }
+
+    /// Finds the saved offset of every vCPU of the VM, and returns that of the reference vCPU
+    /// (ticks).
+    ///
+    /// # Errors
+    ///
+    /// Unless `entries` names every one of `vcpus` exactly once and nothing else, with zero
+    /// padding, the reference vCPU among them; and unless `guest_tsc` and `kvmclock_ns` are what
+    /// the reference vCPU's offset and the record say at the anchor.
+    pub fn match_vcpus(
+        &self,
+        vcpus: &mut [Vcpu],
+        entries: &[ClockGuestVcpu],
+    ) -> Result<u64, Invalid> {
+        let mut ref_offset = None;
+        for (index, entry) in entries.iter().enumerate() {
+            if entry.pad != 0 {
+                return Err(Invalid::Padding);
+            }
+            // GET lists vCPUs in the VM's order, so the first guess is nearly always right.
+            let vcpu = match vcpus.get_mut(index) {
+                Some(vcpu) if vcpu.id == entry.vcpu_id => vcpu,
+                _ => vcpus
+                    .iter_mut()
+                    .find(|vcpu| vcpu.id == entry.vcpu_id)
+                    .ok_or(Invalid::UnknownVcpu)?,
+            };
+            if vcpu.saved.replace(entry.tsc_offset).is_some() {
+                return Err(Invalid::DuplicateVcpu);
+            }
+            if entry.vcpu_id == self.saved.ref_vcpu_id {
+                ref_offset = Some(entry.tsc_offset);
+            }
+        }
+        if vcpus.iter().any(|vcpu| vcpu.saved.is_none()) {
+            return Err(Invalid::MissingVcpu);
+        }
+        let offset = ref_offset.ok_or(Invalid::UnknownVcpu)?;
+
+        let relation = Relation {
+            scale: self.rate.scale,
+            offset,
+        };
+        let guest_tsc = relation.guest_tsc(self.saved.host_tsc);
+        if guest_tsc != self.saved.guest_tsc
+            || self.saved.record.kvmclock_ns(guest_tsc) != self.saved.kvmclock_ns
+        {
+            return Err(Invalid::Contradiction);
+        }
+        Ok(offset)
+    }
+}

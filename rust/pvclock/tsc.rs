@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Guest TSC as a function of host TSC.
+//!
+//! Mirrors `kvm_scale_tsc()` and `kvm_read_l1_tsc()` of `arch/x86/kvm/x86.c`.
+
+/// A TSC scaling ratio: a fixed-point factor from host ticks to guest ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    ratio: u64,
+    frac_bits: u32,
+}
+
+impl Scale {
+    /// No scaling: one guest tick per host tick, without a multiplication.
+    pub const IDENTITY: Self = Self {
+        ratio: 0,
+        frac_bits: 0,
+    };
+
+    /// Makes a scale from the ABI's pair; `None` if the pair cannot be a hardware ratio.
+    ///
+    /// (0, 0) is a host without hardware scaling. Hardware has 32 (SVM) or 48 (VMX) fraction bits;
+    /// anything from 1 to 63 is computed rightly.
+    pub const fn new(ratio: u64, frac_bits: u32) -> Option<Self> {
+        match (ratio, frac_bits) {
+            (0, 0) => Some(Self::IDENTITY),
+            (0, _) | (_, 0 | 64..) => None,
+            _ => Some(Self { ratio, frac_bits }),
+        }
+    }
+
+    /// The ratio as the ABI has it; 0 without hardware scaling.
+    pub const fn ratio(self) -> u64 {
+        self.ratio
+    }
+
+    /// The ratio's fraction bits; 0 without hardware scaling.
+    pub const fn frac_bits(self) -> u32 {
+        self.frac_bits
+    }
+
+    /// Whether a guest tick is exactly a host tick.
+    pub const fn is_identity(self) -> bool {
+        self.ratio == 1 << self.frac_bits || self.ratio == 0
+    }
+
+    /// Host ticks to guest ticks, mod 2^64: `(ticks * ratio) >> frac_bits`.
+    pub const fn apply(self, ticks: u64) -> u64 {
+        if self.is_identity() {
+            return ticks;
+        }
+        // CAST: a 64x64 product fits 128 bits; KVM truncates the shifted one to 64 bits as well.
+        ((ticks as u128 * self.ratio as u128) >> self.frac_bits) as u64
+    }
+}
+
+/// What makes a vCPU's L1 TSC: `G(h) = scale(h) + offset`, mod 2^64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relation {
+    /// Scaling ratio of the vCPU.
+    pub scale: Scale,
+    /// L1 TSC offset of the vCPU, ticks.
+    pub offset: u64,
+}
+
+impl Relation {
+    /// The guest TSC (ticks) at host TSC `host_tsc` (ticks).
+    pub const fn guest_tsc(self, host_tsc: u64) -> u64 {
+        self.scale.apply(host_tsc).wrapping_add(self.offset)
+    }
+
+    /// The relation whose guest TSC is `guest_tsc` at `host_tsc`.
+    pub const fn through(scale: Scale, host_tsc: u64, guest_tsc: u64) -> Self {
+        Self {
+            scale,
+            offset: guest_tsc.wrapping_sub(scale.apply(host_tsc)),
+        }
+    }
+}
+
+/// Whether TSC value `a` lies ahead of `b`, as modular counters compare.
+pub const fn is_ahead(a: u64, b: u64) -> bool {
+    // CAST: the sign of the wrapped difference is the order.
+    (a.wrapping_sub(b) as i64) > 0
+}
