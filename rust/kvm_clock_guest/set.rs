@@ -62,8 +62,8 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     };
     // Before the commit, so that a fault here changes nothing.
     user::write_rate_diff(arg, plan::rate_diff_hz(&request, state.rate))?;
-    let shift = plan::offset_shift(&request, ref_offset, &state.now, state.rate)
-        .map_err(errno_of)?;
+    let shift =
+        plan::offset_shift(&request, ref_offset, &state.now, state.rate).map_err(errno_of)?;
 
     commit(&guard, &held, &request, &vcpus, all_matched, shift);
     Ok(())

@@ -41,7 +41,10 @@ mod suite {
                 ..Default::default()
             };
             let tsc = numbers.next();
-            assert_eq!(record.kvmclock_ns(tsc), oracle::pvclock_read_cycles(&record, tsc));
+            assert_eq!(
+                record.kvmclock_ns(tsc),
+                oracle::pvclock_read_cycles(&record, tsc)
+            );
         }
     }
 
@@ -52,7 +55,10 @@ mod suite {
             let (tsc, ratio) = (numbers.next(), numbers.next());
             for frac_bits in [32, 48] {
                 if let Some(scale) = Scale::new(ratio, frac_bits) {
-                    assert_eq!(scale.apply(tsc), oracle::mul_u64_u64_shr(tsc, ratio, frac_bits));
+                    assert_eq!(
+                        scale.apply(tsc),
+                        oracle::mul_u64_u64_shr(tsc, ratio, frac_bits)
+                    );
                 }
             }
         }
@@ -60,7 +66,9 @@ mod suite {
 
     #[test]
     fn factor_of_a_rate_counts_a_second() {
-        for khz in [1, 999, 1_000_000, 2_596_100, 4_294_967, 4_294_968, 10_000_000] {
+        for khz in [
+            1, 999, 1_000_000, 2_596_100, 4_294_967, 4_294_968, 10_000_000,
+        ] {
             let Some(Factor { mul, shift }) = Factor::of_khz(khz) else {
                 panic!("no factor for {khz} kHz");
             };

@@ -128,8 +128,7 @@ impl SetRequest {
         record.version = 0;
         record.flags = 0;
 
-        let scale =
-            Scale::new(header.tsc_ratio, header.tsc_frac_bits).ok_or(Invalid::NoRate)?;
+        let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).ok_or(Invalid::NoRate)?;
         let rate = GuestRate {
             host_khz: header.host_tsc_khz,
             scale,

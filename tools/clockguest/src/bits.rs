@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Serde for ABI structures: their bytes, so that a saved one comes back bit for bit.
+//!
+//! For use as `#[serde(with = "bits")]`.
+
+use serde::{
+    de::Error,
+    Deserialize,
+    Deserializer,
+    Serialize,
+    Serializer, //
+};
+use zerocopy::{
+    FromBytes,
+    Immutable,
+    IntoBytes, //
+};
+
+/// Serialises the bytes of `value`.
+///
+/// # Errors
+///
+/// Those of the serialiser.
+pub fn serialize<T, S>(value: &T, serializer: S) -> Result<S::Ok, S::Error>
+where
+    T: IntoBytes + Immutable,
+    S: Serializer,
+{
+    value.as_bytes().serialize(serializer)
+}
+
+/// Makes a `T` of its bytes.
+///
+/// # Errors
+///
+/// If there are not exactly as many bytes as `T` has.
+pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: FromBytes,
+    D: Deserializer<'de>,
+{
+    let bytes = Vec::<u8>::deserialize(deserializer)?;
+    T::read_from_bytes(&bytes).map_err(|_| {
+        D::Error::invalid_length(bytes.len(), &format!("{} bytes", size_of::<T>()).as_str())
+    })
+}

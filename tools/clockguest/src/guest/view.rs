@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The host's view of what the guest publishes.
+
+use super::layout;
+use crate::vmm::memory::GuestMemory;
+use pvclock::abi::ClockGuest;
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+use std::{
+    ops::{
+        Add,
+        Sub, //
+    },
+    sync::atomic::Ordering, //
+};
+
+/// One reading of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Counts from 0 for the life of the guest.
+    pub number: u64,
+    /// RDTSC, ticks.
+    pub tsc: u64,
+    /// kvmclock at that TSC as the guest computed it, ns.
+    pub kvmclock_ns: u64,
+    /// The record it was computed from, as the guest read it.
+    #[serde(with = "crate::bits")]
+    pub record: ClockGuest,
+}
+
+/// Steps back that the guest saw, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backwards {
+    /// TSC below the vCPU's own previous reading.
+    pub own_tsc: u64,
+    /// kvmclock below the vCPU's own previous reading.
+    pub own_kvmclock: u64,
+    /// TSC below what another vCPU had read before.
+    pub cross_tsc: u64,
+    /// kvmclock below what another vCPU had read before.
+    pub cross_kvmclock: u64,
+}
+
+impl Backwards {
+    /// All four kinds.
+    pub fn total(self) -> u64 {
+        self.own_tsc + self.own_kvmclock + self.cross_tsc + self.cross_kvmclock
+    }
+}
+
+impl Add for Backwards {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            own_tsc: self.own_tsc + other.own_tsc,
+            own_kvmclock: self.own_kvmclock + other.own_kvmclock,
+            cross_tsc: self.cross_tsc + other.cross_tsc,
+            cross_kvmclock: self.cross_kvmclock + other.cross_kvmclock,
+        }
+    }
+}
+
+impl Sub for Backwards {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            own_tsc: self.own_tsc - earlier.own_tsc,
+            own_kvmclock: self.own_kvmclock - earlier.own_kvmclock,
+            cross_tsc: self.cross_tsc - earlier.cross_tsc,
+            cross_kvmclock: self.cross_kvmclock - earlier.cross_kvmclock,
+        }
+    }
+}
+
+/// What vCPU `index` publishes in `memory`.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuView<'a> {
+    memory: &'a GuestMemory,
+    index: usize,
+}
+
+impl<'a> VcpuView<'a> {
+    /// The view of vCPU `index`.
+    ///
+    /// # Panics
+    ///
+    /// The methods do if `memory` is that of a guest with fewer vCPUs.
+    pub fn new(memory: &'a GuestMemory, index: usize) -> Self {
+        Self { memory, index }
+    }
+
+    fn area(&self, offset: usize, order: Ordering) -> u64 {
+        let gpa = layout::sample_area(self.index) + offset as u64;
+        self.memory.word(gpa).load(order)
+    }
+
+    /// Samples published so far.
+    pub fn count(&self) -> u64 {
+        self.area(layout::AREA_COUNT, Ordering::Acquire)
+    }
+
+    /// Steps back seen so far.
+    pub fn backwards(&self) -> Backwards {
+        let counter = |offset| self.area(offset, Ordering::Relaxed);
+        Backwards {
+            own_tsc: counter(layout::AREA_OWN_TSC),
+            own_kvmclock: counter(layout::AREA_OWN_NS),
+            cross_tsc: counter(layout::AREA_CROSS_TSC),
+            cross_kvmclock: counter(layout::AREA_CROSS_NS),
+        }
+    }
+
+    /// The latest sample; `None` before the first.
+    ///
+    /// Consistent also while the vCPU runs, by the count as sequence counter.
+    pub fn latest(&self) -> Option<Sample> {
+        loop {
+            let count = self.count();
+            let sample = self.slot(count.checked_sub(1)?);
+            std::sync::atomic::fence(Ordering::Acquire);
+            if self.is_kept(count - 1) {
+                return Some(sample);
+            }
+        }
+    }
+
+    /// The samples still in the ring, oldest first; while the vCPU runs, those that it did not
+    /// overwrite meanwhile, perhaps none.
+    pub fn ring(&self) -> Vec<Sample> {
+        let count = self.count();
+        let oldest = count.saturating_sub(layout::RING_LEN as u64);
+        let mut samples: Vec<_> = (oldest..count).map(|number| self.slot(number)).collect();
+        std::sync::atomic::fence(Ordering::Acquire);
+        let kept = (oldest..count)
+            .filter(|&number| self.is_kept(number))
+            .count();
+        // The oldest go first.
+        samples.split_off(samples.len() - kept)
+    }
+
+    /// Whether the guest has not even begun to overwrite sample `number`.
+    fn is_kept(&self, number: u64) -> bool {
+        self.count() < number + layout::RING_LEN as u64
+    }
+
+    fn slot(&self, number: u64) -> Sample {
+        // CAST: below RING_LEN.
+        let index = (number % layout::RING_LEN as u64) as usize;
+        let slot = layout::AREA_RING + (index << layout::SLOT_SHIFT);
+        let word = |offset| self.area(slot + offset, Ordering::Relaxed);
+        Sample {
+            number: word(layout::SLOT_NUMBER),
+            tsc: word(layout::SLOT_TSC),
+            kvmclock_ns: word(layout::SLOT_NS),
+            record: record_of([0, 8, 16, 24].map(|offset| word(layout::SLOT_RECORD + offset))),
+        }
+    }
+
+    /// The record in the vCPU's pvclock page, read as a guest would; all 0 before KVM wrote it.
+    pub fn pvclock(&self) -> ClockGuest {
+        let gpa = layout::pvclock_page(self.index);
+        let word = |offset| self.memory.word(gpa + offset).load(Ordering::Acquire);
+        loop {
+            let record = record_of([0, 8, 16, 24].map(word));
+            let again = record_of([word(0), 0, 0, 0]);
+            if record.version == again.version && record.version & 1 == 0 {
+                return record;
+            }
+        }
+    }
+}
+
+fn record_of(words: [u64; 4]) -> ClockGuest {
+    zerocopy::transmute!(words)
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The host: which KVM it has, and its TSC.
+
+use kvm_ioctls::{
+    Kvm,
+    VmFd, //
+};
+use pvclock::abi;
+use std::{
+    arch::x86_64::{
+        _mm_lfence,
+        _rdtsc, //
+    },
+    path::Path,
+};
+use thiserror::Error;
+
+/// What this host lacks; the command line exits with status 4 on it.
+#[derive(Debug, Error)]
+pub enum Unavailable {
+    /// `/dev/kvm` cannot be opened.
+    #[error(
+        "cannot open /dev/kvm ({0}): load kvm_amd or kvm_intel, or run in the test host (make vm)"
+    )]
+    NoKvm(kvm_ioctls::Error),
+    /// `/dev/kvm` is there, but not by kvm_amd or kvm_intel.
+    #[error(
+        "/dev/kvm is here, but neither kvm_amd nor kvm_intel is loaded, so it is not hardware KVM \
+         and may not have TSC offsets: run in the test host (make vm), or pass --any-kvm"
+    )]
+    NotVendorKvm,
+    /// The capability of the module is absent.
+    #[error(
+        "KVM_CAP_CLOCK_GUEST is {0:#x} here, method atomic needs bit {need:#x}: load the \
+         kvm_clock_guest module into a kernel that has its KVM hook series",
+        need = abi::CAP_EXACT
+    )]
+    NoClockGuest(u32),
+}
+
+/// The KVM module of the CPU's vendor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// `kvm_amd`: SVM.
+    Amd,
+    /// `kvm_intel`: VMX.
+    Intel,
+}
+
+impl Vendor {
+    /// The one that is loaded.
+    pub fn loaded() -> Option<Self> {
+        if module_loaded("kvm_amd") {
+            Some(Self::Amd)
+        } else if module_loaded("kvm_intel") {
+            Some(Self::Intel)
+        } else {
+            None
+        }
+    }
+
+    /// The module's name.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Amd => "kvm_amd",
+            Self::Intel => "kvm_intel",
+        }
+    }
+
+    /// Fraction bits of this vendor's TSC scaling ratio.
+    pub fn tsc_frac_bits(self) -> u32 {
+        match self {
+            Self::Amd => 32,
+            Self::Intel => 48,
+        }
+    }
+}
+
+/// Whether the kernel module `name` is loaded or built in.
+pub fn module_loaded(name: &str) -> bool {
+    Path::new("/sys/module").join(name).is_dir()
+}
+
+/// Opens `/dev/kvm`; unless `any`, only if the CPU vendor's module is behind it.
+///
+/// # Errors
+///
+/// [`Unavailable`], saying what is missing.
+pub fn open_kvm(any: bool) -> Result<Kvm, Unavailable> {
+    let kvm = Kvm::new().map_err(Unavailable::NoKvm)?;
+    if !any && Vendor::loaded().is_none() {
+        return Err(Unavailable::NotVendorKvm);
+    }
+    Ok(kvm)
+}
+
+/// `KVM_CAP_CLOCK_GUEST` of `vm`: `CAP_*` bits, 0 without the module.
+pub fn clock_guest_cap(vm: &VmFd) -> u32 {
+    let bits = vm.check_extension_raw(abi::KVM_CAP_CLOCK_GUEST.into());
+    // A kernel that does not even have the hook says 0; a negative answer is an errno.
+    u32::try_from(bits).unwrap_or(0)
+}
+
+/// The host TSC (ticks), read after everything before it and before everything after it.
+pub fn rdtsc_ordered() -> u64 {
+    // SAFETY: Both instructions are part of x86-64, and have no operands in memory.
+    unsafe {
+        _mm_lfence();
+        let tsc = _rdtsc();
+        _mm_lfence();
+        tsc
+    }
+}

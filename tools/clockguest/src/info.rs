@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What this host has, as far as guest clocks go.
+
+use crate::{
+    host::{
+        clock_guest_cap,
+        module_loaded,
+        Unavailable,
+        Vendor, //
+    },
+    vmm::{
+        self,
+        error::Context,
+        ioctl::get_vm_clock_guest,
+        Vm, //
+    },
+};
+use kvm_bindings::{
+    kvm_clock_data,
+    KVM_CLOCK_HOST_TSC, //
+};
+use kvm_ioctls::{
+    Cap,
+    Kvm, //
+};
+use pvclock::abi;
+use serde::Serialize;
+use std::fs;
+
+/// The host, as found; `None` where it could not be found out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Info {
+    /// Release of the running kernel.
+    pub kernel: String,
+    /// `KVM_GET_API_VERSION`; `None` if `/dev/kvm` cannot be opened.
+    pub kvm_api_version: Option<i32>,
+    /// `kvm_amd` or `kvm_intel`, whichever is loaded.
+    pub kvm_vendor_module: Option<&'static str>,
+    /// The `kvm_clock_guest` module is loaded.
+    pub kvm_clock_guest_loaded: bool,
+    /// `KVM_CAP_CLOCK_GUEST`'s bits by name; empty without the module.
+    pub clock_guest_cap: Vec<String>,
+    /// The host's clocksource.
+    pub clocksource: Option<String>,
+    /// TSC rate of a VM that asks for none, which is the host's, kHz.
+    pub tsc_khz: Option<u32>,
+    /// A guest's TSC can be scaled to another rate.
+    pub tsc_scaling: Option<bool>,
+    /// Fraction bits of the scaling ratio, where there is scaling.
+    pub tsc_frac_bits: Option<u32>,
+    /// A VM here gets a master clock.
+    pub master_clock: Option<bool>,
+    /// TAI - UTC, s; `None` if the kernel was not told.
+    pub tai_offset_s: Option<i32>,
+    /// Why something above is missing.
+    pub problem: Option<String>,
+}
+
+/// What only a VM tells.
+struct ByVm {
+    cap: u32,
+    tsc_khz: u32,
+    frac_bits: Option<u32>,
+    master_clock: bool,
+}
+
+impl Info {
+    /// Looks at this host.
+    pub fn gather(any_kvm: bool) -> Self {
+        let mut info = Self {
+            kernel: read_line("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            kvm_api_version: None,
+            kvm_vendor_module: Vendor::loaded().map(Vendor::module),
+            kvm_clock_guest_loaded: module_loaded("kvm_clock_guest"),
+            clock_guest_cap: Vec::new(),
+            clocksource: read_line(
+                "/sys/devices/system/clocksource/clocksource0/current_clocksource",
+            ),
+            tsc_khz: None,
+            tsc_scaling: None,
+            tsc_frac_bits: None,
+            master_clock: None,
+            tai_offset_s: tai_offset_s(),
+            problem: None,
+        };
+        if let Err(problem) = info.ask_kvm(any_kvm) {
+            info.problem = Some(problem.to_string());
+        }
+        info
+    }
+
+    fn ask_kvm(&mut self, any_kvm: bool) -> anyhow::Result<()> {
+        let kvm = Kvm::new().map_err(Unavailable::NoKvm)?;
+        self.kvm_api_version = Some(kvm.get_api_version());
+        if !any_kvm && Vendor::loaded().is_none() {
+            return Err(Unavailable::NotVendorKvm.into());
+        }
+        let scaling = kvm.check_extension(Cap::TscControl);
+        let by_vm = ByVm::ask(&kvm)?;
+        self.clock_guest_cap = cap_names(by_vm.cap);
+        self.tsc_khz = Some(by_vm.tsc_khz);
+        self.tsc_scaling = Some(scaling);
+        // KVM does not tell; the module does, and else the vendor decides.
+        self.tsc_frac_bits = by_vm
+            .frac_bits
+            .or_else(|| Vendor::loaded().map(Vendor::tsc_frac_bits))
+            .filter(|&bits| scaling && bits != 0);
+        self.master_clock = Some(by_vm.master_clock);
+        Ok(())
+    }
+
+    /// This host can run guests whose clocks can be measured.
+    pub fn is_usable(&self) -> bool {
+        self.problem.is_none()
+    }
+
+    /// One line for each.
+    pub fn to_text(&self) -> String {
+        let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
+        let yes_no = |value: bool| if value { "yes" } else { "no" }.to_owned();
+        let lines = [
+            ("kernel", self.kernel.clone()),
+            (
+                "/dev/kvm",
+                self.kvm_api_version
+                    .map_or("does not open".into(), |version| {
+                        format!("opens, API version {version}")
+                    }),
+            ),
+            (
+                "KVM module",
+                self.kvm_vendor_module
+                    .unwrap_or("neither kvm_amd nor kvm_intel")
+                    .into(),
+            ),
+            (
+                "kvm_clock_guest",
+                if self.kvm_clock_guest_loaded {
+                    "loaded"
+                } else {
+                    "not loaded"
+                }
+                .into(),
+            ),
+            (
+                "KVM_CAP_CLOCK_GUEST",
+                match self.clock_guest_cap.as_slice() {
+                    [] => "0".into(),
+                    names => names.join(", "),
+                },
+            ),
+            ("clocksource", or_unknown(self.clocksource.clone())),
+            (
+                "TSC rate",
+                or_unknown(self.tsc_khz.map(|khz| format!("{khz} kHz"))),
+            ),
+            (
+                "TSC scaling",
+                match (self.tsc_scaling, self.tsc_frac_bits) {
+                    (Some(true), Some(bits)) => format!("yes, {bits} fraction bits"),
+                    (scaling, _) => or_unknown(scaling.map(yes_no)),
+                },
+            ),
+            ("master clock", or_unknown(self.master_clock.map(yes_no))),
+            (
+                "TAI - UTC",
+                self.tai_offset_s
+                    .map_or("not known to this kernel".into(), |offset| {
+                        format!("{offset} s")
+                    }),
+            ),
+        ];
+        let mut text = String::new();
+        for (name, value) in lines {
+            text += &format!("{name:20}{value}\n");
+        }
+        text
+    }
+}
+
+impl ByVm {
+    fn ask(kvm: &Kvm) -> vmm::Result<Self> {
+        let vm = Vm::empty(kvm, 1)?;
+        // A new VM has no master clock before its first KVM_RUN or KVM_SET_CLOCK.
+        vm.fd()
+            .set_clock(&kvm_clock_data::default())
+            .context("KVM_SET_CLOCK")?;
+        let clock = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+        Ok(Self {
+            cap: clock_guest_cap(vm.fd()),
+            tsc_khz: vm.tsc_khz()?,
+            frac_bits: get_vm_clock_guest(vm.fd())
+                .ok()
+                .map(|clock| clock.header.tsc_frac_bits),
+            master_clock: clock.flags & KVM_CLOCK_HOST_TSC != 0,
+        })
+    }
+}
+
+fn cap_names(cap: u32) -> Vec<String> {
+    let known = [
+        (abi::CAP_EXACT, "exact"),
+        (abi::CAP_ADVANCE, "advance"),
+        (abi::CAP_FREEZE, "freeze"),
+    ];
+    let mut names = Vec::new();
+    let mut rest = cap;
+    for (bit, name) in known {
+        if cap & bit != 0 {
+            names.push(name.to_owned());
+            rest &= !bit;
+        }
+    }
+    if rest != 0 {
+        names.push(format!("{rest:#x}"));
+    }
+    names
+}
+
+fn read_line(path: &str) -> Option<String> {
+    fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim().to_owned())
+}
+
+/// TAI - UTC (s) as the kernel was told; 0 is what it has before it is told.
+fn tai_offset_s() -> Option<i32> {
+    // SAFETY: `timex` is plain integers, for which 0 is a value.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: With `modes` 0, it only writes the structure.
+    let state = unsafe { libc::adjtimex(&mut timex) };
+    (state >= 0 && timex.tai != 0).then_some(timex.tai)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capability_bits_have_names() {
+        assert!(cap_names(0).is_empty());
+        assert_eq!(cap_names(0b111), ["exact", "advance", "freeze"]);
+        assert_eq!(cap_names(0b1001), ["exact", "0x8"]);
+    }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A small VMM whose guest measures what saving and restoring its clocks does to them.
+//!
+//! From the bottom up:
+//!
+//! - [`guest`]: some dozens of instructions that read RDTSC and the pvclock page at full speed, and
+//!   the host's view of what they publish,
+//! - [`vmm`]: a VM made of that guest: memory, vCPU threads, what is saved of it, and the ioctls
+//!   that kvm-ioctls does not have,
+//! - [`method`]: the ways to save and restore its clocks,
+//! - [`scenario`]: what happens to the VM in between: pause, snapshot, migration,
+//! - [`measure`]: the error, from the guest's readings before and after,
+//! - [`report`], [`info`]: what is printed.
+//!
+//! Units are in every name: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
+
+// The guest and the RDTSC brackets are x86 code.
+#![cfg(target_arch = "x86_64")]
+
+pub mod bits;
+pub mod duration;
+pub mod guest;
+pub mod host;
+pub mod info;
+pub mod measure;
+pub mod method;
+pub mod observe;
+pub mod progress;
+pub mod report;
+pub mod scenario;
+pub mod vmm;

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The command line of `clockguest`.
+
+mod cli;
+mod demo;
+
+use anyhow::Result;
+use clap::Parser;
+use cli::{
+    Cli,
+    Command, //
+};
+use clockguest::{
+    host::Unavailable,
+    info::Info,
+    progress::Progress,
+    scenario::{
+        self,
+        worker,
+        Config, //
+    },
+};
+use demo::Demo;
+use std::process::ExitCode;
+
+/// The clocks were lost, or something failed.
+const FAILED: u8 = 1;
+/// This host cannot do it; clap's own status for wrong usage is 2.
+const UNAVAILABLE: u8 = 4;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("clockguest: {error:#}");
+            ExitCode::from(match error.downcast_ref::<Unavailable>() {
+                Some(_) => UNAVAILABLE,
+                None => FAILED,
+            })
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    match cli.command {
+        Command::Info { json } => info(cli.any_kvm, json),
+        Command::Cycle {
+            scenario,
+            method,
+            size,
+            json,
+            verbose,
+        } => {
+            let config = Config {
+                scenario,
+                method,
+                vcpus: size.vcpus,
+                cycles: size.cycles,
+                downtime: size.downtime,
+                any_kvm: cli.any_kvm,
+            };
+            cycle(&config, json, verbose)
+        }
+        Command::Demo { size, json } => {
+            let demo = Demo::run(size.vcpus, size.cycles, size.downtime, cli.any_kvm)?;
+            show_demo(demo, json)
+        }
+        // Its parent reports what it answers.
+        Command::Worker { method } => Ok(worker::serve(method, cli.any_kvm).map_or(FAILED, |()| 0)),
+    }
+}
+
+fn info(any_kvm: bool, json: bool) -> Result<u8> {
+    let info = Info::gather(any_kvm);
+    if json {
+        println!("{}", serde_json::to_string(&info)?);
+    } else {
+        print!("{}", info.to_text());
+    }
+    if let Some(problem) = &info.problem {
+        eprintln!("clockguest: {problem}");
+        return Ok(UNAVAILABLE);
+    }
+    Ok(0)
+}
+
+fn cycle(config: &Config, json: bool, verbose: bool) -> Result<u8> {
+    let what = format!("{} by {}", config.scenario.name(), config.method.name());
+    let mut progress = Progress::new(what, config.cycles);
+    let mut summary = scenario::run(config, &mut progress)?;
+    progress.finish(summary.cycles_done);
+    if json {
+        if !verbose {
+            summary.per_cycle.clear();
+        }
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        print!("{}", summary.to_text(verbose));
+    }
+    Ok(summary.first_error.map_or(0, |_| FAILED))
+}
+
+fn show_demo(mut demo: Demo, json: bool) -> Result<u8> {
+    if json {
+        let summaries: Vec<_> = demo.summaries().collect();
+        println!("{}", serde_json::to_string(&summaries)?);
+    } else {
+        print!("{}", demo.to_text());
+    }
+    if !demo.passed() {
+        return Ok(FAILED);
+    }
+    demo.missing().map_or(Ok(0), |missing| Err(missing.into()))
+}

@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The error of a guest's clocks, from its own readings.
+//!
+//! Before a cycle a vCPU has a relation: the TSC offset and scaling ratio that KVM reports, and the
+//! pvclock record that the guest read last. After the cycle the guest reads TSC `g` and kvmclock `k`.
+//! With `G(h)` the guest TSC at host TSC `h` and `K(g)` the record's kvmclock at `g`:
+//!
+//! - the reading was made at the host TSC `h` with `G_after(h) = g`,
+//! - TSC error = `g - G_before(h)`, in ticks,
+//! - kvmclock error = `k - K_before(G_before(h))`, in ns,
+//! - skew = kvmclock error - TSC error in ns at the guest's TSC rate, rounded.
+//!
+//! All three are what the guest would not have seen had nobody touched it. `G_after` is not taken on
+//! trust: the host reads its own TSC before and after the guest's reading, and `g` must lie between
+//! `G_after` of the two; nor is `k`: it must be what the record that the guest read says at `g`.
+
+use crate::guest::{
+    Backwards,
+    Sample, //
+};
+use pvclock::{
+    abi::ClockGuest,
+    tsc::{
+        is_ahead,
+        Relation,
+        Scale, //
+    },
+};
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+use thiserror::Error;
+
+/// Offset and ratio of a vCPU, as KVM reports them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TscRelation {
+    /// TSC offset, ticks mod 2^64.
+    pub offset: u64,
+    /// Scaling ratio; 0 = no scaling.
+    pub ratio: u64,
+    /// Fraction bits of `ratio`; 0 = no scaling.
+    pub frac_bits: u32,
+}
+
+impl TscRelation {
+    fn relation(self) -> Result<Relation, Contradiction> {
+        let scale = Scale::new(self.ratio, self.frac_bits)
+            .ok_or(Contradiction::Ratio(self.ratio, self.frac_bits))?;
+        Ok(Relation {
+            scale,
+            offset: self.offset,
+        })
+    }
+}
+
+/// A guest's reading, and the host TSC (ticks) before and after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bracketed {
+    /// The reading.
+    pub sample: Sample,
+    /// Host TSC before it.
+    pub host_before: u64,
+    /// Host TSC after it.
+    pub host_after: u64,
+}
+
+/// One vCPU, from the moment it was let run until it was stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuReading {
+    /// The relation in force, read after it was stopped.
+    pub tsc: TscRelation,
+    /// The record that the guest read last.
+    #[serde(with = "crate::bits")]
+    pub record: ClockGuest,
+    /// Readings made meanwhile.
+    pub samples: Vec<Bracketed>,
+    /// Steps back since the guest's start.
+    pub backwards: Backwards,
+}
+
+/// A whole VM, from the moment it was let run until it was stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reading {
+    /// By vCPU.
+    pub vcpus: Vec<VcpuReading>,
+    /// Guest TSC rate, kHz.
+    pub tsc_khz: u32,
+    /// Host TSC right before the first vCPU was let run.
+    pub host_run: u64,
+    /// Host TSC right after the last vCPU was stopped.
+    pub host_stop: u64,
+}
+
+/// A clock error, signed: positive if the guest's clock is ahead of where it should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockError {
+    /// TSC error, ticks.
+    pub tsc_ticks: i64,
+    /// kvmclock error, ns.
+    pub kvmclock_ns: i64,
+    /// kvmclock error minus TSC error in ns.
+    pub skew_ns: i64,
+}
+
+impl ClockError {
+    /// Keeps, of each, the one further from 0.
+    pub fn worst(self, other: Self) -> Self {
+        let worst = |a: i64, b: i64| {
+            if b.unsigned_abs() > a.unsigned_abs() {
+                b
+            } else {
+                a
+            }
+        };
+        Self {
+            tsc_ticks: worst(self.tsc_ticks, other.tsc_ticks),
+            kvmclock_ns: worst(self.kvmclock_ns, other.kvmclock_ns),
+            skew_ns: worst(self.skew_ns, other.skew_ns),
+        }
+    }
+}
+
+/// What a cycle did to the clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Worst error over vCPUs and readings.
+    pub error: ClockError,
+    /// Every TSC offset is the same.
+    pub offsets_identical: bool,
+    /// Every record that a guest read is the same, `version` aside.
+    pub records_identical: bool,
+}
+
+/// Readings that cannot be true together; no error is computed from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Contradiction {
+    /// The guest's TSC is not where KVM says.
+    #[error(
+        "vCPU {vcpu}: the guest read TSC {tsc}, but by TSC offset {offset:#x} it was between {low} \
+         and {high}"
+    )]
+    Tsc {
+        /// Index of the vCPU.
+        vcpu: usize,
+        /// What the guest read.
+        tsc: u64,
+        /// The offset that KVM reports.
+        offset: u64,
+        /// Guest TSC at the host TSC before the reading.
+        low: u64,
+        /// Guest TSC at the host TSC after the reading.
+        high: u64,
+    },
+    /// The guest's kvmclock is not what its record says.
+    #[error("vCPU {vcpu}: the guest computed kvmclock {read} ns, its record says {expected} ns")]
+    Kvmclock {
+        /// Index of the vCPU.
+        vcpu: usize,
+        /// What the guest computed.
+        read: u64,
+        /// What the record says.
+        expected: u64,
+    },
+    /// The guest does not use kvmclock, or KVM never wrote the record.
+    #[error("vCPU {0}: the guest's pvclock record has a multiplier of 0: KVM did not fill it in")]
+    NoRecord(usize),
+    /// No scaling ratio.
+    #[error("TSC ratio {0:#x} with {1} fraction bits is no scaling ratio")]
+    Ratio(u64, u32),
+    /// Not the same VM.
+    #[error("{0} vCPUs before, {1} after")]
+    VcpuCount(usize, usize),
+    /// No readings to compare.
+    #[error("vCPU {0}: no reading after the cycle")]
+    NoSamples(usize),
+}
+
+/// Compares the readings after a cycle with the relation before it.
+///
+/// # Errors
+///
+/// [`Contradiction`], if the readings are not consistent in themselves.
+pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Contradiction> {
+    if before.vcpus.len() != after.vcpus.len() {
+        return Err(Contradiction::VcpuCount(
+            before.vcpus.len(),
+            after.vcpus.len(),
+        ));
+    }
+    let mut result = Comparison {
+        error: ClockError::default(),
+        offsets_identical: true,
+        records_identical: true,
+    };
+    for (index, (before_vcpu, after_vcpu)) in before.vcpus.iter().zip(&after.vcpus).enumerate() {
+        result.offsets_identical &= before_vcpu.tsc.offset == after_vcpu.tsc.offset;
+        if after_vcpu.samples.is_empty() {
+            return Err(Contradiction::NoSamples(index));
+        }
+        for bracketed in &after_vcpu.samples {
+            let error = error_of(index, before_vcpu, after_vcpu, bracketed, after.tsc_khz)?;
+            result.error = result.error.worst(error);
+            result.records_identical &= same_bits(&before_vcpu.record, &bracketed.sample.record);
+        }
+    }
+    Ok(result)
+}
+
+/// The error of one reading.
+fn error_of(
+    vcpu: usize,
+    before: &VcpuReading,
+    after: &VcpuReading,
+    bracketed: &Bracketed,
+    tsc_khz: u32,
+) -> Result<ClockError, Contradiction> {
+    let Sample {
+        tsc,
+        kvmclock_ns,
+        record,
+        ..
+    } = bracketed.sample;
+    let now = after.tsc.relation()?;
+    let was = before.tsc.relation()?;
+
+    let low = now.guest_tsc(bracketed.host_before);
+    let high = now.guest_tsc(bracketed.host_after);
+    if is_ahead(low, tsc) || is_ahead(tsc, high) {
+        return Err(Contradiction::Tsc {
+            vcpu,
+            tsc,
+            offset: now.offset,
+            low,
+            high,
+        });
+    }
+    if record.tsc_to_system_mul == 0 || before.record.tsc_to_system_mul == 0 {
+        return Err(Contradiction::NoRecord(vcpu));
+    }
+    let expected = record.kvmclock_ns(tsc);
+    if kvmclock_ns != expected {
+        return Err(Contradiction::Kvmclock {
+            vcpu,
+            read: kvmclock_ns,
+            expected,
+        });
+    }
+
+    let host_tsc = host_tsc_of(now, tsc, bracketed.host_before);
+    let tsc_before = was.guest_tsc(host_tsc);
+    // CAST: the signed difference of values mod 2^64.
+    let tsc_ticks = tsc.wrapping_sub(tsc_before) as i64;
+    let kvmclock_ns = kvmclock_ns.wrapping_sub(before.record.kvmclock_ns(tsc_before)) as i64;
+    Ok(ClockError {
+        tsc_ticks,
+        kvmclock_ns,
+        skew_ns: kvmclock_ns.wrapping_sub(ticks_to_ns(tsc_ticks, tsc_khz)),
+    })
+}
+
+/// The host TSC at which the guest TSC becomes `guest_tsc`, at or after `host_before`.
+fn host_tsc_of(relation: Relation, guest_tsc: u64, host_before: u64) -> u64 {
+    if relation.scale.is_identity() {
+        return guest_tsc.wrapping_sub(relation.offset);
+    }
+    let guest_ticks = guest_tsc.wrapping_sub(relation.guest_tsc(host_before));
+    let host_ticks = (u128::from(guest_ticks) << relation.scale.frac_bits())
+        / u128::from(relation.scale.ratio());
+    // CAST: a bracket is far shorter than 2^64 ticks.
+    let mut host_tsc = host_before.wrapping_add(host_ticks as u64);
+    // `scale()` rounds down at both ends, so the quotient is at most one tick early.
+    while is_ahead(guest_tsc, relation.guest_tsc(host_tsc)) {
+        host_tsc = host_tsc.wrapping_add(1);
+    }
+    host_tsc
+}
+
+/// Ticks at `khz` as ns, rounded to the nearest.
+fn ticks_to_ns(ticks: i64, khz: u32) -> i64 {
+    if khz == 0 {
+        return 0;
+    }
+    let (ticks, khz) = (i128::from(ticks), i128::from(khz));
+    let half = if ticks < 0 { -khz / 2 } else { khz / 2 };
+    // CAST: fits for any rate of 1 GHz or more; wraps, as the clocks do, for an absurd error below.
+    ((ticks * 1_000_000 + half) / khz) as i64
+}
+
+/// Equal but for `version`, which counts KVM's updates.
+fn same_bits(a: &ClockGuest, b: &ClockGuest) -> bool {
+    ClockGuest { version: 0, ..*a } == ClockGuest { version: 0, ..*b }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use pvclock::rate::Factor;
+
+    pub(crate) const KHZ: u32 = 2_100_000;
+
+    pub(crate) fn record(tsc_timestamp: u64, system_time: u64) -> ClockGuest {
+        let factor = Factor::of_khz(u64::from(KHZ)).unwrap();
+        ClockGuest {
+            tsc_timestamp,
+            system_time,
+            tsc_to_system_mul: factor.mul,
+            tsc_shift: factor.shift,
+            flags: 1,
+            ..ClockGuest::default()
+        }
+    }
+
+    /// A VM of one vCPU that reads once, at host TSC `host_tsc`.
+    pub(crate) fn reading(tsc: TscRelation, record: ClockGuest, host_tsc: u64) -> Reading {
+        let guest_tsc = tsc.relation().unwrap().guest_tsc(host_tsc);
+        let sample = Sample {
+            number: 0,
+            tsc: guest_tsc,
+            kvmclock_ns: record.kvmclock_ns(guest_tsc),
+            record,
+        };
+        Reading {
+            vcpus: vec![VcpuReading {
+                tsc,
+                record,
+                samples: vec![Bracketed {
+                    sample,
+                    host_before: host_tsc.wrapping_sub(1000),
+                    host_after: host_tsc.wrapping_add(1000),
+                }],
+                backwards: Backwards::default(),
+            }],
+            tsc_khz: KHZ,
+            host_run: 0,
+            host_stop: 0,
+        }
+    }
+
+    pub(crate) fn unscaled(offset: u64) -> TscRelation {
+        TscRelation {
+            offset,
+            ..TscRelation::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn untouched_clocks_have_no_error(
+            offset: u64,
+            first: u64,
+            later in 0u64..1 << 60,
+            ratio in 1u64 << 30..1 << 34,
+        ) {
+            for tsc in [unscaled(offset), TscRelation { offset, ratio, frac_bits: 32 }] {
+                let first = first >> 3;
+                let record = record(tsc.relation().unwrap().guest_tsc(first), 5);
+                let before = reading(tsc, record, first);
+                let after = reading(tsc, record, first + later);
+                let found = compare(&before, &after).unwrap();
+                prop_assert_eq!(found.error, ClockError::default());
+                prop_assert!(found.offsets_identical && found.records_identical);
+            }
+        }
+
+        #[test]
+        fn a_shifted_tsc_is_found(offset: u64, shift in -1i64 << 40..1 << 40, host: u64) {
+            let timestamp = host.wrapping_add(offset).wrapping_sub(1 << 41);
+            let before = reading(unscaled(offset), record(timestamp, 1 << 40), host);
+            let shifted = unscaled(offset.wrapping_add_signed(shift));
+            let after = reading(shifted, record(timestamp, 1 << 40), host.wrapping_add(12_345));
+            let found = compare(&before, &after).unwrap();
+            prop_assert_eq!(found.error.tsc_ticks, shift);
+            // The record went along, so the two clocks still agree, to the rounding of three
+            // conversions to ns and of the record's multiplier.
+            prop_assert!(found.error.skew_ns.abs() <= 2 + (shift.abs() >> 31), "{:?}", found.error);
+            prop_assert_eq!(found.offsets_identical, shift == 0);
+            prop_assert!(found.records_identical);
+        }
+
+        #[test]
+        fn a_shifted_kvmclock_is_found(offset: u64, shift in -1i64 << 40..1 << 40, host: u64) {
+            let timestamp = host.wrapping_add(offset);
+            let before = reading(unscaled(offset), record(timestamp, 1 << 50), host);
+            let system_time = (1u64 << 50).wrapping_add_signed(shift);
+            let after = reading(unscaled(offset), record(timestamp, system_time), host.wrapping_add(7));
+            let found = compare(&before, &after).unwrap();
+            prop_assert_eq!(
+                found.error,
+                ClockError { tsc_ticks: 0, kvmclock_ns: shift, skew_ns: shift }
+            );
+            prop_assert_eq!(found.records_identical, shift == 0);
+        }
+
+        #[test]
+        fn host_tsc_is_found_again(
+            ratio in 1u64 << 30..1 << 34,
+            offset: u64,
+            before in 0u64..1 << 62,
+            ticks in 0u64..1 << 40,
+        ) {
+            let relation = TscRelation { offset, ratio, frac_bits: 32 }.relation().unwrap();
+            let guest_tsc = relation.guest_tsc(before + ticks);
+            let found = host_tsc_of(relation, guest_tsc, before);
+            prop_assert_eq!(relation.guest_tsc(found), guest_tsc);
+            prop_assert!(found >= before);
+        }
+    }
+
+    #[test]
+    fn a_reading_outside_its_bracket_is_refused() {
+        let before = reading(unscaled(0), record(0, 0), 1 << 20);
+        let mut after = reading(unscaled(0), record(0, 0), 1 << 21);
+        after.vcpus[0].tsc.offset = 5_000;
+        assert!(matches!(
+            compare(&before, &after),
+            Err(Contradiction::Tsc { vcpu: 0, .. })
+        ));
+    }
+
+    #[test]
+    fn a_kvmclock_that_its_record_does_not_give_is_refused() {
+        let before = reading(unscaled(0), record(0, 0), 1 << 20);
+        let mut after = reading(unscaled(0), record(0, 0), 1 << 21);
+        after.vcpus[0].samples[0].sample.kvmclock_ns += 1;
+        assert!(matches!(
+            compare(&before, &after),
+            Err(Contradiction::Kvmclock { vcpu: 0, .. })
+        ));
+    }
+
+    #[test]
+    fn flags_count_and_versions_do_not() {
+        let before = reading(unscaled(0), record(0, 0), 1 << 20);
+        let mut after = before.clone();
+        after.vcpus[0].samples[0].sample.record.version = 8;
+        assert!(compare(&before, &after).unwrap().records_identical);
+        after.vcpus[0].samples[0].sample.record.flags |= 2;
+        assert!(!compare(&before, &after).unwrap().records_identical);
+    }
+
+    #[test]
+    fn ns_are_rounded_to_the_nearest() {
+        assert_eq!(ticks_to_ns(3, 2_000_000), 2);
+        assert_eq!(ticks_to_ns(-3, 2_000_000), -2);
+        assert_eq!(ticks_to_ns(1, 3_000_000), 0);
+        assert_eq!(ticks_to_ns(0, 0), 0);
+    }
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Progress on stderr: one line rewritten on a terminal, a line now and then elsewhere.
+
+use std::{
+    io::{
+        stderr,
+        IsTerminal,
+        Write, //
+    },
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+/// Time between two lines on a terminal.
+const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time between two lines in a log.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Progress of one run.
+#[derive(Debug)]
+pub struct Progress {
+    what: String,
+    total: u32,
+    start: Instant,
+    last: Instant,
+    terminal: bool,
+}
+
+impl Progress {
+    /// Progress of `what`, which has `total` cycles; prints nothing yet.
+    pub fn new(what: String, total: u32) -> Self {
+        let now = Instant::now();
+        Self {
+            what,
+            total,
+            start: now,
+            last: now,
+            terminal: stderr().is_terminal(),
+        }
+    }
+
+    /// The run begins.
+    pub fn begin(&self) {
+        self.print(0);
+    }
+
+    /// `done` cycles are done.
+    pub fn update(&mut self, done: u32) {
+        let interval = if self.terminal {
+            TERMINAL_INTERVAL
+        } else {
+            LOG_INTERVAL
+        };
+        // The last line is `finish()`'s.
+        if done < self.total && self.last.elapsed() >= interval {
+            self.last = Instant::now();
+            self.print(done);
+        }
+    }
+
+    /// The run has ended, after `done` cycles.
+    pub fn finish(self, done: u32) {
+        self.print(done);
+        if self.terminal {
+            // Nothing depends on stderr, here and below.
+            let _ = writeln!(stderr());
+        }
+    }
+
+    fn print(&self, done: u32) {
+        let Self { what, total, .. } = self;
+        let seconds = self.start.elapsed().as_secs_f32();
+        let text = format!("{what}: {done}/{total} cycles, {seconds:.1} s");
+        let _ = if self.terminal {
+            write!(stderr(), "\r{text}\x1b[K")
+        } else {
+            writeln!(stderr(), "{text}")
+        };
+    }
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`, and the TSC attributes of a
+//! vCPU.
+
+use kvm_bindings::{
+    kvm_device_attr,
+    KVM_VCPU_TSC_CTRL,
+    KVM_VCPU_TSC_OFFSET, //
+};
+use kvm_ioctls::{
+    VcpuFd,
+    VmFd, //
+};
+use pvclock::abi::{
+    ClockGuestVcpu,
+    VmClockGuest, //
+};
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+use vmm_sys_util::{
+    errno,
+    ioctl::ioctl_with_ref, //
+};
+
+/// Request numbers.
+mod nr {
+    use kvm_bindings::kvm_device_attr;
+    use vmm_sys_util::ioctl_iow_nr;
+
+    const KVMIO: u32 = 0xae;
+
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+}
+
+/// The bare calls, for who must send what no correct caller would.
+pub mod raw {
+    use pvclock::abi::{
+        KVM_GET_VM_CLOCK_GUEST,
+        KVM_SET_VM_CLOCK_GUEST, //
+    };
+    use std::{
+        ffi::c_void,
+        os::fd::AsRawFd, //
+    };
+    use vmm_sys_util::{
+        errno,
+        ioctl::ioctl_with_mut_ptr, //
+    };
+
+    /// `KVM_GET_VM_CLOCK_GUEST` on any descriptor, with any argument.
+    ///
+    /// # Errors
+    ///
+    /// The errno, as the kernel gave it.
+    ///
+    /// # Safety
+    ///
+    /// Where `arg` can be written, it points to a structure that begins with its own size, and its
+    /// `vcpus`, where that can be written, to `nr_vcpus` entries; all of it may be written for the
+    /// duration of the call. (An address that cannot be written gives `EFAULT`.)
+    pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
+        // SAFETY: The kernel writes what the caller says may be written.
+        check(unsafe { ioctl_with_mut_ptr(fd, KVM_GET_VM_CLOCK_GUEST.into(), arg) })
+    }
+
+    /// `KVM_SET_VM_CLOCK_GUEST` on any descriptor, with any argument.
+    ///
+    /// # Errors
+    ///
+    /// The errno, as the kernel gave it.
+    ///
+    /// # Safety
+    ///
+    /// As of [`get`], but that the array is only read.
+    pub unsafe fn set(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
+        // SAFETY: The kernel writes what the caller says may be written.
+        check(unsafe { ioctl_with_mut_ptr(fd, KVM_SET_VM_CLOCK_GUEST.into(), arg) })
+    }
+
+    fn check(ret: i32) -> errno::Result<()> {
+        if ret < 0 {
+            return errno::errno_result();
+        }
+        Ok(())
+    }
+}
+
+/// The clocks of a whole VM: the ABI's header, and the array it points to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmClock {
+    /// All but `size`, `vcpus` and `nr_vcpus`, which the calls fill in.
+    #[serde(with = "crate::bits")]
+    pub header: VmClockGuest,
+    /// TSC offset of every vCPU, in the VM's order.
+    #[serde(with = "vcpus")]
+    pub vcpus: Vec<ClockGuestVcpu>,
+}
+
+impl VmClock {
+    /// The header as the kernel is to see it.
+    fn prepared(&mut self) -> VmClockGuest {
+        VmClockGuest {
+            // CAST: the structure has some hundred bytes.
+            size: size_of::<VmClockGuest>() as u32,
+            // CAST: KVM has far fewer than 2^32 vCPUs.
+            nr_vcpus: self.vcpus.len() as u32,
+            vcpus: self.vcpus.as_mut_ptr().addr() as u64,
+            ..self.header
+        }
+    }
+
+    /// Takes what the kernel wrote, but for the address.
+    fn take(&mut self, header: VmClockGuest) {
+        self.header = VmClockGuest { vcpus: 0, ..header };
+    }
+}
+
+/// Reads the clocks of `vm`, all at one host TSC value; changes nothing, and works while vCPUs run.
+///
+/// Needs `KVM_CAP_CLOCK_GUEST` with `CAP_EXACT`.
+///
+/// # Errors
+///
+/// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
+/// - `ENODATA`: the VM has no master clock.
+/// - `EBUSY`: a vCPU is being created.
+/// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
+///
+/// # Example
+///
+/// ```no_run
+/// # use clockguest::{host::open_kvm, vmm::{ioctl::get_vm_clock_guest, Vm}};
+/// let kvm = open_kvm(false).unwrap();
+/// let vm = Vm::new(&kvm, 2).unwrap();
+/// vm.run().unwrap();
+/// let clock = get_vm_clock_guest(vm.fd()).unwrap();
+/// assert_eq!(clock.vcpus.len(), 2);
+/// assert_eq!(clock.header.record.kvmclock_ns(clock.header.guest_tsc), clock.header.kvmclock_ns);
+/// ```
+pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
+    let mut clock = VmClock {
+        vcpus: vec![ClockGuestVcpu::default(); 8],
+        ..VmClock::default()
+    };
+    loop {
+        let mut header = clock.prepared();
+        // SAFETY: `header` begins with its size, and describes `clock.vcpus`, mutably borrowed here.
+        let result = unsafe { raw::get(vm, (&raw mut header).cast()) };
+        let needed = header.nr_vcpus as usize;
+        match result {
+            Ok(()) => {
+                clock.vcpus.truncate(needed);
+                clock.take(header);
+                return Ok(clock);
+            }
+            // The array was too small; vCPUs may be added between two attempts.
+            Err(e) if e.errno() == libc::E2BIG && needed > clock.vcpus.len() => {
+                clock.vcpus.resize(needed, ClockGuestVcpu::default());
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Writes the clocks of `vm`, all or none; the caller sets `clock.header.mode` and `.flags`.
+///
+/// `clock.header.rate_diff_hz` (Hz) is filled in, with `ERANGE` too. Needs `KVM_CAP_CLOCK_GUEST`
+/// with the mode's bit.
+///
+/// # Errors
+///
+/// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
+/// - `EINVAL`: `clock` is malformed, or does not name every vCPU exactly once.
+/// - `EBUSY`: a vCPU is inside `KVM_RUN` or being created.
+/// - `ENODATA`: the VM can have no master clock here.
+/// - `ERANGE`: the rates differ by more than the tolerance.
+/// - `ESTALE`: mode exact, but the anchor lies ahead of this host's TSC.
+/// - `ETIME`: mode advance would move the guest backwards.
+/// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
+///
+/// # Example
+///
+/// ```no_run
+/// # use clockguest::{host::open_kvm, vmm::{ioctl::*, Vm}};
+/// # use pvclock::abi::MODE_EXACT;
+/// let kvm = open_kvm(false).unwrap();
+/// let vm = Vm::new(&kvm, 2).unwrap();
+/// vm.run().unwrap();
+/// vm.stop().unwrap();
+/// let mut clock = get_vm_clock_guest(vm.fd()).unwrap();
+/// clock.header.mode = MODE_EXACT;
+/// set_vm_clock_guest(vm.fd(), &mut clock).unwrap();
+/// ```
+pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
+    let mut header = clock.prepared();
+    // SAFETY: `header` begins with its size, and describes `clock.vcpus`, mutably borrowed here.
+    let result = unsafe { raw::set(vm, (&raw mut header).cast()) };
+    clock.take(header);
+    result
+}
+
+/// L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
+///
+/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+///
+/// # Errors
+///
+/// `ENXIO` if KVM does not have the attribute.
+pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
+    let mut offset = 0u64;
+    let attr = tsc_offset_attr((&raw mut offset).addr());
+    // SAFETY: The kernel writes 8 bytes at `attr.addr`, which is `offset`.
+    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_GET_DEVICE_ATTR(), &attr) };
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    // The kernel wrote it behind the compiler's back.
+    Ok(std::hint::black_box(offset))
+}
+
+/// Sets the L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
+///
+/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+///
+/// # Errors
+///
+/// `ENXIO` if KVM does not have the attribute.
+pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> errno::Result<()> {
+    let attr = tsc_offset_attr((&raw const offset).addr());
+    // SAFETY: The kernel reads 8 bytes at `attr.addr`, which is `offset`.
+    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_DEVICE_ATTR(), &attr) };
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    Ok(())
+}
+
+fn tsc_offset_attr(addr: usize) -> kvm_device_attr {
+    kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: addr as u64,
+        ..kvm_device_attr::default()
+    }
+}
+
+/// Serde for the array, entry by entry as its bytes.
+mod vcpus {
+    use pvclock::abi::ClockGuestVcpu;
+    use serde::{
+        Deserialize,
+        Deserializer,
+        Serialize,
+        Serializer, //
+    };
+
+    #[derive(Serialize, Deserialize)]
+    struct Entry(#[serde(with = "crate::bits")] ClockGuestVcpu);
+
+    pub(super) fn serialize<S: Serializer>(
+        vcpus: &[ClockGuestVcpu],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(vcpus.iter().copied().map(Entry))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<ClockGuestVcpu>, D::Error> {
+        let entries = Vec::<Entry>::deserialize(deserializer)?;
+        Ok(entries.into_iter().map(|Entry(vcpu)| vcpu).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_survives_serialisation() {
+        let clock = VmClock {
+            header: VmClockGuest {
+                mode: 1,
+                host_tsc: u64::MAX - 1,
+                tai_ns: -5,
+                ..VmClockGuest::default()
+            },
+            vcpus: (0..3)
+                .map(|vcpu_id| ClockGuestVcpu {
+                    vcpu_id,
+                    pad: 0,
+                    tsc_offset: u64::from(vcpu_id).wrapping_neg(),
+                })
+                .collect(),
+        };
+        let json = serde_json::to_string(&clock).unwrap();
+        assert_eq!(serde_json::from_str::<VmClock>(&json).unwrap(), clock);
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Guest memory: one anonymous mapping, seen as 64-bit words that the guest may change at any time.
+
+use super::error::{
+    Context,
+    Result, //
+};
+use std::{
+    ptr::NonNull,
+    sync::atomic::{
+        AtomicU64,
+        Ordering, //
+    },
+};
+use vmm_sys_util::errno;
+
+/// Guest-physical memory from address 0.
+///
+/// # Invariants
+///
+/// `words` is the start of a readable and writable mapping of `len` words that lives as long as
+/// `self`; everybody, the guest included, is taken to access it atomically.
+#[derive(Debug)]
+pub struct GuestMemory {
+    words: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: By the type's invariants it is a slice of atomics, which is Send.
+unsafe impl Send for GuestMemory {}
+// SAFETY: By the type's invariants it is a slice of atomics, which is Sync.
+unsafe impl Sync for GuestMemory {}
+
+impl GuestMemory {
+    /// `size` bytes of zeros; `size` is a multiple of the page size.
+    ///
+    /// # Errors
+    ///
+    /// That of `mmap()`.
+    pub fn new(size: u64) -> Result<Self> {
+        // CAST: usize has 64 bits on x86-64.
+        let size = size as usize;
+        // SAFETY: A new anonymous mapping affects no other memory.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(errno::Error::last()).context("mmap of guest memory");
+        }
+        let words = NonNull::new(address.cast()).expect("mmap() never returns address 0 unasked");
+        // INVARIANT: The mapping is readable and writable, and `drop()` alone ends it.
+        Ok(Self {
+            words,
+            len: size / size_of::<AtomicU64>(),
+        })
+    }
+
+    /// All words, in order of their address.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: By the type's invariants, and a page is aligned for any word.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+
+    /// The word at guest physical address `gpa`.
+    ///
+    /// # Panics
+    ///
+    /// If `gpa` is not a multiple of 8 inside the memory.
+    pub fn word(&self, gpa: u64) -> &AtomicU64 {
+        assert!(gpa % 8 == 0, "guest address {gpa:#x} is not that of a word");
+        // CAST: usize has 64 bits on x86-64.
+        &self.words()[(gpa / 8) as usize]
+    }
+
+    /// Writes `bytes` at `gpa`, the last word filled up with zeros.
+    ///
+    /// # Panics
+    ///
+    /// As [`word`](Self::word).
+    pub fn write(&self, gpa: u64, bytes: &[u8]) {
+        for (index, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.word(gpa + 8 * index as u64)
+                .store(u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    /// A copy of the whole.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.words()
+            .iter()
+            .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
+            .collect()
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        (self.len * size_of::<AtomicU64>()) as u64
+    }
+
+    /// Address in this process.
+    pub fn host_address(&self) -> u64 {
+        self.words.addr().get() as u64
+    }
+}
+
+impl Drop for GuestMemory {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariants this is the whole mapping, and no reference is left.
+        unsafe {
+            libc::munmap(
+                self.words.as_ptr().cast(),
+                self.len * size_of::<AtomicU64>(),
+            )
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let memory = GuestMemory::new(8192).unwrap();
+        memory.write(4096, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(
+            memory.word(4096).load(Ordering::Relaxed),
+            0x0807_0605_0403_0201
+        );
+        let copy = memory.to_vec();
+        assert_eq!(copy.len(), 8192);
+        assert_eq!(copy[4096..4107], [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0]);
+    }
+}

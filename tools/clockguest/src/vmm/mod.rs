@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A VM of the [`guest`](crate::guest): memory, one thread per vCPU, and what is saved of it.
+
+pub mod error;
+pub mod ioctl;
+pub mod memory;
+pub mod state;
+pub mod vcpu;
+pub mod vm;
+
+pub use error::{
+    Error,
+    Result, //
+};
+pub use vm::Vm;
