@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The front door: everything the repository can build, run and check.
+#
+# Heavy things live in $XDG_CACHE_HOME/kvm-clock-guest (see scripts/lib.sh), outputs in build/.
+# KDIR=/path/to/tree uses a kernel of your own instead of the one in the cache.
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+KDIR ?=
+override KDIR := $(if $(KDIR),$(abspath $(KDIR)))
+kdir_option := $(if $(KDIR),--kdir '$(KDIR)')
+# Known only after setup, hence asked for in the recipes.
+kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
+
+CARGO := scripts/env -- cargo
+rust_files = $$(find rust tools samples -name '*.rs' ! -name '*generated*' 2>/dev/null)
+# $(call kbuild,FOLDER,ARGUMENTS): build the module into build/FOLDER.
+kbuild = mkdir -p build/$(1) && \
+	scripts/env --kdir $(kdir) -- $(MAKE) -C $(kdir) M='$(CURDIR)' MO='$(CURDIR)/build/$(1)' $(2)
+
+.PHONY: help
+help: ## this text
+	@echo "kvm-clock-guest: a KVM guest's TSC and kvmclock, saved and restored as one"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  KDIR=/path/to/tree   use a kernel tree of your own (in place, or its O= folder)"
+	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
+
+.PHONY: demo
+demo: modules tools ## the main job: a guest's clocks over pause, snapshot and migration
+	@tools/vm/run $(kdir_option) --timeout 1800 'target/release/clockguest demo'
+
+.PHONY: check
+check: setup ## every test; the last line counts them
+	@scripts/check $(kdir_option)
+
+.PHONY: vm
+vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
+	@tools/vm/run $(kdir_option) $(if $(RUN),'$(subst ','\'',$(RUN))')
+
+.PHONY: setup
+setup: ## install and build all that is missing
+	@scripts/setup $(kdir_option)
+
+.PHONY: modules
+modules: setup ## kvm_clock_guest.ko, in build/module
+	@$(call kbuild,module,modules) >&2
+	@test -e build/module/kvm_clock_guest.ko || { echo "error: Kbuild made no build/module/kvm_clock_guest.ko" >&2; exit 1; }
+
+.PHONY: tools
+tools: setup ## the clockguest tool and the tests, in target/release
+	@$(CARGO) build --release --locked --workspace --all-targets
+
+.PHONY: selftests
+selftests: setup ## the kernel's own KVM selftests that concern clocks
+	@scripts/build-kvm-selftests $(if $(KDIR),'$(KDIR)')
+
+.PHONY: fmt
+fmt: setup ## format all Rust sources
+	@scripts/env -- rustfmt --edition 2021 $(rust_files)
+
+.PHONY: fmt-check
+fmt-check: setup ## fail if 'make fmt' would change something
+	@scripts/env -- rustfmt --edition 2021 --check $(rust_files)
+
+.PHONY: clippy
+clippy: setup ## lint the module (CLIPPY=1) and the tools; warnings are errors
+	@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings modules)
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: doc
+doc: setup ## rustdoc of the crates, in target/doc
+	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: patch
+patch: ## apply the hook series to the tree in KDIR
+	@$(if $(KDIR),scripts/patch-tree '$(KDIR)',echo "usage: make KDIR=/path/to/tree patch" >&2; exit 2)
+
+.PHONY: clean
+clean: ## remove what was built in this folder
+	@rm -rf build target
+
+.PHONY: distclean
+distclean: clean ## remove the cache as well
+	@cache=$$(scripts/env cache); \
+	if [[ -e $$cache ]]; then du -sh "$$cache" | sed 's/^/removing /'; rm -rf "$$cache"; fi

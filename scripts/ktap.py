@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Read KTAP (and TAP 13/14) into a flat list of results: leaves only, parents dropped."""
+
+import re
+from dataclasses import dataclass
+
+PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
+
+_RESULT = re.compile(r"^(?P<indent> *)(?P<not>not )?ok (?P<number>\d+)(?: -)? ?(?P<rest>.*)$")
+_PLAN = re.compile(r"^(?P<indent> *)1\.\.(?P<count>\d+)(?P<rest>.*)$")
+
+
+@dataclass
+class Result:
+    """One test's outcome."""
+
+    name: str
+    status: str
+    why: str = ""
+
+
+def _one(match):
+    name, _, directive = match["rest"].partition("# ")
+    word = directive.split(None, 1)[0].rstrip(":").upper() if directive.strip() else ""
+    if word == "SKIP":
+        return Result(name.strip(), SKIP, directive.strip())
+    # An expected failure is a pass in either form.
+    failed = bool(match["not"]) and word != "XFAIL"
+    return Result(name.strip(), FAIL if failed else PASS, directive.strip())
+
+
+def parse(lines):
+    """Results of the leaves in `lines`; a block that reports fewer tests than it planned adds a failure.
+
+    >>> text = '''KTAP version 1
+    ... 1..2
+    ...   KTAP version 1
+    ...   1..2
+    ...   ok 1 add
+    ...   not ok 2 sub # by one
+    ... not ok 1 maths
+    ... ok 2 tsc # SKIP no scaling'''
+    >>> [(r.name, r.status) for r in parse(text.splitlines())]
+    [('add', 'PASS'), ('sub', 'FAIL'), ('tsc', 'SKIP')]
+    >>> [(r.name, r.status) for r in parse(['1..3', 'ok 1 a', 'ok 2 b'])]
+    [('a', 'PASS'), ('b', 'PASS'), ('planned 3 tests, reported 2', 'FAIL')]
+    >>> [(r.name, r.status) for r in parse(['1..0 # SKIP no KVM'])]
+    [('all', 'SKIP')]
+    """
+    results = []
+    open_blocks = {}  # indentation -> [planned, reported]
+    deepest = -1  # indentation of the results since the last one further out
+
+    def close(indent):
+        for depth in [depth for depth in open_blocks if depth >= indent]:
+            planned, reported = open_blocks.pop(depth)
+            if reported < planned:
+                results.append(Result(f"planned {planned} tests, reported {reported}", FAIL))
+
+    for line in lines:
+        if plan := _PLAN.match(line):
+            indent = len(plan["indent"])
+            close(indent)
+            open_blocks[indent] = [int(plan["count"]), 0]
+            if plan["count"] == "0":
+                results.append(Result("all", SKIP, plan["rest"].strip(" #")))
+        elif match := _RESULT.match(line):
+            indent = len(match["indent"])
+            close(indent + 1)
+            open_blocks.setdefault(indent, [0, 0])[1] += 1
+            is_parent = deepest > indent
+            deepest = indent
+            if not is_parent:
+                results.append(_one(match))
+    close(0)
+    return results
