@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A request that is right, for the tests to bend.
+
+use pvclock::{
+    abi::{
+        self,
+        ClockGuest,
+        ClockGuestVcpu,
+        VmClockGuest, //
+    },
+    tsc::{
+        Relation,
+        Scale, //
+    },
+};
+
+/// kHz of the saved guest's host.
+pub(crate) const HOST_KHZ: u32 = 2_596_100;
+
+/// What GET could have said of a VM of two vCPUs (ids 3 and 7), of which 7 is the reference.
+pub(crate) fn saved(mode: u32, scale: Scale) -> (VmClockGuest, Vec<ClockGuestVcpu>) {
+    let relation = Relation {
+        scale,
+        offset: 1_000_000_007u64.wrapping_neg(),
+    };
+    let host_tsc = 77_000_000_000_123;
+    let guest_tsc = relation.guest_tsc(host_tsc);
+    let record = ClockGuest {
+        tsc_timestamp: guest_tsc - 5_000_000_000,
+        system_time: 12_345_678_901,
+        tsc_to_system_mul: 3_308_699_862,
+        tsc_shift: -1,
+        flags: abi::PVCLOCK_TSC_STABLE,
+        ..Default::default()
+    };
+    let header = VmClockGuest {
+        size: size_of::<VmClockGuest>() as u32,
+        mode,
+        nr_vcpus: 2,
+        ref_vcpu_id: 7,
+        host_tsc,
+        guest_tsc,
+        kvmclock_ns: record.kvmclock_ns(guest_tsc),
+        tai_ns: 1_795_000_000_000_000_000,
+        tai_offset_s: 37,
+        monotonic_raw_ns: 29_660_000_000_000,
+        host_tsc_khz: HOST_KHZ,
+        tsc_ratio: scale.ratio(),
+        tsc_frac_bits: scale.frac_bits(),
+        record,
+        ..Default::default()
+    };
+    let vcpu = |vcpu_id, tsc_offset| ClockGuestVcpu {
+        vcpu_id,
+        tsc_offset,
+        ..Default::default()
+    };
+    let vcpus = vec![
+        vcpu(7, relation.offset),
+        vcpu(3, relation.offset.wrapping_add(42)),
+    ];
+    (header, vcpus)
+}
