@@ -28,10 +28,14 @@ help: ## this text
 	@echo
 	@echo "  KDIR=/path/to/tree   use a kernel tree of your own (in place, or its O= folder)"
 	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
+	@echo "  CYCLES=N             how often 'make demo' saves and restores ($(CYCLES))"
+
+# Enough to see the difference; the promise is tested with more.
+CYCLES ?= 20
 
 .PHONY: demo
 demo: modules tools ## the main job: a guest's clocks over pause, snapshot and migration
-	@tools/vm/run $(kdir_option) --timeout 1800 'target/release/clockguest demo'
+	@tools/vm/run $(kdir_option) --timeout 1800 'target/release/clockguest demo --cycles $(CYCLES)'
 
 .PHONY: check
 check: setup ## every test; the last line counts them

@@ -49,8 +49,6 @@ pub const STATUS_KNOWN: u32 = STATUS_KEPT | STATUS_HOST_TSC_FIT;
 
 /// pvclock flag: readings of different vCPUs are comparable (`PVCLOCK_TSC_STABLE_BIT`).
 pub const PVCLOCK_TSC_STABLE: u8 = 1 << 0;
-/// pvclock flag: the host stopped the guest (`PVCLOCK_GUEST_STOPPED`).
-pub const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
 
 const KVMIO: u32 = 0xae;
 

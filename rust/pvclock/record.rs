@@ -36,13 +36,4 @@ impl ClockGuest {
             ..*self
         }
     }
-
-    /// Whether both records are the same function, whoever vouches for them: equal but for
-    /// `version` and `flags`.
-    pub const fn same_function(&self, other: &Self) -> bool {
-        self.tsc_timestamp == other.tsc_timestamp
-            && self.system_time == other.system_time
-            && self.tsc_to_system_mul == other.tsc_to_system_mul
-            && self.tsc_shift == other.tsc_shift
-    }
 }
