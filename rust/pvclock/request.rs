@@ -68,7 +68,7 @@ impl Mode {
 pub struct Vcpu {
     /// vCPU id.
     pub id: u32,
-    /// Saved L1 TSC offset, once [`match_vcpus`] found it, ticks.
+    /// Saved L1 TSC offset, once [`SetRequest::match_vcpus`] found it, ticks.
     pub saved: Option<u64>,
 }
 
@@ -108,7 +108,7 @@ impl SetRequest {
     /// # Errors
     ///
     /// All of [`Invalid`] but those about vCPUs and [`Invalid::Contradiction`], which
-    /// [`match_vcpus`] finds.
+    /// [`match_vcpus`](Self::match_vcpus) finds.
     pub fn new(mut header: VmClockGuest) -> Result<Self, Invalid> {
         let mode = Mode::from_abi(header.mode).ok_or(Invalid::UnknownMode)?;
         if header.flags & !abi::FLAGS_KNOWN != 0 || header.status & !abi::STATUS_KNOWN != 0 {
