@@ -56,7 +56,7 @@ modules: setup ## kvm_clock_guest.ko, in build/module
 
 .PHONY: tools
 tools: setup ## the clockguest tool and the tests, in target/release
-	@$(CARGO) build --release --locked --workspace --all-targets
+	@$(CARGO) build --release --locked --workspace --bins
 
 .PHONY: selftests
 selftests: setup ## the kernel's own KVM selftests that concern clocks

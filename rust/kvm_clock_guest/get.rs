@@ -112,7 +112,8 @@ fn record(state: &State<'_>, clocks: &ClocksGuard<'_>) -> Result<ClockGuest> {
         // to derive the record from as the one it will choose.
         None if clocks.all_matched() && clocks.master_clock_possible() => {
             let base_ns = now.monotonic_raw_ns.wrapping_add(now.boot_offset_ns);
-            (now.host_tsc, base_ns.cast_unsigned())
+            // CAST: KVM counts it as unsigned; it does not get negative.
+            (now.host_tsc, base_ns as u64)
         }
         None => return Err(ENODATA),
     };
