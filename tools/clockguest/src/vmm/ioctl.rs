@@ -126,8 +126,8 @@ impl VmClock {
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `ENODATA`: the VM has no master clock.
-/// - `EBUSY`: a vCPU is being created.
+/// - `ENODATA`: the VM keeps no record and can have no master clock.
+/// - `EBUSY`: the host's TSC rate is momentarily not known.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
 /// # Example
@@ -175,8 +175,8 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
 /// - `EINVAL`: `clock` is malformed, or does not name every vCPU exactly once.
-/// - `EBUSY`: a vCPU is inside `KVM_RUN` or being created.
-/// - `ENODATA`: the VM can have no master clock here.
+/// - `EBUSY`: a vCPU is inside an ioctl, that is to say in `KVM_RUN`.
+/// - `ENODATA`: the host does not keep its time by a stable TSC.
 /// - `ERANGE`: the rates differ by more than the tolerance.
 /// - `ESTALE`: mode exact, but the anchor lies ahead of this host's TSC.
 /// - `ETIME`: mode advance would move the guest backwards.
