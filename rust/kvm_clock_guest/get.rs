@@ -5,7 +5,8 @@
 use crate::{
     kvm::{
         ClocksGuard,
-        Vm, //
+        Vm,
+        VmGuard, //
     },
     pvclock::{
         abi::{
@@ -48,7 +49,7 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
 
     let clocks = guard.clocks();
     let state = State::new(&guard, &clocks)?;
-    let record = record(&state, &clocks)?;
+    let record = record(&guard, &state, &clocks)?;
     for (entry, vcpu) in vcpus.iter_mut().zip(guard.vcpus()) {
         entry.vcpu_id = vcpu.id();
         entry.tsc_offset = clocks.relation(vcpu).offset;
@@ -91,7 +92,7 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
 }
 
 /// The record of the reference vCPU: the one that is kept, or else what KVM would hand it.
-fn record(state: &State<'_>, clocks: &ClocksGuard<'_>) -> Result<ClockGuest> {
+fn record(guard: &VmGuard<'_>, state: &State<'_>, clocks: &ClocksGuard<'_>) -> Result<ClockGuest> {
     let master_clock = clocks.master_clock();
     let flags = match master_clock {
         Some(_) => abi::PVCLOCK_TSC_STABLE,
@@ -109,8 +110,12 @@ fn record(state: &State<'_>, clocks: &ClocksGuard<'_>) -> Result<ClockGuest> {
     let (host_tsc, base_ns) = match master_clock {
         Some(master) => (master.host_tsc, master.base_ns),
         // KVM takes a master clock up at the first KVM_RUN only. Until then this is as good a point
-        // to derive the record from as the one it will choose.
-        None if clocks.all_matched() && clocks.master_clock_possible() => {
+        // to derive the record from as the one it will choose. A VM that ran and has none lost it,
+        // and its vCPUs were each handed a record of their own.
+        None if clocks.all_matched()
+            && clocks.master_clock_possible()
+            && guard.vcpus().all(|vcpu| clocks.factor(vcpu).is_none()) =>
+        {
             let base_ns = now.monotonic_raw_ns.wrapping_add(now.boot_offset_ns);
             // CAST: KVM counts it as unsigned; it does not get negative.
             (now.host_tsc, base_ns as u64)
