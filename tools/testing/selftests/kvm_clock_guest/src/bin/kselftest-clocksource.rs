@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A host that stops using its TSC: `ENODATA`, and kvmclock goes on from where it was.
+//!
+//! Switches the host's clocksource, which needs root, and puts it back.
+
+use anyhow::{
+    bail,
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::{
+    observe,
+    vmm::{
+        ioctl::{
+            get_vm_clock_guest,
+            set_vm_clock_guest,
+            VmClock, //
+        },
+        Vm, //
+    },
+};
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    fixture::{
+        at_twice_the_rate,
+        derived,
+        get,
+        kept,
+        run_a_little,
+        set, //
+    },
+    host_clock::now_ns,
+    ktap::{
+        self,
+        note,
+        Case,
+        Skip, //
+    },
+    refusal::ensure_errno,
+    require, //
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::{
+    MODE_EXACT,
+    STATUS_KEPT, //
+};
+use std::{
+    fs,
+    process::ExitCode,
+    thread::sleep,
+    time::Duration, //
+};
+
+const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
+
+fn main() -> ExitCode {
+    let cases = vec![
+        Case::new(
+            "ENODATA GET and SET: host clocksource is not the TSC",
+            no_data,
+        ),
+        Case::new(
+            "kvmclock goes on when the host stops using its TSC",
+            goes_on,
+        ),
+        Case::new(
+            "with the TSC back, GET tells what the guest reads or ENODATA",
+            back_again,
+        ),
+    ];
+    ktap::main(requirements, cases)
+}
+
+/// KVM, and the host's other clocksource.
+fn requirements() -> Result<(Kvm, String)> {
+    let kvm = require::clock_guest()?;
+    let current = read("current_clocksource")?;
+    if current != "tsc" {
+        bail!(Skip(format!(
+            "the host's clocksource is {current}, not tsc"
+        )));
+    }
+    let available = read("available_clocksource")?;
+    let other = available.split(' ').find(|name| *name != "tsc");
+    let other =
+        other.ok_or_else(|| Skip(format!("the host has no clocksource but {available}")))?;
+    Ok((kvm, other.to_owned()))
+}
+
+fn read(file: &str) -> Result<String> {
+    let path = format!("{FOLDER}/{file}");
+    let text = fs::read_to_string(&path).context(path)?;
+    Ok(text.trim().to_owned())
+}
+
+/// The time during which the host does not use its TSC.
+struct WithoutTsc;
+
+impl WithoutTsc {
+    fn switch(other: &str) -> Result<Self> {
+        choose(other)?;
+        Ok(Self)
+    }
+
+    fn end(self) -> Result<()> {
+        std::mem::forget(self);
+        choose("tsc")
+    }
+}
+
+impl Drop for WithoutTsc {
+    fn drop(&mut self) {
+        if let Err(error) = choose("tsc") {
+            eprintln!("the host's clocksource stays switched: {error:#}");
+        }
+    }
+}
+
+fn choose(name: &str) -> Result<()> {
+    let path = format!("{FOLDER}/current_clocksource");
+    fs::write(&path, name).context(path)?;
+    let current = read("current_clocksource")?;
+    ensure!(
+        current == name,
+        "the host's clocksource is {current}, was set to {name}"
+    );
+    Ok(())
+}
+
+fn no_data((kvm, other): &(Kvm, String)) -> Result<()> {
+    let vms = [derived(kvm, 2)?, kept(kvm, 2)?];
+    let clocks = [get(&vms[0])?, get(&vms[1])?];
+    let _until_checked = WithoutTsc::switch(other)?;
+    for (vm, mut clock) in vms.iter().zip(clocks) {
+        clock.header.mode = MODE_EXACT;
+        let before = vm.tsc_offsets()?;
+        // At once, and when KVM had an occasion to notice.
+        for _ in 0..2 {
+            ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(|_| ())).context("GET")?;
+            ensure_errno(libc::ENODATA, set_vm_clock_guest(vm.fd(), &mut clock)).context("SET")?;
+            let after = vm.tsc_offsets()?;
+            ensure!(after == before, "offsets were {before:x?}, are {after:x?}");
+            run_a_little(vm)?;
+        }
+    }
+    Ok(())
+}
+
+/// kvmclock, and the host's raw clock before and after it was read, ns.
+struct Reading {
+    kvmclock: i64,
+    raw: [i64; 2],
+}
+
+impl Reading {
+    fn of(vm: &Vm) -> Result<Self> {
+        let before = now_ns(libc::CLOCK_MONOTONIC_RAW);
+        let kvmclock = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
+        Ok(Self {
+            kvmclock: i64::try_from(kvmclock)?,
+            raw: [before, now_ns(libc::CLOCK_MONOTONIC_RAW)],
+        })
+    }
+
+    /// By how much kvmclock gained on the raw clock since `earlier`: at least and at most.
+    fn gained_since(&self, earlier: &Self) -> [i64; 2] {
+        let kvmclock = self.kvmclock - earlier.kvmclock;
+        [
+            kvmclock - (self.raw[1] - earlier.raw[0]),
+            kvmclock - (self.raw[0] - earlier.raw[1]),
+        ]
+    }
+}
+
+/// Neither the guest nor KVM_GET_CLOCK sees a step, there and back.
+fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
+    /// The host's own clock may step when it changes its source.
+    const TOLERANCE_NS: i64 = 1_000_000;
+    const LONG_AGAINST_TOLERANCE: Duration = Duration::from_millis(100);
+
+    let vm = kept(kvm, 1)?;
+    set(&vm, &mut at_twice_the_rate(get(&vm)?), MODE_EXACT)?;
+    observe::run(&vm)?;
+    let steps_back = vm.view(0).backwards();
+    // The record is now far from any clock that KVM would derive.
+    sleep(LONG_AGAINST_TOLERANCE);
+
+    let before = Reading::of(&vm)?;
+    let without_tsc = WithoutTsc::switch(other)?;
+    observe::run(&vm)?;
+    vm.stop()?;
+    let between = Reading::of(&vm)?;
+    without_tsc.end()?;
+    run_a_little(&vm)?;
+    let after = Reading::of(&vm)?;
+
+    // At twice the rate until KVM noticed, at the host's rate from then on.
+    let until_noticed = between.raw[1] - before.raw[0];
+    for (when, earlier, later, may_gain) in [
+        ("away from", &before, &between, until_noticed),
+        ("back to", &between, &after, 0),
+    ] {
+        let [least, most] = later.gained_since(earlier);
+        let text = format!("{when} the TSC, kvmclock gained {least} to {most} ns on the raw clock");
+        note(&text);
+        ensure!(
+            most >= -TOLERANCE_NS && least <= may_gain + TOLERANCE_NS,
+            "{text}, expected 0 to {may_gain} ns, tolerance {TOLERANCE_NS}"
+        );
+    }
+    let seen = vm.view(0).backwards() - steps_back;
+    ensure!(
+        seen.own_kvmclock == 0,
+        "the guest saw kvmclock go backwards: {seen:?}"
+    );
+    Ok(())
+}
+
+/// KVM had to do without the kept record in between, and does without a master clock until something
+/// makes it look again. GET says so, or else says what the guest reads; SET puts back what was saved.
+fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
+    let vm = kept(kvm, 2)?;
+    let before = Clocks::of(&vm)?;
+    let mut saved = get(&vm)?;
+    let without_tsc = WithoutTsc::switch(other)?;
+    run_a_little(&vm)?;
+    run_a_little(&vm)?;
+    without_tsc.end()?;
+    run_a_little(&vm)?;
+
+    match get_vm_clock_guest(vm.fd()) {
+        Ok(clock) => ensure_read_by_guest(&vm, &clock)?,
+        result => ensure_errno(libc::ENODATA, result.map(|_| ()))?,
+    }
+    set(&vm, &mut saved, MODE_EXACT)?;
+    run_a_little(&vm)?;
+    before.ensure_is(&Clocks::of(&vm)?, "after SET")
+}
+
+fn ensure_read_by_guest(vm: &Vm, clock: &VmClock) -> Result<()> {
+    let (status, record) = (clock.header.status, clock.header.record);
+    ensure!(
+        status & STATUS_KEPT == 0,
+        "a record is still kept: status {status:#x}"
+    );
+    for (index, vcpu) in run_a_little(vm)?.vcpus.iter().enumerate() {
+        for bracketed in &vcpu.samples {
+            let (read, told) = (
+                bracketed.sample.kvmclock_ns,
+                record.kvmclock_ns(bracketed.sample.tsc),
+            );
+            ensure!(
+                read == told,
+                "vCPU {index} read {read} ns, the record of GET says {told} ns: {} ns off",
+                // CAST: the signed difference of values mod 2^64.
+                read.wrapping_sub(told) as i64
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Each errno by each of its causes; a call that fails leaves every clock as it was.
+//!
+//! Two causes cannot be had here: `EOPNOTSUPP` needs a guest whose TSC is protected (SEV-SNP, TDX),
+//! and `EBUSY` for a host TSC rate that is momentarily unknown needs a host that has not calibrated
+//! its TSC yet. `ENOTTY` is kselftest-lifecycle's, and `ENODATA` for a host that stops using its TSC
+//! kselftest-clocksource's, as it concerns the whole host.
+
+mod accepted;
+mod malformed;
+mod memory;
+mod refused;
+
+use anyhow::Result;
+use clockguest::vmm::Vm;
+use kvm_clock_guest_selftests::{
+    fixture::{
+        derived,
+        kept, //
+    },
+    ktap,
+    require, //
+};
+use kvm_ioctls::Kvm;
+use std::process::ExitCode;
+
+/// vCPUs of the VMs; the cases' tables count on it.
+const VCPUS: u32 = 2;
+
+/// What the cases share: a call that fails changes nothing, so one VM serves many of them.
+struct Host {
+    kvm: Kvm,
+    /// A VM whose clocks KVM derived, and one that keeps a record.
+    vms: [Vm; 2],
+}
+
+impl Host {
+    fn new() -> Result<Self> {
+        let kvm = require::clock_guest()?;
+        let vms = [derived(&kvm, VCPUS)?, kept(&kvm, VCPUS)?];
+        Ok(Self { kvm, vms })
+    }
+}
+
+fn main() -> ExitCode {
+    let mut cases = malformed::cases();
+    cases.extend(memory::cases());
+    cases.extend(refused::cases());
+    cases.extend(accepted::cases());
+    ktap::main(Host::new, cases)
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! VMs in the states that cases start from.
+
+use anyhow::{
+    Context,
+    Result, //
+};
+use clockguest::host::rdtsc_ordered;
+use clockguest::{
+    measure::Reading,
+    observe,
+    vmm::{
+        ioctl::{
+            get_vm_clock_guest,
+            set_vm_clock_guest,
+            VmClock, //
+        },
+        Vm, //
+    },
+};
+use kvm_ioctls::Kvm;
+use pvclock::{
+    abi::MODE_EXACT,
+    tsc::{
+        Relation,
+        Scale, //
+    },
+};
+
+/// A VM that has run and is stopped, its clocks derived by KVM.
+///
+/// # Errors
+///
+/// Those of KVM.
+pub fn derived(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
+    let vm = Vm::new(kvm, vcpus)?;
+    // The first run takes up the master clock and writes every vCPU's record; a vCPU that was late
+    // to run may have had it updated once more.
+    run_a_little(&vm)?;
+    run_a_little(&vm)?;
+    Ok(vm)
+}
+
+/// A VM that has run and is stopped, with a record that it keeps.
+///
+/// # Errors
+///
+/// Those of KVM.
+pub fn kept(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
+    let vm = derived(kvm, vcpus)?;
+    set(&vm, &mut get(&vm)?, MODE_EXACT)?;
+    run_a_little(&vm)?;
+    Ok(vm)
+}
+
+/// Lets every vCPU run and make readings, and stops.
+///
+/// # Errors
+///
+/// If a vCPU does not.
+pub fn run_a_little(vm: &Vm) -> Result<Reading> {
+    let run = observe::run(vm)?;
+    vm.stop()?;
+    Ok(run.finish(vm, rdtsc_ordered())?)
+}
+
+/// `KVM_GET_VM_CLOCK_GUEST`.
+///
+/// # Errors
+///
+/// Those of the ioctl.
+pub fn get(vm: &Vm) -> Result<VmClock> {
+    get_vm_clock_guest(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST")
+}
+
+/// `KVM_SET_VM_CLOCK_GUEST` with `mode`.
+///
+/// # Errors
+///
+/// Those of the ioctl.
+pub fn set(vm: &Vm, clock: &mut VmClock, mode: u32) -> Result<()> {
+    clock.header.mode = mode;
+    set_vm_clock_guest(vm.fd(), clock)
+        .with_context(|| format!("KVM_SET_VM_CLOCK_GUEST, mode {mode}"))
+}
+
+/// TSC offset (ticks) of the reference vCPU of `clock`; 0 if it is not in the array.
+pub fn reference_offset(clock: &VmClock) -> u64 {
+    let id = clock.header.ref_vcpu_id;
+    let reference = clock.vcpus.iter().find(|vcpu| vcpu.vcpu_id == id);
+    reference.map_or(0, |vcpu| vcpu.tsc_offset)
+}
+
+/// Makes `guest_tsc` and `kvmclock_ns` follow from the rest of `clock`, where it has a ratio at all.
+pub fn make_consistent(clock: &mut VmClock) {
+    let offset = reference_offset(clock);
+    let header = &mut clock.header;
+    if let Some(scale) = Scale::new(header.tsc_ratio, header.tsc_frac_bits) {
+        header.guest_tsc = Relation { scale, offset }.guest_tsc(header.host_tsc);
+        header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
+    }
+}
+
+/// Makes `clock` one that was saved where the host TSC was `host_tsc` at the anchor: every vCPU's
+/// TSC and the record stay what they are, the offsets differ.
+pub fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
+    let header = &mut clock.header;
+    let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).unwrap_or(Scale::IDENTITY);
+    let shift = scale
+        .apply(header.host_tsc)
+        .wrapping_sub(scale.apply(host_tsc));
+    header.host_tsc = host_tsc;
+    for vcpu in &mut clock.vcpus {
+        vcpu.tsc_offset = vcpu.tsc_offset.wrapping_add(shift);
+    }
+}
+
+/// The L1 TSC of the reference vCPU of `clock` as a function of the host's.
+///
+/// # Errors
+///
+/// If `clock` has no valid ratio.
+pub fn reference_relation(clock: &VmClock) -> Result<Relation> {
+    let (ratio, frac_bits) = (clock.header.tsc_ratio, clock.header.tsc_frac_bits);
+    let scale = Scale::new(ratio, frac_bits)
+        .with_context(|| format!("{ratio:#x} with {frac_bits} fraction bits is no ratio"))?;
+    Ok(Relation {
+        scale,
+        offset: reference_offset(clock),
+    })
+}
+
+/// `clock` with a record that runs at twice the host's rate from its anchor on, so that no clock of
+/// KVM's own making is mistaken for it.
+pub fn at_twice_the_rate(mut clock: VmClock) -> VmClock {
+    let header = &mut clock.header;
+    header.record.tsc_timestamp = header.guest_tsc;
+    header.record.system_time = header.kvmclock_ns;
+    header.record.tsc_shift += 1;
+    clock
+}

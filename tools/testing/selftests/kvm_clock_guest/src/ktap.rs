@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Runs a table of cases, reports each in KTAP, and exits as kselftest expects.
+//!
+//! See `Documentation/dev-tools/ktap.rst` and `tools/testing/selftests/kselftest.h`.
+
+use anyhow::Result;
+use std::{
+    io::{
+        self,
+        Write, //
+    },
+    process::ExitCode,
+};
+use thiserror::Error;
+
+/// Some case failed: kselftest's `KSFT_FAIL`.
+const KSFT_FAIL: u8 = 1;
+/// No case could be run: kselftest's `KSFT_SKIP`.
+const KSFT_SKIP: u8 = 4;
+
+/// A case, or a whole program, that this host cannot run; says what is missing.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Skip(pub String);
+
+type Run<C> = Box<dyn Fn(&C) -> Result<()>>;
+
+/// One test case; `C` is what the requirements gave.
+pub struct Case<C> {
+    name: String,
+    run: Run<C>,
+}
+
+impl<C> Case<C> {
+    /// A case that passes if `run` returns `Ok`, is skipped if it returns [`Skip`], else fails.
+    pub fn new(name: impl Into<String>, run: impl Fn(&C) -> Result<()> + 'static) -> Self {
+        Self {
+            name: name.into(),
+            run: Box::new(run),
+        }
+    }
+}
+
+/// Prints `text` as a diagnostic of the running case.
+pub fn note(text: &str) {
+    // Whoever closed stdout does not read the results either.
+    let _ = diagnostic(&mut io::stdout().lock(), text);
+}
+
+/// The whole of a test program's `main()`.
+pub fn main<C>(requirements: impl FnOnce() -> Result<C>, cases: Vec<Case<C>>) -> ExitCode {
+    match report(&mut io::stdout(), requirements, cases) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("cannot write results: {error}");
+            ExitCode::from(KSFT_FAIL)
+        }
+    }
+}
+
+fn report<C>(
+    out: &mut impl Write,
+    requirements: impl FnOnce() -> Result<C>,
+    cases: Vec<Case<C>>,
+) -> io::Result<u8> {
+    writeln!(out, "KTAP version 1")?;
+    let context = match requirements() {
+        Ok(context) => context,
+        Err(error) if error.is::<Skip>() => {
+            writeln!(out, "1..0 # SKIP {error}")?;
+            return Ok(KSFT_SKIP);
+        }
+        Err(error) => {
+            writeln!(out, "1..1")?;
+            diagnostic(out, &format!("{error:#}"))?;
+            writeln!(out, "not ok 1 requirements")?;
+            return Ok(KSFT_FAIL);
+        }
+    };
+
+    writeln!(out, "1..{}", cases.len())?;
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (number, case) in (1..).zip(&cases) {
+        let name = &case.name;
+        // What a hanging case has to say is not to be lost in a buffer.
+        out.flush()?;
+        match (case.run)(&context) {
+            Ok(()) => {
+                passed += 1;
+                writeln!(out, "ok {number} {name}")?;
+            }
+            Err(error) if error.is::<Skip>() => {
+                skipped += 1;
+                writeln!(out, "ok {number} {name} # SKIP {error}")?;
+            }
+            Err(error) => {
+                failed += 1;
+                diagnostic(out, &format!("{error:#}"))?;
+                writeln!(out, "not ok {number} {name}")?;
+            }
+        }
+    }
+    diagnostic(
+        out,
+        &format!("Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:{skipped} error:0"),
+    )?;
+    Ok(match (passed, failed) {
+        (_, 1..) => KSFT_FAIL,
+        (0, 0) => KSFT_SKIP,
+        _ => 0,
+    })
+}
+
+fn diagnostic(out: &mut impl Write, text: &str) -> io::Result<()> {
+    text.lines().try_for_each(|line| writeln!(out, "# {line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{
+        bail,
+        ensure, //
+    };
+
+    fn run(requirements: Result<u32>, cases: Vec<Case<u32>>) -> (u8, String) {
+        let mut out = Vec::new();
+        let status = report(&mut out, || requirements, cases).unwrap();
+        (status, String::from_utf8(out).unwrap())
+    }
+
+    fn needs(least: u32) -> Case<u32> {
+        Case::new(format!("needs {least}"), move |&has| {
+            ensure!(has >= least, "has {has},\nneeds {least}");
+            Ok(())
+        })
+    }
+
+    fn skips() -> Case<u32> {
+        Case::new("scales", |_| bail!(Skip("no TSC scaling".into())))
+    }
+
+    #[test]
+    fn reports_each_case_with_its_diagnostics() {
+        let (status, text) = run(Ok(1), vec![needs(1), needs(2), skips()]);
+        assert_eq!(status, KSFT_FAIL);
+        assert_eq!(
+            text,
+            "KTAP version 1\n1..3\nok 1 needs 1\n# has 1,\n# needs 2\nnot ok 2 needs 2\n\
+             ok 3 scales # SKIP no TSC scaling\n\
+             # Totals: pass:1 fail:1 xfail:0 xpass:0 skip:1 error:0\n"
+        );
+    }
+
+    #[test]
+    fn passes_if_nothing_failed() {
+        assert_eq!(run(Ok(1), vec![needs(1), skips()]).0, 0);
+    }
+
+    #[test]
+    fn skips_if_nothing_ran() {
+        assert_eq!(run(Ok(1), vec![skips()]).0, KSFT_SKIP);
+    }
+
+    #[test]
+    fn skips_all_without_requirements() {
+        let (status, text) = run(Err(Skip("no KVM".into()).into()), vec![needs(1)]);
+        assert_eq!(status, KSFT_SKIP);
+        assert_eq!(text, "KTAP version 1\n1..0 # SKIP no KVM\n");
+    }
+
+    #[test]
+    fn broken_requirements_fail() {
+        let (status, text) = run(Err(anyhow::anyhow!("EIO")), vec![needs(1)]);
+        assert_eq!(status, KSFT_FAIL);
+        assert_eq!(text, "KTAP version 1\n1..1\n# EIO\nnot ok 1 requirements\n");
+    }
+}
