@@ -24,7 +24,7 @@ kbuild = mkdir -p build/$(1) && \
 help: ## this text
 	@echo "kvm-clock-guest: a KVM guest's TSC and kvmclock, saved and restored as one"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  KDIR=/path/to/tree   use a kernel tree of your own (in place, or its O= folder)"
 	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
@@ -78,6 +78,10 @@ clippy: setup ## lint the module (CLIPPY=1) and the tools; warnings are errors
 .PHONY: doc
 doc: setup ## rustdoc of the crates, in target/doc
 	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: check-unchanged
+check-unchanged: setup ## prove that KVM without the option compiles to what it was (5 min)
+	@scripts/check-unchanged
 
 .PHONY: patch
 patch: ## apply the hook series to the tree in KDIR
