@@ -80,7 +80,7 @@ doc: setup ## rustdoc of the crates, in target/doc
 	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 .PHONY: check-unchanged
-check-unchanged: setup ## prove that KVM without the option compiles to what it was (5 min)
+check-unchanged: setup ## prove that KVM without the option compiles to what it was (3 min)
 	@scripts/check-unchanged
 
 .PHONY: patch
