@@ -22,7 +22,11 @@ use clockguest::{
     },
 };
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
+    clocks::{
+        function,
+        pages,
+        Clocks, //
+    },
     fixture::{
         at_twice_the_rate,
         derived,
@@ -43,6 +47,7 @@ use kvm_clock_guest_selftests::{
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
+    ClockGuest,
     MODE_EXACT,
     STATUS_KEPT, //
 };
@@ -50,7 +55,10 @@ use std::{
     fs,
     process::ExitCode,
     thread::sleep,
-    time::Duration, //
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
 const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
@@ -181,7 +189,8 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     const LONG_AGAINST_TOLERANCE: Duration = Duration::from_millis(100);
 
     let vm = kept(kvm, 1)?;
-    set(&vm, &mut at_twice_the_rate(get(&vm)?), MODE_EXACT)?;
+    let mut clock = at_twice_the_rate(get(&vm)?);
+    set(&vm, &mut clock, MODE_EXACT)?;
     observe::run(&vm)?;
     let steps_back = vm.view(0).backwards();
     // The record is now far from any clock that KVM would derive.
@@ -191,6 +200,7 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     let without_tsc = WithoutTsc::switch(other)?;
     observe::run(&vm)?;
     vm.stop()?;
+    run_until_noticed(&vm, &clock.header.record)?;
     let between = Reading::of(&vm)?;
     without_tsc.end()?;
     run_a_little(&vm)?;
@@ -218,6 +228,22 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     Ok(())
 }
 
+/// Lets the guest run until KVM hands vCPU 0 another record than `kept`: a work item of the kernel's
+/// tells KVM of the new clocksource, and the next KVM_RUN after that acts on it.
+fn run_until_noticed(vm: &Vm, kept: &ClockGuest) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    let start = Instant::now();
+    while function(pages(vm)[0]) == function(*kept) {
+        ensure!(
+            start.elapsed() < PATIENCE,
+            "KVM did not notice the new clocksource within {PATIENCE:?}"
+        );
+        run_a_little(vm)?;
+    }
+    Ok(())
+}
+
 /// KVM had to do without the kept record in between, and does without a master clock until something
 /// makes it look again. GET says so, or else says what the guest reads; SET puts back what was saved.
 fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
@@ -225,8 +251,7 @@ fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
     let before = Clocks::of(&vm)?;
     let mut saved = get(&vm)?;
     let without_tsc = WithoutTsc::switch(other)?;
-    run_a_little(&vm)?;
-    run_a_little(&vm)?;
+    run_until_noticed(&vm, &saved.header.record)?;
     without_tsc.end()?;
     run_a_little(&vm)?;
 
