@@ -28,6 +28,12 @@ use pvclock::{
     },
 };
 
+/// The rate that the guest had where it was saved.
+const HOME: GuestRate = GuestRate {
+    host_khz: HOST_KHZ,
+    scale: Scale::IDENTITY,
+};
+
 const WEEK_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 
 fn here(khz: u32, scale: Scale) -> GuestRate {
@@ -132,7 +138,7 @@ fn exact_refuses_an_anchor_in_the_future() {
         host_tsc: header.host_tsc - 1,
         ..at(&header, 0)
     };
-    let rate = here(HOST_KHZ, Scale::IDENTITY);
+    let rate = HOME;
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
         Err(Refusal::Stale)
@@ -147,7 +153,7 @@ fn exact_refuses_another_ratio() {
         host_tsc: header.host_tsc,
         ..at(&header, 0)
     };
-    let rate = here(HOST_KHZ, Scale::IDENTITY);
+    let rate = HOME;
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
         Err(Refusal::RateMismatch)
@@ -163,7 +169,7 @@ fn exact_refuses_another_ratio() {
 #[test]
 fn advance_goes_backwards_only_if_allowed() {
     let (mut header, vcpus) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);
-    let (now, rate) = (at(&header, -1_000_000), here(HOST_KHZ, Scale::IDENTITY));
+    let (now, rate) = (at(&header, -1_000_000), HOME);
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
         Err(Refusal::Backwards)
@@ -184,12 +190,7 @@ fn advance_compares_utc_if_one_side_knows_no_tai() {
         now.tai_offset_s = ours;
         now.tai_ns += i64::from(ours - theirs) * 1_000_000_000;
         assert_eq!(
-            planned(
-                header,
-                vcpus[0].tsc_offset,
-                now,
-                here(HOST_KHZ, Scale::IDENTITY)
-            ),
+            planned(header, vcpus[0].tsc_offset, now, HOME),
             Ok(header.guest_tsc + u64::from(HOST_KHZ))
         );
     }
@@ -202,12 +203,7 @@ fn a_leap_second_is_no_time() {
     let mut now = at(&header, 1_000_000);
     now.tai_offset_s += 1;
     assert_eq!(
-        planned(
-            header,
-            vcpus[0].tsc_offset,
-            now,
-            here(HOST_KHZ, Scale::IDENTITY)
-        ),
+        planned(header, vcpus[0].tsc_offset, now, HOME),
         Ok(header.guest_tsc + u64::from(HOST_KHZ))
     );
 }

@@ -110,11 +110,6 @@ impl Info {
         Ok(())
     }
 
-    /// This host can run guests whose clocks can be measured.
-    pub fn is_usable(&self) -> bool {
-        self.problem.is_none()
-    }
-
     /// One line for each.
     pub fn to_text(&self) -> String {
         let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
