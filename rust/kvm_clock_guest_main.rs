@@ -16,6 +16,8 @@ mod pvclock;
 
 #[path = "kvm_clock_guest/get.rs"]
 mod get;
+#[path = "kvm_clock_guest/record.rs"]
+mod record;
 #[path = "kvm_clock_guest/set.rs"]
 mod set;
 #[path = "kvm_clock_guest/state.rs"]
@@ -25,11 +27,14 @@ mod state;
 mod tests;
 #[path = "kvm_clock_guest/user.rs"]
 mod user;
+#[path = "kvm_clock_guest/vcpu.rs"]
+mod vcpu;
 
 use self::{
     kvm::{
         ClockGuest,
         Registration,
+        Vcpu,
         Vm, //
     },
     pvclock::abi, //
@@ -64,12 +69,22 @@ impl ::kernel::Module for KvmClockGuest {
 struct Server;
 
 impl ClockGuest for Server {
-    const CAPABILITIES: u32 = abi::CAP_EXACT | abi::CAP_ADVANCE | abi::CAP_FREEZE;
+    const CAPABILITIES: u32 =
+        abi::CAP_EXACT | abi::CAP_ADVANCE | abi::CAP_FREEZE | abi::CAP_FALLBACK | abi::CAP_VCPU;
 
     fn vm_ioctl(vm: &Vm, ioctl: u32, arg: UserPtr) -> Result<c_int> {
         match ioctl {
             abi::KVM_GET_VM_CLOCK_GUEST => get::get(vm, arg)?,
             abi::KVM_SET_VM_CLOCK_GUEST => set::set(vm, arg)?,
+            _ => return Err(ENOTTY),
+        }
+        Ok(0)
+    }
+
+    fn vcpu_ioctl(vcpu: &Vcpu, ioctl: u32, arg: UserPtr) -> Result<c_int> {
+        match ioctl {
+            abi::KVM_GET_CLOCK_GUEST => vcpu::get(vcpu, arg)?,
+            abi::KVM_SET_CLOCK_GUEST => vcpu::set(vcpu, arg)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)

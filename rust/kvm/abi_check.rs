@@ -28,28 +28,36 @@ same_layout!(ClockGuestVcpu, kvm_clock_guest_vcpu: vcpu_id pad tsc_offset);
 same_layout!(VmClockGuest, kvm_vm_clock_guest:
     size flags mode status nr_vcpus ref_vcpu_id vcpus
     host_tsc guest_tsc kvmclock_ns tai_ns monotonic_raw_ns tai_offset_s
-    host_tsc_khz tsc_ratio tsc_frac_bits pad record rate_diff_hz);
+    host_tsc_khz tsc_ratio tsc_frac_bits precision_ns record rate_diff_hz);
+same_layout!(VcpuTscScale, kvm_vcpu_tsc_scale: tsc_ratio tsc_frac_bits);
 
 macro_rules! same_number {
     ($($rust:ident == $c:ident;)*) => {
         const _: () = {
-            $(assert!(abi::$rust == bindings::$c);)*
+            // CAST: KVM_VCPU_TSC_SCALE is an attribute, of 64 bits; bindgen makes it 32.
+            $(assert!(abi::$rust as u64 == bindings::$c as u64);)*
         };
     };
 }
 
 same_number! {
     KVM_CAP_CLOCK_GUEST == KVM_CAP_CLOCK_GUEST;
+    KVM_VCPU_TSC_SCALE == KVM_VCPU_TSC_SCALE;
     KVM_GET_VM_CLOCK_GUEST == RUST_CONST_HELPER_KVM_GET_VM_CLOCK_GUEST;
     KVM_SET_VM_CLOCK_GUEST == RUST_CONST_HELPER_KVM_SET_VM_CLOCK_GUEST;
+    KVM_GET_CLOCK_GUEST == RUST_CONST_HELPER_KVM_GET_CLOCK_GUEST;
+    KVM_SET_CLOCK_GUEST == RUST_CONST_HELPER_KVM_SET_CLOCK_GUEST;
     CAP_EXACT == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_EXACT;
     CAP_ADVANCE == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_ADVANCE;
     CAP_FREEZE == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_FREEZE;
+    CAP_FALLBACK == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_FALLBACK;
+    CAP_VCPU == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_VCPU;
     MODE_EXACT == KVM_CLOCK_GUEST_EXACT;
     MODE_ADVANCE == KVM_CLOCK_GUEST_ADVANCE;
     MODE_FREEZE == KVM_CLOCK_GUEST_FREEZE;
     FLAG_ALLOW_BACKWARDS == RUST_CONST_HELPER_KVM_CLOCK_GUEST_ALLOW_BACKWARDS;
     FLAG_ALLOW_RATE_MISMATCH == RUST_CONST_HELPER_KVM_CLOCK_GUEST_ALLOW_RATE_MISMATCH;
+    FLAG_FALLBACK == RUST_CONST_HELPER_KVM_CLOCK_GUEST_FALLBACK;
     STATUS_KEPT == RUST_CONST_HELPER_KVM_CLOCK_GUEST_KEPT;
     STATUS_HOST_TSC_FIT == RUST_CONST_HELPER_KVM_CLOCK_GUEST_HOST_TSC_FIT;
 }

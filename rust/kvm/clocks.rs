@@ -28,10 +28,10 @@ macro_rules! read_once {
     };
 }
 
-/// A pvclock record that a VM keeps, and the vCPU it is for.
+/// A pvclock record that a VM keeps, and the TSC it is for.
 #[derive(Clone, Copy)]
 pub(crate) struct Kept {
-    /// The relation of the vCPU that the record is for.
+    /// The TSC that the record is for.
     pub(crate) relation: Relation,
     /// The record; its `version` and `flags` are 0.
     pub(crate) record: abi::ClockGuest,
@@ -166,9 +166,9 @@ impl<'a> ClocksGuard<'a> {
     }
 
     /// Whether KVM pushes the TSC of `vcpu` forward at every entry to imitate another rate.
-    pub(crate) fn is_tsc_catching_up(&self, vcpu: &Vcpu) -> bool {
+    pub(crate) fn is_tsc_imitated(&self, vcpu: &Vcpu) -> bool {
         // SAFETY: Valid by `Vcpu`'s invariant; a stale value is a value of a moment ago.
-        unsafe { read_once!((*vcpu_arch(vcpu)).tsc_catchup) }
+        unsafe { read_once!((*vcpu_arch(vcpu)).tsc_always_catchup) }
     }
 }
 
@@ -182,6 +182,16 @@ impl Drop for ClocksGuard<'_> {
 fn vcpu_arch(vcpu: &Vcpu) -> *const bindings::kvm_vcpu_arch {
     // SAFETY: Valid by `Vcpu`'s invariant; no reference is made.
     unsafe { core::ptr::addr_of!((*vcpu.as_raw()).arch) }
+}
+
+/// The scaling ratio that [`ClocksGuard::relation`] told of `vcpu`, as KVM has it.
+pub(super) fn ratio_of(vcpu: &Vcpu, scale: Scale) -> u64 {
+    match scale {
+        // Without hardware scaling there is but one ratio, whatever it means.
+        // SAFETY: Valid by `Vcpu`'s invariant.
+        Scale::IDENTITY => unsafe { read_once!((*vcpu_arch(vcpu)).l1_tsc_scaling_ratio) },
+        scale => scale.ratio(),
+    }
 }
 
 /// A vCPU's scaling ratio as the ABI sees it: identity where the hardware cannot scale.

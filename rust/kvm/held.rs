@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Writing the clocks of a VM none of whose vCPUs runs.
+//! Writing the TSC offsets of a VM none of whose vCPUs runs.
 //!
 //! C header: `arch/x86/include/asm/kvm_clock_guest.h`
 
@@ -11,7 +11,6 @@ use super::{
         VmGuard, //
     },
 };
-use crate::pvclock::abi::ClockGuest;
 use kernel::{
     error::to_result,
     prelude::*,
@@ -52,42 +51,11 @@ impl<'a> HeldVcpus<'a> {
         // everybody from writing it.
         unsafe { (*vcpu.as_raw()).arch.l1_tsc_offset }
     }
-
-    /// Makes a record the clock of the VM.
-    ///
-    /// `vcpu` is the vCPU that the record is for, and `tsc_offset` (ticks) the L1 TSC offset that it
-    /// is for.
-    pub(crate) fn keep(&self, vcpu: &Vcpu, tsc_offset: u64, record: &ClockGuest) {
-        let kept = bindings::kvm_kept_clock {
-            valid: true,
-            tsc_offset,
-            // SAFETY: Valid by `Vcpu`'s invariant, and the ratio does not change while the vCPU's
-            // mutex is held, which it is by the type invariant.
-            tsc_scaling_ratio: unsafe { (*vcpu.as_raw()).arch.l1_tsc_scaling_ratio },
-            record: to_pvclock(record),
-        };
-        // SAFETY: By the type invariant the mutexes of all vCPUs are held; `kept` is copied.
-        unsafe { bindings::kvm_clock_guest_keep(self.vm.as_raw(), &kept) };
-    }
 }
 
 impl Drop for HeldVcpus<'_> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the mutexes are held, and by this task.
         unsafe { bindings::kvm_clock_guest_unlock_vcpus(self.vm.as_raw()) };
-    }
-}
-
-/// A record as KVM's C has it; who vouches for it is KVM's to say.
-pub(super) fn to_pvclock(record: &ClockGuest) -> bindings::pvclock_vcpu_time_info {
-    bindings::pvclock_vcpu_time_info {
-        version: 0,
-        pad0: 0,
-        tsc_timestamp: record.tsc_timestamp,
-        system_time: record.system_time,
-        tsc_to_system_mul: record.tsc_to_system_mul,
-        tsc_shift: record.tsc_shift,
-        flags: 0,
-        pad: [0; 2],
     }
 }

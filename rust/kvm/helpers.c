@@ -5,6 +5,7 @@
 #include <linux/math64.h>
 
 #include <asm/pvclock.h>
+#include <asm/tsc.h>
 
 #include "helpers.h"
 
@@ -36,6 +37,11 @@ void rust_helper_kvm_tsc_write_lock(struct kvm *kvm)
 void rust_helper_kvm_tsc_write_unlock(struct kvm *kvm)
 {
 	raw_spin_unlock_irq(&kvm->arch.tsc_write_lock);
+}
+
+u64 rust_helper_rdtsc_ordered(void)
+{
+	return rdtsc_ordered();
 }
 
 #if IS_ENABLED(CONFIG_KUNIT)

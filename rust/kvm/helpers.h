@@ -16,6 +16,7 @@ unsigned int rust_helper_kvm_online_vcpus(struct kvm *kvm);
 struct kvm_vcpu *rust_helper_kvm_get_vcpu(struct kvm *kvm, unsigned int index);
 void rust_helper_kvm_tsc_write_lock(struct kvm *kvm);
 void rust_helper_kvm_tsc_write_unlock(struct kvm *kvm);
+u64 rust_helper_rdtsc_ordered(void);
 
 /* For tests only. */
 u64 rust_helper___pvclock_read_cycles(const struct pvclock_vcpu_time_info *src,

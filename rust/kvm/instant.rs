@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The anchor: host TSC and host clocks of one instant.
+//! The anchor: host TSC and host clocks of one instant, or as close to one as the host allows.
 //!
 //! C header: [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
@@ -10,14 +10,14 @@ use core::mem::MaybeUninit;
 
 const NSEC_PER_SEC: i64 = 1_000_000_000;
 
-/// The present instant; `None` if the host does not keep its time by a stable TSC.
+/// The present instant. Its `spread` is 0 if the host keeps its time by a stable TSC, and only then.
+///
+/// `None` if timekeeping has no snapshot to give.
 pub(crate) fn now() -> Option<Instant> {
-    // SAFETY: No requirements.
-    if unsafe { bindings::check_tsc_unstable() } != 0 {
-        return None;
-    }
     loop {
+        let before = rdtsc();
         let snapshot = snapshot()?;
+        let after = rdtsc();
         let mono = snapshot.systime;
         let tai_ns = mono_to(mono, bindings::tk_offsets_TK_OFFS_TAI);
         let real_ns = mono_to(mono, bindings::tk_offsets_TK_OFFS_REAL);
@@ -28,8 +28,14 @@ pub(crate) fn now() -> Option<Instant> {
         if self::snapshot()?.clock_was_set_seq != snapshot.clock_was_set_seq {
             continue;
         }
+        let bracket = after.wrapping_sub(before).max(1);
+        let (host_tsc, spread) = match host_tsc_of(&snapshot) {
+            Some(host_tsc) => (host_tsc, 0),
+            None => (before.wrapping_add(bracket / 2), bracket),
+        };
         return Some(Instant {
-            host_tsc: host_tsc_of(&snapshot)?,
+            host_tsc,
+            spread,
             tai_ns,
             // CAST: A count of leap seconds.
             tai_offset_s: ((tai_ns - real_ns) / NSEC_PER_SEC) as i32,
@@ -57,7 +63,12 @@ fn snapshot() -> Option<bindings::system_time_snapshot> {
     (snapshot.valid != 0).then_some(snapshot)
 }
 
+/// The host TSC that a snapshot was computed from, if it was, and if that TSC is stable.
 fn host_tsc_of(snapshot: &bindings::system_time_snapshot) -> Option<u64> {
+    // SAFETY: No requirements.
+    if unsafe { bindings::check_tsc_unstable() } != 0 {
+        return None;
+    }
     const TSC: bindings::clocksource_ids = bindings::clocksource_ids_CSID_X86_TSC;
     match (snapshot.cs_id, snapshot.hw_csid) {
         (TSC, _) => Some(snapshot.cycles),
@@ -65,6 +76,11 @@ fn host_tsc_of(snapshot: &bindings::system_time_snapshot) -> Option<u64> {
         (_, TSC) => Some(snapshot.hw_cycles),
         _ => None,
     }
+}
+
+fn rdtsc() -> u64 {
+    // SAFETY: No requirements.
+    unsafe { bindings::rust_helper_rdtsc_ordered() }
 }
 
 fn mono_to(mono_ns: i64, offset: bindings::tk_offsets) -> i64 {

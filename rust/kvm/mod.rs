@@ -12,9 +12,9 @@
 //! 1. `kvm->lock`, a mutex: [`VmGuard`]. The set of vCPUs stands still.
 //! 2. `vcpu->mutex` of all vCPUs, in the order of their index: [`HeldVcpus`]. No vCPU runs. User
 //!    memory may be accessed here, but no further in, as nothing below sleeps.
-//! 3. `hv->hv_lock`, taken and released by KVM inside [`HeldVcpus::keep`].
+//! 3. `hv->hv_lock`, taken and released by KVM inside [`VmGuard::keep`].
 //! 4. `kvm->arch.tsc_write_lock`, a raw spinlock with interrupts off: [`ClocksGuard`]. KVM takes it
-//!    for itself in [`HeldVcpus`]' methods.
+//!    for itself in [`VmGuard::keep`] and [`HeldVcpus::set_tsc_offset`].
 
 mod abi_check;
 mod bindings;

@@ -7,7 +7,7 @@
 
 use super::{
     bindings,
-    held::to_pvclock, //
+    vm::to_pvclock, //
 };
 use crate::pvclock::abi::ClockGuest;
 

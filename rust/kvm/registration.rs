@@ -6,7 +6,10 @@
 
 use super::{
     bindings,
-    vm::Vm, //
+    vm::{
+        Vcpu,
+        Vm, //
+    },
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -28,6 +31,9 @@ pub(crate) trait ClockGuest {
 
     /// Serves an ioctl on a VM file descriptor; takes whatever locks it needs.
     fn vm_ioctl(vm: &Vm, ioctl: u32, arg: UserPtr) -> Result<c_int>;
+
+    /// Serves an ioctl on a vCPU file descriptor; takes whatever locks it needs.
+    fn vcpu_ioctl(vcpu: &Vcpu, ioctl: u32, arg: UserPtr) -> Result<c_int>;
 }
 
 /// The registration of `T` with KVM; at most one exists in a kernel.
@@ -78,13 +84,15 @@ impl<T: ClockGuest> Registration<T> {
         from_c_int(T::vm_ioctl(vm, ioctl, UserPtr::from_ptr(argp)))
     }
 
-    /// The per-vCPU ioctls are not served: to their callers they do not exist.
     extern "C" fn vcpu_ioctl(
-        _vcpu: *mut bindings::kvm_vcpu,
-        _ioctl: c_uint,
-        _argp: *mut c_void,
+        vcpu: *mut bindings::kvm_vcpu,
+        ioctl: c_uint,
+        argp: *mut c_void,
     ) -> c_int {
-        ENOTTY.to_errno()
+        // SAFETY: KVM calls this with the vCPU of the file descriptor, which outlives the call,
+        // after it waited for the vCPU to be online.
+        let vcpu = unsafe { Vcpu::from_raw(vcpu) };
+        from_c_int(T::vcpu_ioctl(vcpu, ioctl, UserPtr::from_ptr(argp)))
     }
 }
 

@@ -6,8 +6,15 @@
 
 use super::{
     bindings,
-    clocks::ClocksGuard,
+    clocks::{
+        ratio_of,
+        ClocksGuard, //
+    },
     held::HeldVcpus, //
+};
+use crate::pvclock::{
+    abi::ClockGuest,
+    tsc::Relation, //
 };
 use kernel::{
     error::to_result,
@@ -103,6 +110,20 @@ impl VmGuard<'_> {
         ClocksGuard::new(self)
     }
 
+    /// Makes a record the clock of the VM; `relation` is the TSC of `vcpu` that it is for.
+    ///
+    /// Running vCPUs leave the guest and come back to it.
+    pub(crate) fn keep(&self, vcpu: &Vcpu, relation: Relation, record: &ClockGuest) {
+        let kept = bindings::kvm_kept_clock {
+            valid: true,
+            tsc_offset: relation.offset,
+            tsc_scaling_ratio: ratio_of(vcpu, relation.scale),
+            record: to_pvclock(record),
+        };
+        // SAFETY: By the type invariant `kvm->lock` is held; `kept` is copied.
+        unsafe { bindings::kvm_clock_guest_keep(self.as_raw(), &kept) };
+    }
+
     /// Holds all vCPUs out of the guest.
     ///
     /// # Errors
@@ -120,15 +141,34 @@ impl Drop for VmGuard<'_> {
     }
 }
 
-/// A virtual CPU of a locked VM.
+/// A virtual CPU, lent for the duration of an ioctl or of a [`VmGuard`].
 ///
 /// # Invariants
 ///
-/// This is a valid `struct kvm_vcpu`.
+/// This is a valid `struct kvm_vcpu`, and online. It lives as long as its VM.
 #[repr(transparent)]
 pub(crate) struct Vcpu(Opaque<bindings::kvm_vcpu>);
 
 impl Vcpu {
+    /// Makes a reference from KVM's pointer.
+    ///
+    /// # Safety
+    ///
+    /// `vcpu` must point to a valid `struct kvm_vcpu`, online, that outlives `'a`.
+    pub(super) unsafe fn from_raw<'a>(vcpu: *mut bindings::kvm_vcpu) -> &'a Self {
+        // CAST: `Self` is transparent over `struct kvm_vcpu`.
+        // SAFETY: The caller guarantees validity for `'a`.
+        // INVARIANT: As above.
+        unsafe { &*vcpu.cast() }
+    }
+
+    /// The VM that this is a vCPU of.
+    pub(crate) fn vm(&self) -> &Vm {
+        // SAFETY: By the type invariant this is a valid `struct kvm_vcpu`; its VM never changes, and
+        // outlives it.
+        unsafe { Vm::from_raw((*self.as_raw()).kvm) }
+    }
+
     fn from_ref(vcpu: &bindings::kvm_vcpu) -> &Self {
         let ptr: *const bindings::kvm_vcpu = vcpu;
         // CAST: `Self` is transparent over `struct kvm_vcpu`.
@@ -147,5 +187,19 @@ impl Vcpu {
         let id = unsafe { (*self.as_raw()).vcpu_id };
         // CAST: KVM keeps ids below `KVM_MAX_VCPU_IDS`.
         id as u32
+    }
+}
+
+/// A record as KVM's C has it; who vouches for it is KVM's to say.
+pub(super) fn to_pvclock(record: &ClockGuest) -> bindings::pvclock_vcpu_time_info {
+    bindings::pvclock_vcpu_time_info {
+        version: 0,
+        pad0: 0,
+        tsc_timestamp: record.tsc_timestamp,
+        system_time: record.system_time,
+        tsc_to_system_mul: record.tsc_to_system_mul,
+        tsc_shift: record.tsc_shift,
+        flags: 0,
+        pad: [0; 2],
     }
 }

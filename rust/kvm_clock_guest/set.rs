@@ -5,20 +5,26 @@
 use crate::{
     kvm::{
         HeldVcpus,
+        Vcpu,
         Vm,
         VmGuard, //
     },
     pvclock::{
         plan::{
             self,
+            Plan,
             Refusal, //
         },
         request::{
             self,
             SetRequest, //
         },
+        tsc::Relation, //
     },
-    state::State,
+    state::{
+        self,
+        State, //
+    },
     user, //
 };
 use kernel::{
@@ -31,8 +37,8 @@ use kernel::{
 /// # Errors
 ///
 /// `EINVAL`, `E2BIG`, `EFAULT` for the payload, `EBUSY` while a vCPU runs, those of [`State::new`],
-/// `ERANGE`, `ESTALE`, `ETIME` for what the request asks, `EINTR`, `ENOMEM`. Nothing is changed
-/// then, except that `rate_diff_hz` was written if it was known.
+/// `ENODATA` without vCPU, `ERANGE`, `ESTALE`, `ETIME` for what the request asks, `EINTR`, `ENOMEM`.
+/// Nothing is changed then, except that `rate_diff_hz` was written if it was known.
 pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let header = user::read_header(arg)?;
     let request = SetRequest::new(header).map_err(|_| EINVAL)?;
@@ -56,47 +62,79 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
         .map_err(|_| EINVAL)?;
 
     let held = guard.try_hold_vcpus()?;
-    let (state, all_matched) = {
+    let (state, all_matched, status) = {
         let clocks = guard.clocks();
-        (State::new(&guard, &clocks)?, clocks.all_matched())
+        let reference = guard.vcpus().next().ok_or(ENODATA)?;
+        let state = State::new(&guard, &clocks, reference, request.fallback)?;
+        let status = state::status(&clocks, &state.now);
+        (state, clocks.all_matched(), status)
     };
     // Before the commit, so that a fault here changes nothing.
     user::write_rate_diff(arg, plan::rate_diff_hz(&request, state.rate))?;
-    let shift =
-        plan::offset_shift(&request, ref_offset, &state.now, state.rate).map_err(errno_of)?;
+    let plan = plan::plan(&request, ref_offset, &state.now, state.rate).map_err(errno_of)?;
+    user::write_outcome(arg, status, plan.precision_ns)?;
 
-    commit(&guard, &held, &request, &vcpus, all_matched, shift);
-    Ok(())
-}
-
-/// Writes what was planned. No step can fail, and no vCPU runs before the last is done.
-fn commit(
-    guard: &VmGuard<'_>,
-    held: &HeldVcpus<'_>,
-    request: &SetRequest,
-    vcpus: &[request::Vcpu],
-    all_matched: bool,
-    shift: u64,
-) {
-    let targets = || {
-        let offsets = vcpus
-            .iter()
-            .map(|vcpu| vcpu.saved.unwrap_or_default().wrapping_add(shift));
-        guard.vcpus().zip(offsets)
+    // The commit: no step can fail, and no vCPU runs before the last is done.
+    let relation = Relation {
+        scale: state.rate.scale,
+        offset: ref_offset.wrapping_add(plan.offset_shift),
     };
-    let is_in_place = targets().all(|(vcpu, offset)| held.tsc_offset(vcpu) == offset);
-    // KVM counts vCPUs as matched that were written the same offset in a row: even one that has its
-    // offset already must take part.
-    if !(is_in_place && all_matched) {
-        for (vcpu, offset) in targets() {
+    if !(all_matched && are_in_place(&guard, &held, &vcpus, plan.offset_shift)) {
+        // KVM counts vCPUs as matched that were written the same offset in a row: even one that has
+        // its offset already must take part.
+        for (vcpu, offset) in targets(&guard, &vcpus, plan.offset_shift) {
             held.set_tsc_offset(vcpu, offset);
         }
     }
-    for (vcpu, offset) in targets() {
-        if vcpu.id() == request.saved.ref_vcpu_id {
-            held.keep(vcpu, offset, &request.saved.record);
-        }
+    guard.keep(state.reference, relation, &plan.record);
+
+    let (status, precision_ns) = outcome(&guard, &state, relation, &plan);
+    // It could be written a moment ago. Who took the memory away since does not get to know.
+    let _ = user::write_outcome(arg, status, precision_ns);
+    Ok(())
+}
+
+/// Every vCPU with the TSC offset (ticks) it is to have.
+fn targets<'a>(
+    guard: &'a VmGuard<'_>,
+    vcpus: &'a [request::Vcpu],
+    offset_shift: u64,
+) -> impl Iterator<Item = (&'a Vcpu, u64)> {
+    let offsets = vcpus
+        .iter()
+        .map(move |vcpu| vcpu.saved.unwrap_or_default().wrapping_add(offset_shift));
+    guard.vcpus().zip(offsets)
+}
+
+fn are_in_place(
+    guard: &VmGuard<'_>,
+    held: &HeldVcpus<'_>,
+    vcpus: &[request::Vcpu],
+    offset_shift: u64,
+) -> bool {
+    targets(guard, vcpus, offset_shift).all(|(vcpu, offset)| held.tsc_offset(vcpu) == offset)
+}
+
+/// `STATUS_*` after the commit, and how far the clocks may be from what was asked for, ns.
+fn outcome(guard: &VmGuard<'_>, state: &State<'_>, relation: Relation, plan: &Plan) -> (u32, u32) {
+    let now = &state.now;
+    let clocks = guard.clocks();
+    let status = state::status(&clocks, now);
+    if clocks.kept().is_some() {
+        return (status, plan.precision_ns);
     }
+    // The host's TSC cannot carry the record: KVM's own clock went on from it. Compare the two.
+    let due = plan.record.kvmclock_ns(relation.guest_tsc(now.host_tsc));
+    let told = now
+        .kvmclock_base_ns()
+        .wrapping_add_signed(clocks.kvmclock_offset());
+    // CAST: The sign of the wrapped difference.
+    let off_by = (told.wrapping_sub(due) as i64).unsigned_abs();
+    let precision_ns = u32::try_from(off_by)
+        .unwrap_or(u32::MAX)
+        .saturating_add(now.precision_ns(state.rate.host_khz))
+        .saturating_add(plan.precision_ns);
+    (status, precision_ns)
 }
 
 fn errno_of(refusal: Refusal) -> Error {

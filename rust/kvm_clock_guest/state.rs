@@ -10,6 +10,7 @@ use crate::{
         VmGuard, //
     },
     pvclock::{
+        abi,
         plan::Instant,
         rate::GuestRate,
         tsc::Relation, //
@@ -19,7 +20,7 @@ use kernel::prelude::*;
 
 /// The reference vCPU, the instant, and the rate that all vCPUs of the VM share.
 pub(crate) struct State<'a> {
-    /// The vCPU that the record is for: the first one.
+    /// The vCPU that the record is for.
     pub(crate) reference: &'a Vcpu,
     /// Its TSC as a function of the host's.
     pub(crate) relation: Relation,
@@ -34,22 +35,30 @@ impl<'a> State<'a> {
     ///
     /// # Errors
     ///
-    /// - `ENODATA` if the host does not keep time by a stable TSC, if there is no vCPU, or if the
-    ///   vCPUs' TSCs do not run at one hardware rate, so that one record could not serve them all,
+    /// - `ENODATA` if the vCPUs' TSCs do not run at one hardware rate, so that one record could not
+    ///   serve them all; or if the host does not keep time by a stable TSC, and `fallback` is not
+    ///   set,
     /// - `EBUSY` if the host's TSC rate is not known at the moment,
     /// - `EOPNOTSUPP` if the guest's TSC is protected from the host.
-    pub(crate) fn new(vm: &'a VmGuard<'_>, clocks: &ClocksGuard<'_>) -> Result<Self> {
-        let reference = vm.vcpus().next().ok_or(ENODATA)?;
+    pub(crate) fn new(
+        vm: &'a VmGuard<'_>,
+        clocks: &ClocksGuard<'_>,
+        reference: &'a Vcpu,
+        fallback: bool,
+    ) -> Result<Self> {
         let relation = clocks.relation(reference);
         for vcpu in vm.vcpus() {
             if clocks.is_tsc_protected(vcpu) {
                 return Err(EOPNOTSUPP);
             }
-            if clocks.is_tsc_catching_up(vcpu) || clocks.relation(vcpu).scale != relation.scale {
+            if clocks.is_tsc_imitated(vcpu) || clocks.relation(vcpu).scale != relation.scale {
                 return Err(ENODATA);
             }
         }
         let now = kvm::now().ok_or(ENODATA)?;
+        if now.spread != 0 && !fallback {
+            return Err(ENODATA);
+        }
         let rate = GuestRate {
             host_khz: kvm::host_tsc_khz().ok_or(EBUSY)?,
             scale: relation.scale,
@@ -61,4 +70,15 @@ impl<'a> State<'a> {
             now,
         })
     }
+}
+
+/// `STATUS_*` at `now`.
+pub(crate) fn status(clocks: &ClocksGuard<'_>, now: &Instant) -> u32 {
+    let kept = clocks.kept().map_or(0, |_| abi::STATUS_KEPT);
+    let fit = if now.spread == 0 {
+        abi::STATUS_HOST_TSC_FIT
+    } else {
+        0
+    };
+    kept | fit
 }

@@ -3,6 +3,7 @@
 //! The ioctls' payload in user memory. Every byte is read once.
 
 use crate::pvclock::abi::{
+    ClockGuest,
     ClockGuestVcpu,
     VmClockGuest, //
 };
@@ -69,6 +70,32 @@ pub(crate) fn write_header(arg: UserPtr, header: &mut VmClockGuest) -> Result {
 /// Writes back how many vCPUs the VM has, and nothing else.
 pub(crate) fn write_nr_vcpus(arg: UserPtr, nr_vcpus: u32) -> Result {
     write_at(arg, offset_of!(VmClockGuest, nr_vcpus), nr_vcpus.as_bytes())
+}
+
+/// Writes back what SET did: `STATUS_*`, and the precision.
+pub(crate) fn write_outcome(arg: UserPtr, status: u32, precision_ns: u32) -> Result {
+    write_at(arg, offset_of!(VmClockGuest, status), status.as_bytes())?;
+    write_at(
+        arg,
+        offset_of!(VmClockGuest, precision_ns),
+        precision_ns.as_bytes(),
+    )
+}
+
+/// Reads a record.
+pub(crate) fn read_record(arg: UserPtr) -> Result<ClockGuest> {
+    let mut record = ClockGuest::default();
+    UserSlice::new(arg, size_of::<ClockGuest>())
+        .reader()
+        .read_slice(record.as_mut_bytes())?;
+    Ok(record)
+}
+
+/// Writes a record.
+pub(crate) fn write_record(arg: UserPtr, record: &ClockGuest) -> Result {
+    UserSlice::new(arg, size_of::<ClockGuest>())
+        .writer()
+        .write_slice(record.as_bytes())
 }
 
 /// Writes back the difference of the TSC rates, and nothing else.

@@ -25,6 +25,10 @@ pub const CAP_EXACT: u32 = 1 << 0;
 pub const CAP_ADVANCE: u32 = 1 << 1;
 /// Capability bit: [`KVM_SET_VM_CLOCK_GUEST`] with [`MODE_FREEZE`].
 pub const CAP_FREEZE: u32 = 1 << 2;
+/// Capability bit: both VM ioctls with [`FLAG_FALLBACK`].
+pub const CAP_FALLBACK: u32 = 1 << 3;
+/// Capability bit: [`KVM_GET_CLOCK_GUEST`] and [`KVM_SET_CLOCK_GUEST`].
+pub const CAP_VCPU: u32 = 1 << 4;
 
 /// SET mode: same host TSC domain; put the relation back bit for bit.
 pub const MODE_EXACT: u32 = 1;
@@ -37,8 +41,11 @@ pub const MODE_FREEZE: u32 = 3;
 pub const FLAG_ALLOW_BACKWARDS: u32 = 1 << 0;
 /// SET flag: accept a TSC rate beyond the tolerance (`ERANGE` otherwise).
 pub const FLAG_ALLOW_RATE_MISMATCH: u32 = 1 << 1;
+/// GET and SET flag: without a master clock, or a host TSC fit for one, do the best that is possible
+/// and tell how good that is, in [`VmClockGuest::precision_ns`] (`ENODATA` otherwise).
+pub const FLAG_FALLBACK: u32 = 1 << 2;
 /// All SET flags this build knows.
-pub const FLAGS_KNOWN: u32 = FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH;
+pub const FLAGS_KNOWN: u32 = FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH | FLAG_FALLBACK;
 
 /// Status bit: the record is kept, i.e. was put there by SET and will not be derived anew.
 pub const STATUS_KEPT: u32 = 1 << 0;
@@ -58,7 +65,9 @@ const fn ioc(dir: u32, nr: u32, size: usize) -> u32 {
     (dir << 30) | ((size as u32) << 16) | (KVMIO << 8) | nr
 }
 
-const IOC_READ_WRITE: u32 = 3;
+const IOC_WRITE: u32 = 1;
+const IOC_READ: u32 = 2;
+const IOC_READ_WRITE: u32 = IOC_READ | IOC_WRITE;
 
 /// Reads the clocks of a whole VM; VM fd, payload [`VmClockGuest`].
 ///
@@ -68,6 +77,13 @@ pub const KVM_GET_VM_CLOCK_GUEST: u32 = ioc(IOC_READ_WRITE, 0xd8, size_of::<VmCl
 /// Writes the clocks of a whole VM; VM fd, payload [`VmClockGuest`], see
 /// [`KVM_GET_VM_CLOCK_GUEST`].
 pub const KVM_SET_VM_CLOCK_GUEST: u32 = ioc(IOC_READ_WRITE, 0xd9, size_of::<VmClockGuest>());
+/// Writes the record of a vCPU, and with it kvmclock of its VM; vCPU fd, payload [`ClockGuest`].
+pub const KVM_SET_CLOCK_GUEST: u32 = ioc(IOC_WRITE, 0xd6, size_of::<ClockGuest>());
+/// Reads the record of a vCPU; vCPU fd, payload [`ClockGuest`].
+pub const KVM_GET_CLOCK_GUEST: u32 = ioc(IOC_READ, 0xd7, size_of::<ClockGuest>());
+
+/// Attribute of a vCPU in group `KVM_VCPU_TSC_CTRL`: its scaling ratio, [`VcpuTscScale`], read-only.
+pub const KVM_VCPU_TSC_SCALE: u64 = 1;
 
 /// The pvclock record in the form the guest sees it: `struct pvclock_vcpu_time_info`.
 ///
@@ -110,6 +126,20 @@ pub struct ClockGuestVcpu {
     pub tsc_offset: u64,
 }
 
+/// Value of [`KVM_VCPU_TSC_SCALE`]: `struct kvm_vcpu_tsc_scale`.
+///
+/// The guest's TSC is `((host TSC * tsc_ratio) >> tsc_frac_bits) + offset`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct VcpuTscScale {
+    /// Fixed-point ratio of guest ticks to host ticks.
+    pub tsc_ratio: u64,
+    /// Its fraction bits.
+    pub tsc_frac_bits: u64,
+}
+
 /// The clocks of a whole VM: `struct kvm_vm_clock_guest`, argument of both VM ioctls.
 ///
 /// Everything after `vcpus` holds at host TSC `host_tsc`, the anchor. What GET returned is, with
@@ -121,11 +151,11 @@ pub struct ClockGuestVcpu {
 pub struct VmClockGuest {
     /// In: size of the caller's structure in bytes. Out: what the kernel knows.
     pub size: u32,
-    /// SET in: `FLAG_*`. Must be 0 for GET.
+    /// In: `FLAG_*`; of these, GET takes [`FLAG_FALLBACK`] alone.
     pub flags: u32,
     /// SET in: `MODE_*`. Must be 0 for GET.
     pub mode: u32,
-    /// GET out: `STATUS_*`. SET accepts the known bits and looks at none.
+    /// Out: `STATUS_*`. SET accepts the known bits and looks at none.
     pub status: u32,
     /// In: elements at `vcpus`. Out: vCPUs of the VM (also with `E2BIG`).
     pub nr_vcpus: u32,
@@ -153,8 +183,9 @@ pub struct VmClockGuest {
     pub tsc_ratio: u64,
     /// Fraction bits of `tsc_ratio`; 0 = no hardware scaling.
     pub tsc_frac_bits: u32,
-    /// Must be 0.
-    pub pad: u32,
+    /// Out: how far guest TSC or kvmclock may be from what they should be, ns, 0 = exact; from SET
+    /// the sum of what it was given and what it added. Not 0 only with [`FLAG_FALLBACK`].
+    pub precision_ns: u32,
 
     /// The record of the reference vCPU.
     pub record: ClockGuest,
@@ -170,4 +201,6 @@ const _: () = {
     // No implicit padding is left for the compiler to insert: `IntoBytes` would not derive.
     assert!(KVM_GET_VM_CLOCK_GUEST == 0xc088_aed8);
     assert!(KVM_SET_VM_CLOCK_GUEST == 0xc088_aed9);
+    assert!(KVM_SET_CLOCK_GUEST == 0x4020_aed6);
+    assert!(KVM_GET_CLOCK_GUEST == 0x8020_aed7);
 };

@@ -4,6 +4,7 @@
 //! before the first lock that a failure could not undo.
 
 use super::{
+    abi::ClockGuest,
     rate::GuestRate,
     request::{
         Mode,
@@ -31,6 +32,28 @@ pub struct Instant {
     pub monotonic_raw_ns: i64,
     /// `CLOCK_BOOTTIME` - `CLOCK_MONOTONIC`: time spent suspended, ns.
     pub boot_offset_ns: i64,
+    /// Host TSC ticks between the two readings that `host_tsc` lies in the middle of, and the other
+    /// clocks were read between; 0 if all was read as one.
+    pub spread: u64,
+}
+
+impl Instant {
+    /// KVM's base of kvmclock: `CLOCK_MONOTONIC_RAW` plus time suspended, ns.
+    pub const fn kvmclock_base_ns(&self) -> u64 {
+        // CAST: KVM counts it as unsigned; it does not get negative.
+        self.monotonic_raw_ns.wrapping_add(self.boot_offset_ns) as u64
+    }
+
+    /// How far `host_tsc` may be from the instant of the other clocks, ns, on a host of `host_khz`;
+    /// saturating.
+    pub fn precision_ns(&self, host_khz: u32) -> u32 {
+        const NSEC_PER_MSEC: u64 = 1_000_000;
+        let ticks = self.spread.div_ceil(2);
+        let ns = ticks
+            .saturating_mul(NSEC_PER_MSEC)
+            .div_ceil(u64::from(host_khz.max(1)));
+        u32::try_from(ns).unwrap_or(u32::MAX)
+    }
 }
 
 /// Why a well-formed request cannot be carried out here.
@@ -42,8 +65,21 @@ pub enum Refusal {
     Stale,
     /// Advance would move the guest backwards: `ETIME`.
     Backwards,
-    /// The elapsed time does not fit 64 bits of ticks: `EINVAL`.
+    /// The elapsed time does not fit 64 bits of ticks, or the record cannot reach as far back as
+    /// the guest is to go: `EINVAL`.
     Unrepresentable,
+}
+
+/// What is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What to add to every saved TSC offset, ticks mod 2^64.
+    pub offset_shift: u64,
+    /// The record of the reference vCPU: the saved one, to the bit, unless the guest is to go back
+    /// behind its `tsc_timestamp`.
+    pub record: ClockGuest,
+    /// How far guest TSC or kvmclock may be from what they should be, ns, saturating.
+    pub precision_ns: u32,
 }
 
 /// Guest TSC rate here minus the saved one, Hz, saturating.
@@ -51,20 +87,20 @@ pub fn rate_diff_hz(request: &SetRequest, here: GuestRate) -> i64 {
     here.diff_hz(request.rate)
 }
 
-/// What to add to every saved TSC offset (ticks, mod 2^64); the saved record goes with it.
+/// What is to be written.
 ///
-/// `ref_offset` is the saved offset of the reference vCPU, `now` an instant of this host and
+/// `ref_offset` is the saved offset of the reference vCPU (ticks), `now` an instant of this host and
 /// `here` the guest's TSC rate on it.
 ///
 /// # Errors
 ///
 /// See [`Refusal`].
-pub fn offset_shift(
+pub fn plan(
     request: &SetRequest,
     ref_offset: u64,
     now: &Instant,
     here: GuestRate,
-) -> Result<u64, Refusal> {
+) -> Result<Plan, Refusal> {
     let saved = &request.saved;
     let same_rate = match request.mode {
         // In one domain the counter is the same whatever each kernel calibrated it to be, so the
@@ -81,13 +117,29 @@ pub fn offset_shift(
 
     let elapsed_ticks = match request.mode {
         Mode::Exact if is_ahead(saved.host_tsc, now.host_tsc) => return Err(Refusal::Stale),
-        Mode::Exact => return Ok(0),
+        Mode::Exact => {
+            return Ok(Plan {
+                offset_shift: 0,
+                record: saved.record,
+                precision_ns: saved.precision_ns,
+            })
+        }
         Mode::Freeze => 0,
         Mode::Advance => elapsed_ticks(request, now)?,
     };
     let guest_tsc = saved.guest_tsc.wrapping_add(elapsed_ticks);
     let relation = Relation::through(here.scale, now.host_tsc, guest_tsc);
-    Ok(relation.offset.wrapping_sub(ref_offset))
+    let record = saved.record.not_ahead_of(guest_tsc);
+    let pairing_ns = match request.mode {
+        // Takes no notice of the time of day.
+        Mode::Exact | Mode::Freeze => 0,
+        Mode::Advance => now.precision_ns(here.host_khz),
+    };
+    Ok(Plan {
+        offset_shift: relation.offset.wrapping_sub(ref_offset),
+        record: record.ok_or(Refusal::Unrepresentable)?,
+        precision_ns: saved.precision_ns.saturating_add(pairing_ns),
+    })
 }
 
 /// Guest ticks (mod 2^64) from the anchor to `now`, by TAI and at the saved rate.

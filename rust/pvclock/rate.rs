@@ -7,6 +7,9 @@ use super::{
     wide::mul_mul_shr_div, //
 };
 
+/// Nanoseconds per millisecond.
+const NSEC_PER_MSEC: u64 = 1_000_000;
+
 /// Nanoseconds per second, as the 32-bit divisor the kernel can divide by.
 const NSEC_PER_SEC: u32 = 1_000_000_000;
 
@@ -42,6 +45,11 @@ impl GuestRate {
         mul_mul_shr_div(ns, host_hz, factor, shift, NSEC_PER_SEC)
     }
 
+    /// The rate in kHz, rounded down: what KVM derives a pvclock factor from.
+    pub fn khz(self) -> u64 {
+        self.scale.apply(u64::from(self.host_khz))
+    }
+
     /// This rate minus `other`, in Hz, saturating.
     pub fn diff_hz(self, other: Self) -> i64 {
         let (a, b) = (self.hz(), other.hz());
@@ -70,6 +78,18 @@ pub struct Factor {
 }
 
 impl Factor {
+    /// The rate that the factor is for, in kHz, rounded down; `None` if `mul` is 0 or the rate
+    /// exceeds 64 bits. `shift` must be in -31..=31.
+    ///
+    /// What `pvclock_tsc_khz()` computes, without the low bits that it loses where `shift` is
+    /// negative.
+    pub fn khz(self) -> Option<u64> {
+        let bits = u32::from(self.shift.unsigned_abs());
+        let (up, down) = if self.shift < 0 { (bits, 0) } else { (0, bits) };
+        // 10^6 ns in a ms, as mul / 2^32 ns to the shifted tick.
+        mul_mul_shr_div(NSEC_PER_MSEC << 32, 1 << up, 1, down, self.mul)
+    }
+
     /// The factor KVM gives a guest of `khz` kHz; `None` for a rate of 0.
     ///
     /// Mirrors `kvm_get_time_scale(NSEC_PER_SEC, khz * 1000)`, bit for bit: it must equal what the

@@ -5,7 +5,10 @@
 //! Mirrors `__pvclock_read_cycles()` and `pvclock_scale_delta()` of `arch/x86/include/asm/pvclock.h`,
 //! which both the guest and KVM evaluate.
 
-use super::abi::ClockGuest;
+use super::{
+    abi::ClockGuest,
+    tsc::is_ahead, //
+};
 
 impl ClockGuest {
     /// kvmclock (ns) at guest TSC `guest_tsc` (ticks): the record's `K(g)`.
@@ -25,6 +28,55 @@ impl ClockGuest {
         // CAST: a 64x32-bit product has 96 bits; the upper 64 are the ns.
         let ns = ((shifted as u128 * self.tsc_to_system_mul as u128) >> 32) as u64;
         self.system_time.wrapping_add(ns)
+    }
+
+    /// The lossless lattice: kvmclock is a whole number of ns, with nothing floored away, every so
+    /// many ticks from `tsc_timestamp` on. Returned as a power of 2, i.e. the lattice's step is
+    /// `1 << lattice_bits()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.
+    ///
+    /// A record that is moved by whole steps reads the same afterwards at every later TSC. Moved to
+    /// any other tick it loses up to 1 ns.
+    pub const fn lattice_bits(&self) -> u32 {
+        let shift = self.tsc_shift as i32;
+        let right = if shift < 0 { shift.unsigned_abs() } else { 0 };
+        let left = if shift > 0 { shift.unsigned_abs() } else { 0 };
+        // The product has a fraction of 32 bits, of which `mul` and a left shift clear some.
+        right + 32u32.saturating_sub(self.tsc_to_system_mul.trailing_zeros() + left)
+    }
+
+    /// The same clock by a record that does not lie ahead of guest TSC `guest_tsc` (ticks): itself,
+    /// or else itself moved back along the [lattice](Self::lattice_bits).
+    ///
+    /// Guests take the ticks since `tsc_timestamp` for unsigned, so a record ahead of their TSC
+    /// would send them centuries into the future.
+    ///
+    /// `None` if the record's shift leaves no room for as many ticks.
+    pub const fn not_ahead_of(&self, guest_tsc: u64) -> Option<Self> {
+        if !is_ahead(self.tsc_timestamp, guest_tsc) {
+            return Some(*self);
+        }
+        // Below 2^63, as it is ahead; so is the step, hence the sum is below 2^64.
+        let ahead = self.tsc_timestamp.wrapping_sub(guest_tsc);
+        let step = match 1u64.checked_shl(self.lattice_bits()) {
+            Some(step) => step,
+            None => return None,
+        };
+        let ticks = (ahead + (step - 1)) & !(step - 1);
+        let moved = Self {
+            tsc_timestamp: self.tsc_timestamp.wrapping_sub(ticks),
+            ..*self
+        };
+        if self.tsc_shift > 0 && ticks.leading_zeros() <= self.tsc_shift.unsigned_abs() as u32 {
+            return None;
+        }
+        // What the moved record adds on the way to the old timestamp, exactly.
+        let ns = moved
+            .kvmclock_ns(self.tsc_timestamp)
+            .wrapping_sub(self.system_time);
+        Some(Self {
+            system_time: self.system_time.wrapping_sub(ns),
+            ..moved
+        })
     }
 
     /// The record of a vCPU whose TSC offset is `offset_diff` ticks (mod 2^64) above this one's.

@@ -6,11 +6,13 @@
 use super::{
     abi::{
         self,
+        ClockGuest,
         ClockGuestVcpu,
         VmClockGuest, //
     },
     rate::GuestRate,
     tsc::{
+        is_ahead,
         Relation,
         Scale, //
     },
@@ -33,6 +35,8 @@ pub enum Invalid {
     NoRate,
     /// `guest_tsc` or `kvmclock_ns` is not what the offset and the record say at `host_tsc`.
     Contradiction,
+    /// `tsc_timestamp` lies ahead of the guest's TSC, so that the guest cannot read the record yet.
+    RecordAhead,
     /// A vCPU id appears twice.
     DuplicateVcpu,
     /// A vCPU id that the VM does not have; or `ref_vcpu_id` is not in the array.
@@ -72,19 +76,53 @@ pub struct Vcpu {
     pub saved: Option<u64>,
 }
 
-/// Refuses what GET cannot mean.
+/// A GET request that makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GetRequest {
+    /// [`abi::FLAG_FALLBACK`] is set.
+    pub fallback: bool,
+}
+
+impl GetRequest {
+    /// Validates the header of a GET.
+    ///
+    /// # Errors
+    ///
+    /// A flag other than [`abi::FLAG_FALLBACK`], or a mode, which GET does not have.
+    pub fn new(header: &VmClockGuest) -> Result<Self, Invalid> {
+        if header.flags & !abi::FLAG_FALLBACK != 0 {
+            return Err(Invalid::UnknownFlag);
+        }
+        if header.mode != 0 {
+            return Err(Invalid::UnknownMode);
+        }
+        Ok(Self {
+            fallback: header.flags & abi::FLAG_FALLBACK != 0,
+        })
+    }
+}
+
+/// Validates a record, and returns it as SET keeps it: the host in charge vouches for its own
+/// record, and counts its versions, so `version` and `flags` are cleared.
 ///
 /// # Errors
 ///
-/// A flag or a mode, neither of which GET has.
-pub fn check_get(header: &VmClockGuest) -> Result<(), Invalid> {
-    if header.flags != 0 {
-        return Err(Invalid::UnknownFlag);
+/// [`Invalid::Padding`], [`Invalid::ZeroMul`], [`Invalid::ShiftRange`].
+pub fn check_record(record: &ClockGuest) -> Result<ClockGuest, Invalid> {
+    if record.pad0 != 0 || record.pad != [0; 2] {
+        return Err(Invalid::Padding);
     }
-    if header.mode != 0 {
-        return Err(Invalid::UnknownMode);
+    if record.tsc_to_system_mul == 0 {
+        return Err(Invalid::ZeroMul);
     }
-    Ok(())
+    if !(-31..=31).contains(&record.tsc_shift) {
+        return Err(Invalid::ShiftRange);
+    }
+    Ok(ClockGuest {
+        version: 0,
+        flags: 0,
+        ..*record
+    })
 }
 
 /// A SET request whose header makes sense.
@@ -96,6 +134,8 @@ pub struct SetRequest {
     pub allow_backwards: bool,
     /// [`abi::FLAG_ALLOW_RATE_MISMATCH`] is set.
     pub allow_rate_mismatch: bool,
+    /// [`abi::FLAG_FALLBACK`] is set.
+    pub fallback: bool,
     /// TSC rate of the guest where it was saved.
     pub rate: GuestRate,
     /// The header as it came; its record's `version` and `flags` are cleared.
@@ -107,26 +147,13 @@ impl SetRequest {
     ///
     /// # Errors
     ///
-    /// All of [`Invalid`] but those about vCPUs and [`Invalid::Contradiction`], which
-    /// [`match_vcpus`](Self::match_vcpus) finds.
+    /// All of [`Invalid`] but those that [`match_vcpus`](Self::match_vcpus) finds.
     pub fn new(mut header: VmClockGuest) -> Result<Self, Invalid> {
         let mode = Mode::from_abi(header.mode).ok_or(Invalid::UnknownMode)?;
         if header.flags & !abi::FLAGS_KNOWN != 0 || header.status & !abi::STATUS_KNOWN != 0 {
             return Err(Invalid::UnknownFlag);
         }
-        let record = &mut header.record;
-        if header.pad != 0 || record.pad0 != 0 || record.pad != [0; 2] {
-            return Err(Invalid::Padding);
-        }
-        if record.tsc_to_system_mul == 0 {
-            return Err(Invalid::ZeroMul);
-        }
-        if !(-31..=31).contains(&record.tsc_shift) {
-            return Err(Invalid::ShiftRange);
-        }
-        // The host in charge vouches for its own record, and counts its versions.
-        record.version = 0;
-        record.flags = 0;
+        header.record = check_record(&header.record)?;
 
         let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).ok_or(Invalid::NoRate)?;
         let rate = GuestRate {
@@ -140,6 +167,7 @@ impl SetRequest {
             mode,
             allow_backwards: header.flags & abi::FLAG_ALLOW_BACKWARDS != 0,
             allow_rate_mismatch: header.flags & abi::FLAG_ALLOW_RATE_MISMATCH != 0,
+            fallback: header.flags & abi::FLAG_FALLBACK != 0,
             rate,
             saved: header,
         })
@@ -151,8 +179,8 @@ impl SetRequest {
     /// # Errors
     ///
     /// Unless `entries` names every one of `vcpus` exactly once and nothing else, with zero
-    /// padding, the reference vCPU among them; and unless `guest_tsc` and `kvmclock_ns` are what
-    /// the reference vCPU's offset and the record say at the anchor.
+    /// padding, the reference vCPU among them; unless `guest_tsc` and `kvmclock_ns` are what the
+    /// reference vCPU's offset and the record say at the anchor; and if the record lies ahead.
     pub fn match_vcpus(
         &self,
         vcpus: &mut [Vcpu],
@@ -192,6 +220,9 @@ impl SetRequest {
             || self.saved.record.kvmclock_ns(guest_tsc) != self.saved.kvmclock_ns
         {
             return Err(Invalid::Contradiction);
+        }
+        if is_ahead(self.saved.record.tsc_timestamp, guest_tsc) {
+            return Err(Invalid::RecordAhead);
         }
         Ok(offset)
     }

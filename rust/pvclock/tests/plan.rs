@@ -15,9 +15,10 @@ use pvclock::{
         VmClockGuest, //
     },
     plan::{
-        offset_shift,
+        plan,
         rate_diff_hz,
         Instant,
+        Plan,
         Refusal, //
     },
     rate::GuestRate,
@@ -51,7 +52,7 @@ fn planned(
     rate: GuestRate,
 ) -> Result<u64, Refusal> {
     let request = SetRequest::new(header).unwrap();
-    let shift = offset_shift(&request, ref_offset, &now, rate)?;
+    let shift = plan(&request, ref_offset, &now, rate)?.offset_shift;
     let relation = Relation {
         scale: rate.scale,
         offset: ref_offset.wrapping_add(shift),
@@ -110,7 +111,8 @@ proptest! {
         let (header, vcpus) = saved(abi::MODE_EXACT, scale);
         let now = Instant { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
         let request = SetRequest::new(header).unwrap();
-        prop_assert_eq!(offset_shift(&request, vcpus[0].tsc_offset, &now, here(khz, scale)), Ok(0));
+        let expected = Plan { offset_shift: 0, record: request.saved.record, precision_ns: 0 };
+        prop_assert_eq!(plan(&request, vcpus[0].tsc_offset, &now, here(khz, scale)), Ok(expected));
     }
 
     /// No bit pattern makes planning panic.
@@ -126,7 +128,7 @@ proptest! {
         let now = Instant { host_tsc: now_tsc, tai_ns: now_tai as i64, ..Default::default() };
         if let (Ok(request), Some(scale)) = (SetRequest::new(header), Scale::new(here_ratio, frac_bits)) {
             let _ = rate_diff_hz(&request, here(khz.1, scale));
-            let _ = offset_shift(&request, offset, &now, here(khz.1, scale));
+            let _ = plan(&request, offset, &now, here(khz.1, scale));
         }
     }
 }

@@ -13,7 +13,7 @@ use pvclock::{
         VmClockGuest, //
     },
     request::{
-        check_get,
+        GetRequest,
         Invalid,
         SetRequest,
         Vcpu, //
@@ -47,9 +47,8 @@ fn headers_are_refused_by_reason() {
     let cases: &[(Invalid, Bend)] = &[
         (Invalid::UnknownMode, |h| h.mode = 0),
         (Invalid::UnknownMode, |h| h.mode = 4),
-        (Invalid::UnknownFlag, |h| h.flags = 1 << 2),
+        (Invalid::UnknownFlag, |h| h.flags = 1 << 3),
         (Invalid::UnknownFlag, |h| h.status = 1 << 2),
-        (Invalid::Padding, |h| h.pad = 1),
         (Invalid::Padding, |h| h.record.pad0 = 1),
         (Invalid::Padding, |h| h.record.pad = [0, 1]),
         (Invalid::ZeroMul, |h| h.record.tsc_to_system_mul = 0),
@@ -64,6 +63,10 @@ fn headers_are_refused_by_reason() {
         (Invalid::Contradiction, |h| h.guest_tsc += 1),
         (Invalid::Contradiction, |h| h.kvmclock_ns -= 1),
         (Invalid::Contradiction, |h| h.host_tsc += 1),
+        (Invalid::RecordAhead, |h| {
+            h.record.tsc_timestamp = h.guest_tsc + 1;
+            h.kvmclock_ns = h.record.kvmclock_ns(h.guest_tsc);
+        }),
         (Invalid::UnknownVcpu, |h| h.ref_vcpu_id = 4),
     ];
     for (reason, bend) in cases {
@@ -90,13 +93,21 @@ fn arrays_are_refused_by_reason() {
 }
 
 #[test]
-fn get_has_neither_flags_nor_modes() {
-    let header = VmClockGuest::default();
-    assert_eq!(check_get(&header), Ok(()));
-    let flags = VmClockGuest { flags: 1, ..header };
-    assert_eq!(check_get(&flags), Err(Invalid::UnknownFlag));
-    let mode = VmClockGuest { mode: 1, ..header };
-    assert_eq!(check_get(&mode), Err(Invalid::UnknownMode));
+fn get_has_one_flag_and_no_mode() {
+    let get = |flags, mode| {
+        let header = VmClockGuest {
+            flags,
+            mode,
+            ..Default::default()
+        };
+        GetRequest::new(&header).map(|request| request.fallback)
+    };
+    assert_eq!(get(0, 0), Ok(false));
+    assert_eq!(get(abi::FLAG_FALLBACK, 0), Ok(true));
+    for flag in [0, 1, 3, 31].map(|bit| 1 << bit) {
+        assert_eq!(get(flag, 0), Err(Invalid::UnknownFlag));
+    }
+    assert_eq!(get(0, abi::MODE_EXACT), Err(Invalid::UnknownMode));
 }
 
 proptest! {
@@ -109,7 +120,7 @@ proptest! {
     ) {
         let mut header = VmClockGuest::read_from_bytes(header.as_bytes()).unwrap();
         // Let some of them get past the first checks.
-        (header.mode, header.flags, header.status, header.pad) = (mode, 0, 0, 0);
+        (header.mode, header.flags, header.status) = (mode, 0, 0);
         (header.record.pad0, header.record.pad) = (0, [0; 2]);
         let entries: Vec<_> = entries
             .into_iter()

@@ -12,7 +12,7 @@ use crate::{
     vmm::{
         self,
         error::Context,
-        ioctl::get_vm_clock_guest,
+        vcpu_ioctl::tsc_scale,
         Vm, //
     },
 };
@@ -101,7 +101,7 @@ impl Info {
         self.clock_guest_cap = cap_names(by_vm.cap);
         self.tsc_khz = Some(by_vm.tsc_khz);
         self.tsc_scaling = Some(scaling);
-        // KVM does not tell; the module does, and else the vendor decides.
+        // Without the attribute the vendor decides.
         self.tsc_frac_bits = by_vm
             .frac_bits
             .or_else(|| Vendor::loaded().map(Vendor::tsc_frac_bits))
@@ -182,12 +182,13 @@ impl ByVm {
             .set_clock(&kvm_clock_data::default())
             .context("KVM_SET_CLOCK")?;
         let clock = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+        let scale = tsc_scale(&vm.vcpus()[0].fd());
         Ok(Self {
             cap: clock_guest_cap(vm.fd()),
             tsc_khz: vm.tsc_khz()?,
-            frac_bits: get_vm_clock_guest(vm.fd())
+            frac_bits: scale
                 .ok()
-                .map(|clock| clock.header.tsc_frac_bits),
+                .and_then(|scale| u32::try_from(scale.tsc_frac_bits).ok()),
             master_clock: clock.flags & KVM_CLOCK_HOST_TSC != 0,
         })
     }
@@ -198,6 +199,8 @@ fn cap_names(cap: u32) -> Vec<String> {
         (abi::CAP_EXACT, "exact"),
         (abi::CAP_ADVANCE, "advance"),
         (abi::CAP_FREEZE, "freeze"),
+        (abi::CAP_FALLBACK, "fallback"),
+        (abi::CAP_VCPU, "vcpu"),
     ];
     let mut names = Vec::new();
     let mut rest = cap;
@@ -236,6 +239,7 @@ mod tests {
     fn capability_bits_have_names() {
         assert!(cap_names(0).is_empty());
         assert_eq!(cap_names(0b111), ["exact", "advance", "freeze"]);
-        assert_eq!(cap_names(0b1001), ["exact", "0x8"]);
+        assert_eq!(cap_names(0b11000), ["fallback", "vcpu"]);
+        assert_eq!(cap_names(0b10_0001), ["exact", "0x20"]);
     }
 }

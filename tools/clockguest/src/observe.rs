@@ -3,10 +3,7 @@
 //! Lets a VM run until every vCPU has made fresh readings, and takes them.
 
 use crate::{
-    host::{
-        clock_guest_cap,
-        rdtsc_ordered, //
-    },
+    host::rdtsc_ordered,
     measure::{
         Bracketed,
         Reading,
@@ -15,12 +12,13 @@ use crate::{
     },
     vmm::{
         error::Context,
-        ioctl::get_vm_clock_guest,
+        vcpu_ioctl::tsc_scale,
         Error,
         Result,
         Vm, //
     },
 };
+use kvm_ioctls::VcpuFd;
 use std::{
     thread::sleep,
     time::{
@@ -67,7 +65,7 @@ impl Run {
     ///
     /// Those of the ioctls that read offsets, rate and ratio.
     pub fn finish(self, vm: &Vm, host_stop: u64) -> Result<Reading> {
-        let (ratio, frac_bits) = scaling(vm)?;
+        let (ratio, frac_bits) = scaling(&vm.vcpus()[0].fd())?;
         let offsets = vm.tsc_offsets()?;
         let vcpus = self.samples.into_iter().zip(offsets).enumerate();
         let vcpus = vcpus.map(|(index, (mut samples, offset))| {
@@ -101,18 +99,18 @@ impl Run {
     }
 }
 
-/// Scaling ratio and its fraction bits; KVM itself does not tell, the module does.
+/// Scaling ratio and its fraction bits.
 ///
-/// Without the module there is none: this VMM never asks for another rate than the host's.
-fn scaling(vm: &Vm) -> Result<(u64, u32)> {
-    if clock_guest_cap(vm.fd()) == 0 {
-        return Ok((0, 0));
-    }
-    match get_vm_clock_guest(vm.fd()) {
-        Ok(clock) => Ok((clock.header.tsc_ratio, clock.header.tsc_frac_bits)),
-        // A legacy method may cost the VM its master clock, not its ratio.
-        Err(e) if e.errno() == libc::ENODATA => Ok((0, 0)),
-        Err(e) => Err(e).context("KVM_GET_VM_CLOCK_GUEST"),
+/// Without the attribute there is none: this VMM never asks for another rate than the host's.
+fn scaling(vcpu: &VcpuFd) -> Result<(u64, u32)> {
+    match tsc_scale(vcpu) {
+        Ok(scale) => {
+            // CAST: At most 63.
+            let frac_bits = scale.tsc_frac_bits as u32;
+            Ok((scale.tsc_ratio, frac_bits))
+        }
+        Err(e) if e.errno() == libc::ENXIO => Ok((0, 0)),
+        Err(e) => Err(e).context("KVM_VCPU_TSC_SCALE"),
     }
 }
 

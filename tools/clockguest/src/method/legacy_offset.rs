@@ -8,7 +8,7 @@
 use super::SavedClocks;
 use crate::vmm::{
     error::Context,
-    ioctl,
+    vcpu_ioctl::set_tsc_offset,
     Error,
     Result,
     Vm, //
@@ -58,7 +58,7 @@ impl SavedClocks for Saved {
         // Steps 6 and 7.
         let shift = self.offset_shift(&here);
         for (vcpu, offset) in vm.vcpus().iter().zip(&self.offsets) {
-            ioctl::set_tsc_offset(&vcpu.fd(), offset.wrapping_add(shift))
+            set_tsc_offset(&vcpu.fd(), offset.wrapping_add(shift))
                 .context("KVM_VCPU_TSC_OFFSET")?;
         }
         Ok(())

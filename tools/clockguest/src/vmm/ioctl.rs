@@ -1,40 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`, and the TSC attributes of a
-//! vCPU.
+//! VM ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`.
 
-use kvm_bindings::{
-    kvm_device_attr,
-    KVM_VCPU_TSC_CTRL,
-    KVM_VCPU_TSC_OFFSET, //
-};
-use kvm_ioctls::{
-    VcpuFd,
-    VmFd, //
-};
+use kvm_ioctls::VmFd;
 use pvclock::abi::{
     ClockGuestVcpu,
-    VmClockGuest, //
+    VmClockGuest,
+    FLAG_FALLBACK, //
 };
 use serde::{
     Deserialize,
     Serialize, //
 };
-use vmm_sys_util::{
-    errno,
-    ioctl::ioctl_with_ref, //
-};
-
-/// Request numbers.
-mod nr {
-    use kvm_bindings::kvm_device_attr;
-    use vmm_sys_util::ioctl_iow_nr;
-
-    const KVMIO: u32 = 0xae;
-
-    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
-    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
-}
+use vmm_sys_util::errno;
 
 /// The bare calls, for who must send what no correct caller would.
 pub mod raw {
@@ -126,7 +104,8 @@ impl VmClock {
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `ENODATA`: the VM keeps no record and can have no master clock.
+/// - `ENODATA`: the VM keeps no record and has no master clock, or the host does not keep its time by
+///   a stable TSC; see [`get_vm_clock_guest_or_fall_back`].
 /// - `EBUSY`: the host's TSC rate is momentarily not known.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
@@ -142,9 +121,29 @@ impl VmClock {
 /// assert_eq!(clock.header.record.kvmclock_ns(clock.header.guest_tsc), clock.header.kvmclock_ns);
 /// ```
 pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
+    get(vm, 0)
+}
+
+/// As [`get_vm_clock_guest`], but without a master clock or a host TSC fit for one it reads what KVM's
+/// clock says, and tells in `header.precision_ns` how good that is.
+///
+/// Needs `KVM_CAP_CLOCK_GUEST` with `CAP_FALLBACK`.
+///
+/// # Errors
+///
+/// As of [`get_vm_clock_guest`]; `ENODATA` only if the vCPUs' TSCs run at different rates, or if there
+/// is no vCPU.
+pub fn get_vm_clock_guest_or_fall_back(vm: &VmFd) -> errno::Result<VmClock> {
+    get(vm, FLAG_FALLBACK)
+}
+
+fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
     let mut clock = VmClock {
+        header: VmClockGuest {
+            flags,
+            ..VmClockGuest::default()
+        },
         vcpus: vec![ClockGuestVcpu::default(); 8],
-        ..VmClock::default()
     };
     loop {
         let mut header = clock.prepared();
@@ -168,7 +167,8 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 
 /// Writes the clocks of `vm`, all or none; the caller sets `clock.header.mode` and `.flags`.
 ///
-/// `clock.header.rate_diff_hz` (Hz) is filled in, with `ERANGE` too. Needs `KVM_CAP_CLOCK_GUEST`
+/// `clock.header.rate_diff_hz` (Hz) is filled in, with `ERANGE` too; on success, also `status` and
+/// `precision_ns`. Needs `KVM_CAP_CLOCK_GUEST`
 /// with the mode's bit.
 ///
 /// # Errors
@@ -176,7 +176,8 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
 /// - `EINVAL`: `clock` is malformed, or does not name every vCPU exactly once.
 /// - `EBUSY`: a vCPU is inside an ioctl, that is to say in `KVM_RUN`.
-/// - `ENODATA`: the host does not keep its time by a stable TSC.
+/// - `ENODATA`: the host does not keep its time by a stable TSC, and `FLAG_FALLBACK` is not set; or the
+///   vCPUs' TSCs run at different rates.
 /// - `ERANGE`: the rates differ by more than the tolerance.
 /// - `ESTALE`: mode exact, but the anchor lies ahead of this host's TSC.
 /// - `ETIME`: mode advance would move the guest backwards.
@@ -201,51 +202,6 @@ pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
     let result = unsafe { raw::set(vm, (&raw mut header).cast()) };
     clock.take(header);
     result
-}
-
-/// L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
-///
-/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
-///
-/// # Errors
-///
-/// `ENXIO` if KVM does not have the attribute.
-pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
-    let mut offset = 0u64;
-    let attr = tsc_offset_attr((&raw mut offset).addr());
-    // SAFETY: The kernel writes 8 bytes at `attr.addr`, which is `offset`.
-    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_GET_DEVICE_ATTR(), &attr) };
-    if ret < 0 {
-        return errno::errno_result();
-    }
-    // The kernel wrote it behind the compiler's back.
-    Ok(std::hint::black_box(offset))
-}
-
-/// Sets the L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
-///
-/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
-///
-/// # Errors
-///
-/// `ENXIO` if KVM does not have the attribute.
-pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> errno::Result<()> {
-    let attr = tsc_offset_attr((&raw const offset).addr());
-    // SAFETY: The kernel reads 8 bytes at `attr.addr`, which is `offset`.
-    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_DEVICE_ATTR(), &attr) };
-    if ret < 0 {
-        return errno::errno_result();
-    }
-    Ok(())
-}
-
-fn tsc_offset_attr(addr: usize) -> kvm_device_attr {
-    kvm_device_attr {
-        group: KVM_VCPU_TSC_CTRL,
-        attr: KVM_VCPU_TSC_OFFSET.into(),
-        addr: addr as u64,
-        ..kvm_device_attr::default()
-    }
 }
 
 /// Serde for the array, entry by entry as its bytes.

@@ -7,6 +7,7 @@ pub mod ioctl;
 pub mod memory;
 pub mod state;
 pub mod vcpu;
+pub mod vcpu_ioctl;
 pub mod vm;
 
 pub use error::{

@@ -8,13 +8,13 @@ use super::{
         Error,
         Result, //
     },
-    ioctl,
     memory::GuestMemory,
     state::{
         VcpuState,
         VmState, //
     },
     vcpu::Vcpu,
+    vcpu_ioctl, //
 };
 use crate::guest::{
     code::{
@@ -191,7 +191,7 @@ impl Vm {
     pub fn tsc_offsets(&self) -> Result<Vec<u64>> {
         self.vcpus
             .iter()
-            .map(|vcpu| ioctl::tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET"))
+            .map(|vcpu| vcpu_ioctl::tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET"))
             .collect()
     }
 

@@ -9,7 +9,8 @@ use kvm_ioctls::Kvm;
 use pvclock::abi;
 
 /// All that these tests exercise.
-const NEEDED: u32 = abi::CAP_EXACT | abi::CAP_ADVANCE | abi::CAP_FREEZE;
+const NEEDED: u32 =
+    abi::CAP_EXACT | abi::CAP_ADVANCE | abi::CAP_FREEZE | abi::CAP_FALLBACK | abi::CAP_VCPU;
 
 /// KVM by the CPU vendor's module.
 ///

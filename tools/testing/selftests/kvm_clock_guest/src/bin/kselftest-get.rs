@@ -154,13 +154,13 @@ fn set_fields(vm: &Vm) -> Result<()> {
     let zeros = [
         i64::from(header.flags),
         i64::from(header.mode),
-        i64::from(header.pad),
+        i64::from(header.precision_ns),
         i64::from(header.record.pad0),
         header.rate_diff_hz,
     ];
     ensure!(
         zeros == [0; 5],
-        "flags, mode, pad, pad0, rate_diff_hz are {zeros:?}"
+        "flags, mode, precision_ns, pad0, rate_diff_hz are {zeros:?}"
     );
     ensure!(
         header.record.pad == [0; 2],

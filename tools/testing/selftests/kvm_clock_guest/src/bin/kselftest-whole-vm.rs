@@ -9,10 +9,8 @@ use anyhow::{
     Result, //
 };
 use clockguest::vmm::{
-    ioctl::{
-        set_tsc_offset,
-        VmClock, //
-    },
+    ioctl::VmClock,
+    vcpu_ioctl::set_tsc_offset,
     Vm, //
 };
 use kvm_clock_guest_selftests::{

@@ -31,13 +31,12 @@ type Edit = fn(&mut VmClock);
 
 /// Edits of a sound SET, after which `guest_tsc` and `kvmclock_ns` are made to fit again.
 const SET: &[(&str, Edit)] = &[
-    ("unknown flag", |c| c.header.flags = 1 << 2),
+    ("unknown flag", |c| c.header.flags = 1 << 3),
     ("highest flag", |c| c.header.flags = 1 << 31),
     ("mode 0", |c| c.header.mode = 0),
     ("unknown mode", |c| c.header.mode = MODE_FREEZE + 1),
     ("unknown status bit", |c| c.header.status = 1 << 2),
     ("highest status bit", |c| c.header.status = 1 << 31),
-    ("header padding", |c| c.header.pad = 1),
     ("record's first padding", |c| c.header.record.pad0 = 1),
     ("record's second padding", |c| c.header.record.pad = [1, 0]),
     ("record's last padding byte", |c| {

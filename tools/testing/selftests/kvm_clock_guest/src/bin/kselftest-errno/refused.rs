@@ -15,8 +15,10 @@ use anyhow::{
 use clockguest::vmm::{
     ioctl::{
         get_vm_clock_guest,
+        set_vm_clock_guest, //
+    },
+    vcpu_ioctl::{
         set_tsc_offset,
-        set_vm_clock_guest,
         tsc_offset, //
     },
     Vm, //

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! vCPU ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`, and the TSC attributes.
+
+use kvm_bindings::{
+    kvm_device_attr,
+    KVM_VCPU_TSC_CTRL,
+    KVM_VCPU_TSC_OFFSET, //
+};
+use kvm_ioctls::VcpuFd;
+use pvclock::abi::{
+    ClockGuest,
+    VcpuTscScale,
+    KVM_GET_CLOCK_GUEST,
+    KVM_SET_CLOCK_GUEST,
+    KVM_VCPU_TSC_SCALE, //
+};
+use vmm_sys_util::{
+    errno,
+    ioctl::{
+        ioctl_with_mut_ref,
+        ioctl_with_ref, //
+    },
+};
+use zerocopy::{
+    FromBytes,
+    Immutable, //
+};
+
+/// Request numbers.
+mod nr {
+    use kvm_bindings::kvm_device_attr;
+    use vmm_sys_util::ioctl_iow_nr;
+
+    const KVMIO: u32 = 0xae;
+
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+}
+
+/// The pvclock record of a vCPU, as proposed on the kernel list; `version` and padding are 0.
+///
+/// Works while the vCPU runs. Needs `KVM_CAP_CLOCK_GUEST` with `CAP_VCPU`.
+///
+/// # Errors
+///
+/// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
+/// - `ENODATA`: the VM keeps no record and has no master clock, or the host does not keep its time by
+///   a stable TSC, or the vCPUs' TSCs run at different rates.
+/// - `EBUSY`: the host's TSC rate is momentarily not known.
+/// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
+pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
+    let mut record = ClockGuest::default();
+    // SAFETY: The kernel writes one record, which is borrowed here.
+    let ret = unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_CLOCK_GUEST.into(), &mut record) };
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    Ok(record)
+}
+
+/// Makes `record`, which is for this vCPU, kvmclock of its whole VM.
+///
+/// Works while vCPUs run. Needs `KVM_CAP_CLOCK_GUEST` with `CAP_VCPU`.
+///
+/// # Errors
+///
+/// Those of [`get_clock_guest`], and
+///
+/// - `EINVAL`: padding is not 0, `mul` is 0, `shift` is outside -31..=31, or `tsc_timestamp` lies ahead
+///   of the vCPU's TSC.
+/// - `ERANGE`: the record implies a rate more than 1 kHz from that of the vCPU's TSC.
+pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> {
+    // SAFETY: The kernel reads one record, which is borrowed here.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_CLOCK_GUEST.into(), record) };
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    Ok(())
+}
+
+/// L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
+///
+/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+///
+/// # Errors
+///
+/// `ENXIO` if KVM does not have the attribute.
+pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
+    get_attr(vcpu, KVM_VCPU_TSC_OFFSET.into())
+}
+
+/// TSC scaling ratio of a vCPU: `KVM_VCPU_TSC_SCALE`.
+///
+/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+///
+/// # Errors
+///
+/// `ENXIO` if KVM does not have the attribute, or the hardware cannot scale.
+pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
+    get_attr(vcpu, KVM_VCPU_TSC_SCALE)
+}
+
+/// Sets the L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
+///
+/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+///
+/// # Errors
+///
+/// `ENXIO` if KVM does not have the attribute.
+pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> errno::Result<()> {
+    let attr = tsc_attr(KVM_VCPU_TSC_OFFSET.into(), (&raw const offset).addr());
+    // SAFETY: The kernel reads 8 bytes at `attr.addr`, which is `offset`.
+    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_DEVICE_ATTR(), &attr) };
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    Ok(())
+}
+
+/// Reads an attribute whose value is a `T`.
+fn get_attr<T: FromBytes + Immutable>(vcpu: &VcpuFd, attr: u64) -> errno::Result<T> {
+    let mut value = T::new_zeroed();
+    let attr = tsc_attr(attr, (&raw mut value).addr());
+    // SAFETY: The kernel writes as many bytes at `attr.addr` as `T`, of which any are a value, has.
+    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_GET_DEVICE_ATTR(), &attr) };
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    // The kernel wrote it behind the compiler's back.
+    Ok(std::hint::black_box(value))
+}
+
+fn tsc_attr(attr: u64, addr: usize) -> kvm_device_attr {
+    kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr,
+        addr: addr as u64,
+        ..kvm_device_attr::default()
+    }
+}
