@@ -22,7 +22,8 @@ use kernel::prelude::*;
 pub(crate) struct Record {
     /// The record of [`State::reference`].
     pub(crate) record: ClockGuest,
-    /// How far it may be from KVM's clock at the anchor, ns; 0 = it is what KVM hands the guest.
+    /// How far it, or the host's clocks, may be from what they were at the anchor, ns; 0 = the record
+    /// is what KVM hands the guest, and all was read as one.
     pub(crate) precision_ns: u32,
 }
 
@@ -39,6 +40,8 @@ impl Record {
         state: &State<'_>,
         fallback: bool,
     ) -> Result<Self> {
+        let now = &state.now;
+        let pairing_ns = now.precision_ns(state.rate.host_khz);
         let master_clock = clocks.master_clock();
         if let Some(kept) = clocks.kept() {
             if kept.relation.scale == state.relation.scale {
@@ -47,12 +50,11 @@ impl Record {
                 record.flags = flags(master_clock.is_some() && clocks.all_matched());
                 return Ok(Self {
                     record,
-                    precision_ns: 0,
+                    precision_ns: pairing_ns,
                 });
             }
         }
 
-        let now = &state.now;
         // KVM takes a master clock up at the first KVM_RUN only. Until then the anchor is as good a
         // point to derive the record from as the one it will choose. A VM that ran and has none lost
         // it, and its vCPUs were each handed a record of their own.
@@ -61,11 +63,11 @@ impl Record {
             && clocks.master_clock_possible()
             && now.spread == 0;
         let (host_tsc, base_ns, precision_ns) = match master_clock {
-            Some(master) => (master.host_tsc, master.base_ns, 0),
+            Some(master) => (master.host_tsc, master.base_ns, pairing_ns),
             None if is_new => (now.host_tsc, now.kvmclock_base_ns(), 0),
             None if fallback => {
                 // KVM's sum of base and offset counts whole ns.
-                let precision_ns = now.precision_ns(state.rate.host_khz).saturating_add(1);
+                let precision_ns = pairing_ns.saturating_add(1);
                 (now.host_tsc, now.kvmclock_base_ns(), precision_ns)
             }
             None => return Err(ENODATA),

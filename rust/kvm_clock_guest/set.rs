@@ -123,17 +123,11 @@ fn outcome(guard: &VmGuard<'_>, state: &State<'_>, relation: Relation, plan: &Pl
     if clocks.kept().is_some() {
         return (status, plan.precision_ns);
     }
-    // The host's TSC cannot carry the record: KVM's own clock went on from it. Compare the two.
-    let due = plan.record.kvmclock_ns(relation.guest_tsc(now.host_tsc));
-    let told = now
+    // The host's TSC cannot carry the record, so KVM's own clock went on from it.
+    let told_ns = now
         .kvmclock_base_ns()
         .wrapping_add_signed(clocks.kvmclock_offset());
-    // CAST: The sign of the wrapped difference.
-    let off_by = (told.wrapping_sub(due) as i64).unsigned_abs();
-    let precision_ns = u32::try_from(off_by)
-        .unwrap_or(u32::MAX)
-        .saturating_add(now.precision_ns(state.rate.host_khz))
-        .saturating_add(plan.precision_ns);
+    let precision_ns = plan.precision_unkept_ns(relation, now, told_ns, state.rate.host_khz);
     (status, precision_ns)
 }
 

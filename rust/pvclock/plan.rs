@@ -65,8 +65,8 @@ pub enum Refusal {
     Stale,
     /// Advance would move the guest backwards: `ETIME`.
     Backwards,
-    /// The elapsed time does not fit 64 bits of ticks, or the record cannot reach as far back as
-    /// the guest is to go: `EINVAL`.
+    /// The elapsed time takes the guest 2^63 ticks or more from where it was or from its record, or the
+    /// record cannot reach as far back as the guest is to go: `EINVAL`.
     Unrepresentable,
 }
 
@@ -80,6 +80,26 @@ pub struct Plan {
     pub record: ClockGuest,
     /// How far guest TSC or kvmclock may be from what they should be, ns, saturating.
     pub precision_ns: u32,
+}
+
+impl Plan {
+    /// The precision, ns, saturating, where KVM could not keep the record: on a host of `host_khz`,
+    /// whose KVM says that kvmclock was `told_ns` at `now`, for the vCPU whose TSC is `relation`.
+    pub fn precision_unkept_ns(
+        &self,
+        relation: Relation,
+        now: &Instant,
+        told_ns: u64,
+        host_khz: u32,
+    ) -> u32 {
+        let due_ns = self.record.kvmclock_ns(relation.guest_tsc(now.host_tsc));
+        // CAST: The sign of the wrapped difference.
+        let off_by_ns = (told_ns.wrapping_sub(due_ns) as i64).unsigned_abs();
+        u32::try_from(off_by_ns)
+            .unwrap_or(u32::MAX)
+            .saturating_add(now.precision_ns(host_khz))
+            .saturating_add(self.precision_ns)
+    }
 }
 
 /// Guest TSC rate here minus the saved one, Hz, saturating.
@@ -127,7 +147,11 @@ pub fn plan(
         Mode::Freeze => 0,
         Mode::Advance => elapsed_ticks(request, now)?,
     };
-    let guest_tsc = saved.guest_tsc.wrapping_add(elapsed_ticks);
+    let guest_tsc = saved.guest_tsc.wrapping_add_signed(elapsed_ticks);
+    // Beyond half the ring, going on could not be told from going back.
+    if elapsed_ticks > 0 && is_ahead(saved.record.tsc_timestamp, guest_tsc) {
+        return Err(Refusal::Unrepresentable);
+    }
     let relation = Relation::through(here.scale, now.host_tsc, guest_tsc);
     let record = saved.record.not_ahead_of(guest_tsc);
     let pairing_ns = match request.mode {
@@ -142,8 +166,8 @@ pub fn plan(
     })
 }
 
-/// Guest ticks (mod 2^64) from the anchor to `now`, by TAI and at the saved rate.
-fn elapsed_ticks(request: &SetRequest, now: &Instant) -> Result<u64, Refusal> {
+/// Guest ticks from the anchor to `now`, by TAI and at the saved rate.
+fn elapsed_ticks(request: &SetRequest, now: &Instant) -> Result<i64, Refusal> {
     let saved = &request.saved;
     let mut elapsed = i128::from(now.tai_ns) - i128::from(saved.tai_ns);
     // Where one side does not know TAI - UTC its "TAI" is UTC, and the difference of the two would
@@ -158,10 +182,7 @@ fn elapsed_ticks(request: &SetRequest, now: &Instant) -> Result<u64, Refusal> {
     let ticks = u64::try_from(elapsed.unsigned_abs())
         .ok()
         .and_then(|ns| request.rate.ticks(ns))
+        .and_then(|ticks| i64::try_from(ticks).ok())
         .ok_or(Refusal::Unrepresentable)?;
-    Ok(if elapsed < 0 {
-        ticks.wrapping_neg()
-    } else {
-        ticks
-    })
+    Ok(if elapsed < 0 { -ticks } else { ticks })
 }

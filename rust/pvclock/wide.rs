@@ -49,7 +49,7 @@ fn mul_192(wide: u128, factor: u64) -> [u32; DIGITS] {
 
 fn shr(digits: &mut [u32; DIGITS], shift: u32) {
     let mut carry = 0u32;
-    // Two passes of less than 32 bits each keep every step inside 64 bits.
+    // Two passes of at most 32 bits each keep every step inside 64 bits.
     for step in [shift / 2, shift - shift / 2] {
         for digit in digits.iter_mut().rev() {
             let wide = (u64::from(carry) << 32 | u64::from(*digit)) >> step;
