@@ -1,8 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KUnit tests, run when the module is loaded: our arithmetic against the kernel's own C.
+//! KUnit tests, run when the module is loaded: our arithmetic against the kernel's own C, and against
+//! the vectors that the host tests and the proofs of `tools/prove` share.
 
+use crate::pvclock::{
+    abi,
+    plan,
+    rate,
+    request,
+    tsc, //
+};
 use kernel::prelude::*;
+
+#[path = "../pvclock/tests/vectors/mod.rs"]
+mod vectors;
 
 #[kunit_tests(kvm_clock_guest)]
 mod suite {
@@ -60,6 +71,16 @@ mod suite {
                         oracle::mul_u64_u64_shr(tsc, ratio, frac_bits)
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_hold() {
+        for (name, first_wrong) in super::vectors::TABLES {
+            if let Some(row) = first_wrong() {
+                kernel::pr_err!("{name}: row {row} is wrong\n");
+                assert!(false);
             }
         }
     }

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Runs the vectors, on the host (`tests/big_integers.rs`) and in the kernel
+//! (`rust/kvm_clock_guest/tests.rs`).
+//!
+//! The parent brings the crate's modules into scope. Nothing here panics: each table answers with
+//! the index of the first row that is wrong.
+
+mod rows;
+
+use super::{
+    abi::{
+        self,
+        ClockGuest,
+        VmClockGuest, //
+    },
+    plan::{
+        plan,
+        Instant,
+        Refusal, //
+    },
+    rate::{
+        Factor,
+        GuestRate, //
+    },
+    request::SetRequest,
+    tsc::{
+        Relation,
+        Scale, //
+    },
+};
+
+/// A table's name, and the function that tells its first wrong row.
+pub(crate) type Table = (&'static str, fn() -> Option<usize>);
+
+/// All of them.
+pub(crate) const TABLES: &[Table] = &[
+    ("kvmclock", kvmclock),
+    ("not_ahead", not_ahead),
+    ("relation", relation),
+    ("ticks", ticks),
+    ("factor", factor),
+    ("implied", implied),
+    ("advance", advance),
+    ("precision", precision),
+];
+
+fn record(tsc_timestamp: u64, system_time: u64, mul: u32, shift: i8) -> ClockGuest {
+    ClockGuest {
+        tsc_timestamp,
+        system_time,
+        tsc_to_system_mul: mul,
+        tsc_shift: shift,
+        ..Default::default()
+    }
+}
+
+fn kvmclock() -> Option<usize> {
+    rows::KVMCLOCK
+        .iter()
+        .position(|&(tsc_timestamp, system_time, mul, shift, tsc, ns)| {
+            let record = record(tsc_timestamp, system_time, mul, shift);
+            // Any difference of offsets will do.
+            let other = record.shifted_by(ns);
+            record.kvmclock_ns(tsc) != ns || other.kvmclock_ns(tsc.wrapping_add(ns)) != ns
+        })
+}
+
+fn not_ahead() -> Option<usize> {
+    rows::NOT_AHEAD
+        .iter()
+        .position(|&(tsc_timestamp, system_time, mul, shift, tsc, moved)| {
+            let expected = moved.map(|(tsc_timestamp, system_time)| {
+                record(tsc_timestamp, system_time, mul, shift) //
+            });
+            record(tsc_timestamp, system_time, mul, shift).not_ahead_of(tsc) != expected
+        })
+}
+
+fn relation() -> Option<usize> {
+    rows::RELATION
+        .iter()
+        .position(|&(ratio, frac_bits, host, guest, offset, other, there)| {
+            let Some(scale) = Scale::new(ratio, frac_bits) else {
+                return true;
+            };
+            let relation = Relation::through(scale, host, guest);
+            relation.offset != offset || relation.guest_tsc(other) != there
+        })
+}
+
+fn ticks() -> Option<usize> {
+    rows::TICKS
+        .iter()
+        .position(|&(host_khz, ratio, frac_bits, ns, ticks)| {
+            let Some(scale) = Scale::new(ratio, frac_bits) else {
+                return true;
+            };
+            GuestRate { host_khz, scale }.ticks(ns) != ticks
+        })
+}
+
+fn factor() -> Option<usize> {
+    rows::FACTOR.iter().position(|&(khz, factor, implied)| {
+        let factor = factor.map(|(mul, shift)| Factor { mul, shift });
+        Factor::of_khz(khz) != factor || factor.and_then(Factor::khz) != implied
+    })
+}
+
+fn implied() -> Option<usize> {
+    rows::IMPLIED
+        .iter()
+        .position(|&(mul, shift, khz)| Factor { mul, shift }.khz() != khz)
+}
+
+fn advance() -> Option<usize> {
+    /// Guest TSC and host TSC that the ticks are counted from.
+    const SAVED_TSC: u64 = 0xfedc_ba98_7654_3210;
+    const NOW_TSC: u64 = 987_654_321;
+    const OFFSET: u64 = 0x8000_0000_0000_0001;
+
+    let wrong = |row: &rows::AdvanceRow| {
+        let &(saved_tai, saved_offset, now_tai, now_offset, khz, ratio, frac_bits, expected) = row;
+        let saved = VmClockGuest {
+            mode: abi::MODE_ADVANCE,
+            flags: abi::FLAG_ALLOW_BACKWARDS,
+            guest_tsc: SAVED_TSC,
+            tai_ns: saved_tai,
+            tai_offset_s: saved_offset,
+            host_tsc_khz: khz,
+            tsc_ratio: ratio,
+            tsc_frac_bits: frac_bits,
+            record: record(SAVED_TSC, 0, 1 << 31, 0),
+            ..Default::default()
+        };
+        let now = Instant {
+            host_tsc: NOW_TSC,
+            tai_ns: now_tai,
+            tai_offset_s: now_offset,
+            ..Default::default()
+        };
+        let Ok(request) = SetRequest::new(saved) else {
+            return true;
+        };
+        let scale = request.rate.scale;
+        // Without the flag, backwards is refused, and nothing else is.
+        let mut forwards = request;
+        forwards.allow_backwards = false;
+        let forwards = plan(&forwards, OFFSET, &now, request.rate);
+
+        match plan(&request, OFFSET, &now, request.rate) {
+            Ok(plan) => {
+                let relation = Relation {
+                    scale,
+                    offset: OFFSET.wrapping_add(plan.offset_shift),
+                };
+                let ticks = relation.guest_tsc(NOW_TSC).wrapping_sub(SAVED_TSC);
+                Some(ticks) != expected
+                    || forwards.is_ok_and(|forwards| forwards != plan)
+                    || forwards.is_err_and(|refusal| refusal != Refusal::Backwards)
+            }
+            Err(refusal) => refusal != Refusal::Unrepresentable || expected.is_some(),
+        }
+    };
+    rows::ADVANCE.iter().position(wrong)
+}
+
+fn precision() -> Option<usize> {
+    rows::PRECISION.iter().position(|&(spread, khz, ns)| {
+        let instant = Instant {
+            spread,
+            ..Default::default()
+        };
+        instant.precision_ns(khz) != ns
+    })
+}

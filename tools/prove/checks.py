@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ties models and source together: both must give the results of the vectors."""
+
+import z3
+from z3 import BitVecVal, IntVal
+
+import vectors
+from engine import full_product
+from models import NSEC_PER_SEC, Record, Scale, Source
+
+
+def vectors_are_checked_in():
+    """What the Rust tests run is what the generator prints."""
+    same = vectors.FILE.exists() and vectors.FILE.read_text() == vectors.render()
+    return same, vectors.FILE.name if same else f"{vectors.FILE} is out of date: run tools/prove/vectors.py --write"
+
+
+def number(value):
+    """The number that a term of constants is."""
+    value = z3.simplify(value)
+    if z3.is_bool(value):
+        return z3.is_true(value)
+    return value.as_long()
+
+
+def option(some, value):
+    return number(value) if number(some) else None
+
+
+def u64(value):
+    return BitVecVal(value, 64)
+
+
+def record_of(tsc_timestamp, system_time, mul, shift):
+    return Record(u64(tsc_timestamp), u64(system_time), BitVecVal(mul, 32), BitVecVal(shift, 8))
+
+
+def kvmclock(m, *row):
+    return number(m.kvmclock_ns(record_of(*row[:4]), u64(row[4]))) == row[5]
+
+
+def not_ahead(m, *row):
+    some, moved = m.not_ahead_of(record_of(*row[:4]), u64(row[4]))
+    result = (number(moved.tsc_timestamp), number(moved.system_time)) if number(some) else None
+    return result == row[5]
+
+
+def relation(m, ratio, frac_bits, host, guest, offset, other, guest_at_other):
+    scale = Scale(u64(ratio), BitVecVal(frac_bits, 32))
+    through = m.through(scale, u64(host), u64(guest))
+    return (number(through), number(m.guest_tsc(scale, through, u64(other)))) == (offset, guest_at_other)
+
+
+def ticks(m, khz, ratio, frac_bits, ns, expected):
+    factor = ratio or 1
+    some, value = m.ticks(IntVal(khz), IntVal(factor), frac_bits, IntVal(ns))
+    # The same by digits, as wide.rs does it.
+    digits = m.mul_192(BitVecVal(ns * khz * 1000, 128), u64(factor))
+    shifted = m.shr(digits, frac_bits)
+    quotient, _ = m.div([IntVal(number(digit)) for digit in shifted], IntVal(NSEC_PER_SEC))
+    low, high, *rest = map(number, quotient)
+    by_digits = None if any(rest) else high << 32 | low
+    return option(some, value) == expected == by_digits
+
+
+def factor(m, khz, expected, implied):
+    if not 0 < khz * 1000 < 2**64:
+        return expected is None
+    # Term by term, so that no loop's terms grow.
+    scaled, ticks, shift, ended = map(z3.simplify, m.of_khz_loops(u64(khz * 1000)))
+    mul = number(m.of_khz_mul(IntVal(number(scaled)), IntVal(number(ticks))))
+    shift = shift.as_signed_long()
+    return number(ended) and (mul, shift) == expected and implies(m, mul, shift, implied)
+
+
+def implies(m, mul, shift, expected):
+    if mul == 0:
+        return expected is None
+    return option(*m.factor_khz(IntVal(mul), shift)) == expected
+
+
+def advance(m, saved, saved_offset, now, now_offset, khz, ratio, frac_bits, expected):
+    elapsed = m.elapsed_ns(IntVal(saved), IntVal(saved_offset), IntVal(now), IntVal(now_offset))
+    ns = abs(number(elapsed))
+    count = option(*m.ticks(IntVal(khz), IntVal(ratio or 1), frac_bits, IntVal(ns))) if ns < 2**64 else None
+    return expected == (None if count is None or count >= 2**63 else number(m.signed_ticks(elapsed, u64(count))))
+
+
+def precision(m, spread, khz, expected):
+    return number(m.precision_ns(IntVal(spread), IntVal(khz))) == expected
+
+
+EVALUATORS = {
+    "KVMCLOCK": kvmclock, "NOT_AHEAD": not_ahead, "RELATION": relation, "TICKS": ticks, "FACTOR": factor,
+    "IMPLIED": implies, "ADVANCE": advance, "PRECISION": precision,
+}
+
+
+def models_agree_with_vectors(model=Source):
+    """Every model gives what the vectors say, and meets its own obligations there."""
+    count = 0
+    for name, rows in vectors.generate().items():
+        for row in rows:
+            m = model(full_product)
+            if not EVALUATORS[name](m, *row):
+                return False, f"{name}: the model differs at {row}"
+            if not all(number(z3.simplify(must)) for must in m.obligations):
+                return False, f"{name}: an operation overflows at {row}"
+            count += 1
+    return True, f"{count} rows"
+
+
+CHECKS = [vectors_are_checked_in, models_agree_with_vectors]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the arithmetic of rust/pvclock should give, with Python's integers and fractions: no width, no shift, no mask
+but a final mod 2^64. Written from the ABI's definitions, not from the Rust source."""
+
+from fractions import Fraction
+from math import ceil, floor
+
+U64 = 2**64
+
+
+def signed(value, bits=64):
+    """`value` mod 2^bits as a signed number: which way, and how far, around the ring."""
+    value %= 2**bits
+    return value - 2**bits if value >= 2 ** (bits - 1) else value
+
+
+def scaled(ratio, frac_bits, ticks):
+    """Guest ticks of host ticks; ratio 0 is no scaling."""
+    return floor(ticks * Fraction(ratio, 2**frac_bits)) % U64 if ratio else ticks
+
+
+def kvmclock_ns(tsc_timestamp, system_time, mul, shift, guest_tsc):
+    """K(g); the shifted ticks are a 64-bit number, as in every guest."""
+    ticks = floor(((guest_tsc - tsc_timestamp) % U64) * Fraction(2) ** shift) % U64
+    return (system_time + floor(Fraction(ticks * mul, 2**32))) % U64
+
+
+def lattice_step(mul, shift):
+    """The fewest ticks, of those that are a power of 2, after which K is a whole number of ns and the shift loses
+    nothing: tried one after the other."""
+    step = 1
+    while True:
+        ticks = step * Fraction(2) ** shift
+        if ticks.denominator == 1 and (ticks * mul / 2**32).denominator == 1:
+            return step
+        step *= 2
+
+
+def not_ahead_of(tsc_timestamp, system_time, mul, shift, guest_tsc):
+    """(tsc_timestamp, system_time) of the record that is moved back to where the guest can read it, or None."""
+    ahead = signed(tsc_timestamp - guest_tsc)
+    if ahead <= 0:
+        return tsc_timestamp, system_time
+    step = lattice_step(mul, shift)
+    ticks = ceil(Fraction(ahead, step)) * step
+    # One bit of the ticks' 64 must stay free after a left shift.
+    if shift > 0 and ticks * 2**shift >= 2**63:
+        return None
+    ns = ticks * Fraction(2) ** shift * mul / 2**32
+    assert ns.denominator == 1
+    return (tsc_timestamp - ticks) % U64, (system_time - ns.numerator) % U64
+
+
+def rate_hz(khz, ratio, frac_bits):
+    """A guest's rate, exactly."""
+    return khz * 1000 * (Fraction(ratio, 2**frac_bits) if ratio else 1)
+
+
+def ticks(khz, ratio, frac_bits, ns):
+    """Whole guest ticks in ns nanoseconds, or None beyond 64 bits."""
+    count = floor(rate_hz(khz, ratio, frac_bits) * ns / 10**9)
+    return count if count < U64 else None
+
+
+def factor_of_khz(khz):
+    """(mul, shift) that KVM gives a guest of khz kHz, or None: kvm_get_time_scale(10^9, khz * 1000)."""
+    hz = khz * 1000
+    if not 0 < hz < U64:
+        return None
+    # Shift the rate into (10^9, 2 * 10^9], a bit at a time as KVM does: each loses the lowest one.
+    shift = 0
+    while hz > 2 * 10**9:
+        hz, shift = hz // 2, shift - 1
+    while hz <= 10**9:
+        hz, shift = hz * 2, shift + 1
+    return 10**9 * 2**32 // hz, shift
+
+
+def khz_of_factor(mul, shift):
+    """The rate that a factor is for, in whole kHz, or None beyond 64 bits or for mul 0."""
+    if mul == 0:
+        return None
+    # A tick lasts mul * 2^shift / 2^32 ns; a ms has 10^6.
+    khz = floor(10**6 / (mul * Fraction(2) ** shift / 2**32))
+    return khz if khz < U64 else None
+
+
+def precision_ns(spread, khz):
+    """Half the spread, in ns, rounded up to whole ticks first; at most 2^32 - 1."""
+    return min(ceil(Fraction(ceil(Fraction(spread, 2)) * 10**6, max(khz, 1))), 2**32 - 1)
+
+
+def elapsed_ns(saved_tai, saved_offset, now_tai, now_offset):
+    """Elapsed time; of UTC, if one side alone knows TAI - UTC."""
+    if (saved_offset == 0) == (now_offset == 0):
+        return now_tai - saved_tai
+    return (now_tai - now_offset * 10**9) - (saved_tai - saved_offset * 10**9)
+
+
+def advance_ticks(saved_tai, saved_offset, now_tai, now_offset, khz, ratio, frac_bits):
+    """Guest ticks mod 2^64 that advance adds, or None from 2^63 on."""
+    elapsed = elapsed_ns(saved_tai, saved_offset, now_tai, now_offset)
+    count = ticks(khz, ratio, frac_bits, abs(elapsed)) if abs(elapsed) < U64 else None
+    if count is None or count >= 2**63:
+        return None
+    return (count if elapsed >= 0 else -count) % U64
