@@ -11,6 +11,9 @@ MAKEFLAGS += --no-print-directory
 KDIR ?=
 override KDIR := $(if $(KDIR),$(abspath $(KDIR)))
 kdir_option := $(if $(KDIR),--kdir '$(KDIR)')
+# The test host whose CPU scales a guest's TSC.
+SCALING ?=
+scaling_option := $(if $(SCALING),--scaling)
 # Known only after setup, hence asked for in the recipes.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
@@ -28,6 +31,7 @@ help: ## this text
 	@echo
 	@echo "  KDIR=/path/to/tree   use a kernel tree of your own (in place, or its O= folder)"
 	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
+	@echo "  SCALING=1            'make vm' and 'make setup' with a CPU that scales a guest's TSC"
 	@echo "  CYCLES=N             how often 'make demo' saves and restores ($(CYCLES))"
 
 # Enough to see the difference; the promise is tested with more.
@@ -41,13 +45,18 @@ demo: modules tools ## the main job: a guest's clocks over pause, snapshot and m
 check: setup ## every test; the last line counts them
 	@scripts/check $(kdir_option)
 
+.PHONY: check-scaling
+check-scaling: scaling_option := --scaling
+check-scaling: setup ## the tests in a test host whose CPU scales a guest's TSC (10 min)
+	@scripts/check $(kdir_option) --scaling
+
 .PHONY: vm
 vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
-	@tools/vm/run $(kdir_option) $(if $(RUN),'$(subst ','\'',$(RUN))')
+	@tools/vm/run $(kdir_option) $(scaling_option) $(if $(RUN),'$(subst ','\'',$(RUN))')
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option)
+	@scripts/setup $(kdir_option) $(scaling_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module
@@ -74,6 +83,10 @@ fmt-check: setup ## fail if 'make fmt' would change something
 clippy: setup ## lint the module (CLIPPY=1) and the tools; warnings are errors
 	@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings modules)
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: prove
+prove: setup ## prove the arithmetic with z3 (1 min); tools/prove/prove --help
+	@tools/prove/prove
 
 .PHONY: doc
 doc: setup ## rustdoc of the crates, in target/doc

@@ -25,6 +25,9 @@ key() { cat -- "$@" | sha256sum | cut -c1-12; }
 rust_dir=$cache/rust-$(key "$scripts/get-rust")
 bindgen_dir=$cache/bindgen-$(key "$scripts/get-bindgen" "$scripts/get-rust")
 vng_dir=$cache/virtme-ng-$(key "$scripts/get-virtme-ng")
+z3_dir=$cache/z3-$(key "$scripts/get-z3")
+mapfile -t qemu_patches < <(find "$repo/patches/qemu/7.2" -name '*.patch' 2>/dev/null | sort)
+qemu_dir=$cache/qemu-$(key "$scripts/get-qemu" "${qemu_patches[@]}")
 linux_dir=$cache/linux-7.3-$(key "$scripts/get-linux")
 linux_src=$linux_dir/src
 linux_lock=$linux_dir/lock
@@ -85,6 +88,35 @@ as_root() {
 		command -v sudo >/dev/null || die "not root and no sudo: install by hand what '$*' would"
 		sudo env DEBIAN_FRONTEND=noninteractive "$@"
 	fi
+}
+
+# The mirror that this system uses for Debian's main archive.
+debian_mirror() {
+	apt-get indextargets --format '$(CREATED_BY) $(SUITE) $(CODENAME) $(LABEL) $(REPO_URI)' |
+		sed -n 's/^Packages .* Debian \(.*\)$/\1/p' | head -n1
+}
+
+# private_apt DIR TYPE SUITE: from now on, apt of this process knows TYPE (deb, deb-src) of
+# SUITE of Debian's main archive and nothing else, and keeps all it writes in DIR.
+private_apt() {
+	local dir=$1 uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	uri=$(debian_mirror)
+	if [[ -z $uri ]]; then
+		as_root apt-get update -q
+		uri=$(debian_mirror)
+	fi
+	[[ -n $uri ]] || die "no Debian archive among this system's apt sources"
+	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+	echo "$2 [signed-by=$keyring] $uri $3 main" >"$dir/sources.list"
+	cat >"$dir/apt.conf" <<-CONF
+		Dir::State::Lists "$dir/lists";
+		Dir::Cache "$dir/cache";
+		Dir::Etc::SourceList "$dir/sources.list";
+		Dir::Etc::SourceParts "/dev/null";
+		Acquire::Languages "none";
+	CONF
+	export APT_CONFIG=$dir/apt.conf
+	apt-get update -q
 }
 
 # lock_kernel: hold the kernel of the cache until this process ends, so that no other
