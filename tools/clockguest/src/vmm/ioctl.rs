@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! VM ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`.
+//! VM ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`, and `KVM_SET_TSC_KHZ`.
 
 use kvm_ioctls::VmFd;
 use pvclock::abi::{
@@ -12,7 +12,19 @@ use serde::{
     Deserialize,
     Serialize, //
 };
-use vmm_sys_util::errno;
+use vmm_sys_util::{
+    errno,
+    ioctl::ioctl_with_val, //
+};
+
+/// Request numbers.
+mod nr {
+    use vmm_sys_util::ioctl_io_nr;
+
+    const KVMIO: u32 = 0xae;
+
+    ioctl_io_nr!(KVM_SET_TSC_KHZ, KVMIO, 0xa2);
+}
 
 /// The bare calls, for who must send what no correct caller would.
 pub mod raw {
@@ -202,6 +214,22 @@ pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
     let result = unsafe { raw::set(vm, (&raw mut header).cast()) };
     clock.take(header);
     result
+}
+
+/// Makes `tsc_khz` (kHz) the TSC rate of all vCPUs that will be created in `vm`: `KVM_SET_TSC_KHZ`.
+///
+/// Needs `KVM_CAP_VM_TSC_CONTROL`, without which vCPUs cannot be slower than the host.
+///
+/// # Errors
+///
+/// `EINVAL` if the VM has vCPUs already, or if the CPU cannot scale to that rate.
+pub fn set_tsc_khz(vm: &VmFd, tsc_khz: u32) -> errno::Result<()> {
+    // SAFETY: The argument is a number.
+    let ret = unsafe { ioctl_with_val(vm, nr::KVM_SET_TSC_KHZ(), tsc_khz.into()) };
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    Ok(())
 }
 
 /// Serde for the array, entry by entry as its bytes.

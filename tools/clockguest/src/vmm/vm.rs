@@ -8,6 +8,7 @@ use super::{
         Error,
         Result, //
     },
+    ioctl,
     memory::GuestMemory,
     state::{
         VcpuState,
@@ -70,7 +71,22 @@ impl Vm {
     ///
     /// Those of KVM; [`Error::VcpuCount`].
     pub fn new(kvm: &Kvm, nr_vcpus: u32) -> Result<Self> {
-        let vm = Self::empty(kvm, nr_vcpus)?;
+        Self::empty(kvm, nr_vcpus)?.with_guest()
+    }
+
+    /// As [`new`](Self::new), but the guest's TSC runs at `tsc_khz` kHz, from the creation of the
+    /// vCPUs on.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); `EINVAL` where KVM or the CPU cannot do that rate.
+    pub fn at_rate(kvm: &Kvm, nr_vcpus: u32, tsc_khz: u32) -> Result<Self> {
+        Self::empty_at_rate(kvm, nr_vcpus, tsc_khz)?.with_guest()
+    }
+
+    /// Fills memory and registers with a guest ready to run.
+    fn with_guest(self) -> Result<Self> {
+        let vm = self;
         vm.memory.write(
             layout::PML4,
             &(layout::PDPT | PTE_PRESENT_WRITE).to_le_bytes(),
@@ -94,6 +110,20 @@ impl Vm {
     ///
     /// As [`new`](Self::new).
     pub fn empty(kvm: &Kvm, nr_vcpus: u32) -> Result<Self> {
+        Self::create(kvm, nr_vcpus, None)
+    }
+
+    /// As [`empty`](Self::empty), with a TSC of `tsc_khz` kHz.
+    ///
+    /// # Errors
+    ///
+    /// As [`at_rate`](Self::at_rate).
+    pub fn empty_at_rate(kvm: &Kvm, nr_vcpus: u32, tsc_khz: u32) -> Result<Self> {
+        Self::create(kvm, nr_vcpus, Some(tsc_khz))
+    }
+
+    /// `tsc_khz` is `None` for the host's rate.
+    fn create(kvm: &Kvm, nr_vcpus: u32, tsc_khz: Option<u32>) -> Result<Self> {
         if !(1..=layout::MAX_VCPUS).contains(&nr_vcpus) {
             return Err(Error::VcpuCount(nr_vcpus));
         }
@@ -103,6 +133,9 @@ impl Vm {
         let fd = kvm.create_vm().context("KVM_CREATE_VM")?;
         fd.set_tss_address(TSS_ADDRESS)
             .context("KVM_SET_TSS_ADDR")?;
+        if let Some(tsc_khz) = tsc_khz {
+            ioctl::set_tsc_khz(&fd, tsc_khz).context("KVM_SET_TSC_KHZ")?;
+        }
 
         let memory = GuestMemory::new(layout::memory_size(nr_vcpus))?;
         let region = kvm_userspace_memory_region {
