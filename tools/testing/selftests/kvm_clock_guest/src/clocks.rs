@@ -2,22 +2,38 @@
 
 //! All that can be seen of the clocks of a stopped VM, to be compared before and after.
 
-use crate::fixture::run_a_little;
+use crate::fixture::{
+    reference_relation,
+    run_a_little, //
+};
 use anyhow::{
     ensure,
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::get_vm_clock_guest,
-    Vm, //
+use clockguest::{
+    measure::{
+        compare,
+        ClockError,
+        Reading,
+        TscRelation,
+        VcpuReading, //
+    },
+    vmm::{
+        ioctl::{
+            get_vm_clock_guest,
+            VmClock, //
+        },
+        Vm, //
+    },
 };
+use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use pvclock::abi::{
     ClockGuest,
     STATUS_KEPT, //
 };
 
-/// TSC offsets, the record as KVM reports it, and the records as the guest has them.
+/// TSC offsets, the record as KVM reports it, the records as the guest has them, and `KVM_GET_CLOCK`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clocks {
     /// `KVM_VCPU_TSC_OFFSET` of every vCPU, ticks.
@@ -28,6 +44,8 @@ pub struct Clocks {
     pub record: ClockGuest,
     /// Whether that record is kept.
     pub kept: bool,
+    /// `KVM_GET_CLOCK` minus what that record says at the same host TSC, ns.
+    pub clock_diff_ns: Option<i64>,
 }
 
 impl Clocks {
@@ -35,27 +53,61 @@ impl Clocks {
     ///
     /// # Errors
     ///
-    /// Those of the ioctls.
+    /// Those of the ioctls; if a record is kept, but `KVM_GET_CLOCK` says anything else.
     pub fn of(vm: &Vm) -> Result<Self> {
         let clock = get_vm_clock_guest(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST")?;
+        let kept = clock.header.status & STATUS_KEPT != 0;
+        let clock_diff_ns = clock_diff_ns(vm, &clock)?;
+        ensure!(
+            !kept || clock_diff_ns == Some(0),
+            "KVM_GET_CLOCK minus the kept record is {clock_diff_ns:?} ns"
+        );
         Ok(Self {
             offsets: vm.tsc_offsets()?,
             pages: pages(vm),
             record: clock.header.record,
-            kept: clock.header.status & STATUS_KEPT != 0,
+            kept,
+            clock_diff_ns,
         })
     }
 
     /// Fails unless the clocks of the stopped `vm` still are these, and remain so when it runs, so
-    /// that no request to update them is pending either.
+    /// that no request to update them is pending either; and unless the guest reads what these say.
     ///
     /// # Errors
     ///
     /// Says what differs.
     pub fn ensure_unchanged(&self, vm: &Vm) -> Result<()> {
         self.ensure_is(&Self::of(vm)?, "now")?;
-        run_a_little(vm)?;
-        self.ensure_is(&Self::of(vm)?, "after the guest ran")
+        let reading = run_a_little(vm)?;
+        self.ensure_is(&Self::of(vm)?, "after the guest ran")?;
+        self.ensure_reads(&reading)
+    }
+
+    /// Fails unless every reading that the guest made is, to the tick and the ns, what these clocks
+    /// say at its host TSC.
+    ///
+    /// # Errors
+    ///
+    /// Says how far off the guest is.
+    pub fn ensure_reads(&self, reading: &Reading) -> Result<()> {
+        let observed = reading.vcpus.iter().zip(&self.offsets).zip(&self.pages);
+        let before = Reading {
+            vcpus: observed
+                .map(|((vcpu, &offset), &record)| VcpuReading {
+                    tsc: TscRelation { offset, ..vcpu.tsc },
+                    record,
+                    ..vcpu.clone()
+                })
+                .collect(),
+            ..reading.clone()
+        };
+        let error = compare(&before, reading)?.error;
+        ensure!(
+            error == ClockError::default(),
+            "the guest's clocks are off: {error:?}"
+        );
+        Ok(())
     }
 
     /// Fails unless `other`, seen at `when`, is the same to the bit.
@@ -72,11 +124,39 @@ impl Clocks {
     }
 }
 
+/// `KVM_GET_CLOCK` of the stopped `vm` minus what the record of `clock` says at the same host TSC, ns.
+///
+/// `None` if KVM told no host TSC; or if it derives its clock from the host's TSC, with a factor for
+/// the host's rate, and the guest's record from the guest's scaled one.
+fn clock_diff_ns(vm: &Vm, clock: &VmClock) -> Result<Option<i64>> {
+    let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+    let relation = reference_relation(clock)?;
+    let is_kept = clock.header.status & STATUS_KEPT != 0;
+    if data.flags & KVM_CLOCK_HOST_TSC == 0 || !(is_kept || relation.scale.is_identity()) {
+        return Ok(None);
+    }
+    let expected = clock
+        .header
+        .record
+        .kvmclock_ns(relation.guest_tsc(data.host_tsc));
+    // CAST: The signed difference of values mod 2^64.
+    Ok(Some(data.clock.wrapping_sub(expected) as i64))
+}
+
 /// The records as the guest has them, `version` cleared.
 pub fn pages(vm: &Vm) -> Vec<ClockGuest> {
     vm.vcpus()
         .iter()
         .map(|vcpu| without_version(vm.view(vcpu.index()).pvclock()))
+        .collect()
+}
+
+/// `version` of every vCPU's record: it changes whenever KVM writes the record, even with the same
+/// bits.
+pub fn versions(vm: &Vm) -> Vec<u32> {
+    vm.vcpus()
+        .iter()
+        .map(|vcpu| vm.view(vcpu.index()).pvclock().version)
         .collect()
 }
 

@@ -3,6 +3,7 @@
 //! VMs in the states that cases start from.
 
 use anyhow::{
+    bail,
     Context,
     Result, //
 };
@@ -27,6 +28,13 @@ use pvclock::{
         Scale, //
     },
 };
+use std::{
+    thread::sleep,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
 
 /// A VM that has run and is stopped, its clocks derived by KVM.
 ///
@@ -35,10 +43,8 @@ use pvclock::{
 /// Those of KVM.
 pub fn derived(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
     let vm = Vm::new(kvm, vcpus)?;
-    // The first run takes up the master clock and writes every vCPU's record; a vCPU that was late
-    // to run may have had it updated once more.
-    run_a_little(&vm)?;
-    run_a_little(&vm)?;
+    // The first run takes up the master clock and writes every vCPU's record.
+    settle(&vm)?;
     Ok(vm)
 }
 
@@ -63,6 +69,38 @@ pub fn run_a_little(vm: &Vm) -> Result<Reading> {
     let run = observe::run(vm)?;
     vm.stop()?;
     Ok(run.finish(vm, rdtsc_ordered())?)
+}
+
+/// Lets the VM run and stops it, until no clock update is pending.
+///
+/// # Errors
+///
+/// As of [`run_a_little`].
+pub fn settle(vm: &Vm) -> Result<Reading> {
+    let reading = run_a_little(vm)?;
+    // A vCPU that was late to run may have had the master clock, and thereby all records, updated
+    // once more, when the others had made their readings already.
+    run_a_little(vm)?;
+    Ok(reading)
+}
+
+/// Returns when vCPU `index` executes guest instructions, and so is inside KVM_RUN.
+///
+/// # Errors
+///
+/// If it does not.
+pub fn wait_in_guest(vm: &Vm, index: usize) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    let (count, start) = (vm.view(index).count(), Instant::now());
+    while vm.view(index).count() == count {
+        vm.vcpus()[index].check()?;
+        if start.elapsed() > PATIENCE {
+            bail!("vCPU {index} made no reading in {PATIENCE:?}, after {count} before");
+        }
+        sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// `KVM_GET_VM_CLOCK_GUEST`.
@@ -138,5 +176,17 @@ pub fn at_twice_the_rate(mut clock: VmClock) -> VmClock {
     header.record.tsc_timestamp = header.guest_tsc;
     header.record.system_time = header.kvmclock_ns;
     header.record.tsc_shift += 1;
+    clock
+}
+
+/// `clock` as another VM's: other offsets, another record, and saved an hour ago, so that a SET of it
+/// leaves nothing as it is, in any mode.
+pub fn unlike(clock: VmClock) -> VmClock {
+    const HOUR_NS: i64 = 3_600_000_000_000;
+
+    let mut clock = at_twice_the_rate(clock);
+    let host_tsc = clock.header.host_tsc / 2;
+    move_to_domain(&mut clock, host_tsc);
+    clock.header.tai_ns -= HOUR_NS;
     clock
 }

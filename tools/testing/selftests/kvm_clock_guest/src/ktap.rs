@@ -6,6 +6,7 @@
 
 use anyhow::Result;
 use std::{
+    env,
     io::{
         self,
         Write, //
@@ -49,7 +50,13 @@ pub fn note(text: &str) {
 }
 
 /// The whole of a test program's `main()`.
-pub fn main<C>(requirements: impl FnOnce() -> Result<C>, cases: Vec<Case<C>>) -> ExitCode {
+///
+/// With arguments, only the cases are run whose name has one of them in it.
+pub fn main<C>(requirements: impl FnOnce() -> Result<C>, mut cases: Vec<Case<C>>) -> ExitCode {
+    let wanted: Vec<_> = env::args().skip(1).collect();
+    if !wanted.is_empty() {
+        cases.retain(|case| wanted.iter().any(|text| case.name.contains(text)));
+    }
     match report(&mut io::stdout(), requirements, cases) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

@@ -4,21 +4,42 @@
 //!
 //! - [`ktap`]: runs a table of cases and reports it,
 //! - [`require`]: what the host must have, or else the whole program is skipped,
+//! - [`apart`]: a VM whose vCPUs' TSCs differ,
 //! - [`clocks`]: all that can be seen of a VM's clocks, to compare before and after,
+//! - [`clocksource`]: a host that does not keep its time by its TSC, for the duration of a case,
+//! - [`continued`]: kvmclock on such a host: the saved function first, the raw clock from then on,
+//! - [`expect`]: what SET should make of a saved clock,
+//! - [`fault`]: system calls that fail half way,
 //! - [`fixture`]: VMs in the states that the cases start from,
+//! - [`flat_out`]: a guest that reads its clocks without a pause,
 //! - [`halting`]: vCPUs that only halt,
 //! - [`host_clock`]: the host's clocks,
+//! - [`hyperv`], [`xen`]: the clocks that KVM makes for guests of other hypervisors,
+//! - [`machine`]: a VM whose vCPUs have a local APIC, for guest code of a program's own,
 //! - [`payload`]: ioctl arguments that end, or are write-protected, where a case wants it,
-//! - [`refusal`]: a call that must fail and change nothing.
+//! - [`refusal`]: a call that must fail and change nothing,
+//! - [`snippet`]: a few instructions executed by a stopped vCPU,
+//! - [`trace`]: the clock updates that KVM makes.
 
 // The guest is x86 code.
 #![cfg(target_arch = "x86_64")]
 
+pub mod apart;
 pub mod clocks;
+pub mod clocksource;
+pub mod continued;
+pub mod expect;
+pub mod fault;
 pub mod fixture;
+pub mod flat_out;
 pub mod halting;
 pub mod host_clock;
+pub mod hyperv;
 pub mod ktap;
+pub mod machine;
 pub mod payload;
 pub mod refusal;
 pub mod require;
+pub mod snippet;
+pub mod trace;
+pub mod xen;

@@ -2,13 +2,18 @@
 
 //! A call that must fail with one errno, and leave everything as it was.
 
-use crate::clocks::Clocks;
+use crate::clocks::{
+    versions,
+    Clocks, //
+};
 use anyhow::{
     bail,
+    ensure,
     Result, //
 };
 use clockguest::vmm::Vm;
 use kvm_ioctls::VmFd;
+use pvclock::abi::PVCLOCK_TSC_STABLE;
 use std::io;
 use vmm_sys_util::errno;
 
@@ -26,7 +31,8 @@ pub fn ensure_errno(errno: i32, result: errno::Result<()>) -> Result<()> {
     }
 }
 
-/// Fails unless `call`, made while `vm` is stopped, fails with `errno` and changes no clock of it.
+/// Fails unless `call`, made while `vm` is stopped, fails with `errno`, changes no clock of it and has
+/// none updated when it runs next.
 ///
 /// # Errors
 ///
@@ -36,7 +42,24 @@ pub fn ensure_refused(
     errno: i32,
     call: impl FnOnce(&VmFd) -> errno::Result<()>,
 ) -> Result<()> {
-    let before = Clocks::of(vm)?;
-    ensure_errno(errno, call(vm.fd()))?;
-    before.ensure_unchanged(vm)
+    ensure_changes_nothing(vm, |fd| ensure_errno(errno, call(fd)))
+}
+
+/// Fails unless `call`, made while `vm` is stopped, returns `Ok`, changes no clock of it and has none
+/// updated when it runs next.
+///
+/// # Errors
+///
+/// Says what happened instead.
+pub fn ensure_changes_nothing(vm: &Vm, call: impl FnOnce(&VmFd) -> Result<()>) -> Result<()> {
+    let (before, version) = (Clocks::of(vm)?, versions(vm));
+    call(vm.fd())?;
+    before.ensure_unchanged(vm)?;
+    // Without a master clock KVM updates a vCPU's record whenever the vCPU changes its CPU.
+    let now = versions(vm);
+    ensure!(
+        before.record.flags & PVCLOCK_TSC_STABLE == 0 || now == version,
+        "KVM wrote the records anew: versions were {version:?}, are {now:?}"
+    );
+    Ok(())
 }

@@ -5,7 +5,10 @@
 use crate::ktap::Skip;
 use anyhow::Result;
 use clockguest::host::open_kvm;
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{
+    Cap,
+    Kvm, //
+};
 use pvclock::abi;
 
 /// All that these tests exercise.
@@ -42,4 +45,9 @@ pub fn clock_guest() -> Result<Kvm> {
 pub fn capability(kvm: &Kvm) -> u32 {
     // A negative answer is an errno.
     u32::try_from(kvm.check_extension_raw(abi::KVM_CAP_CLOCK_GUEST.into())).unwrap_or(0)
+}
+
+/// Whether guests may have a TSC rate other than the host's.
+pub fn scales(kvm: &Kvm) -> bool {
+    kvm.check_extension(Cap::TscControl)
 }

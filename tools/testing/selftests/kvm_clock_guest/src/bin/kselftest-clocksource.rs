@@ -5,7 +5,6 @@
 //! Switches the host's clocksource, which needs root, and puts it back.
 
 use anyhow::{
-    bail,
     ensure,
     Context,
     Result, //
@@ -22,10 +21,11 @@ use clockguest::{
     },
 };
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages,
-        Clocks, //
+    clocks::Clocks,
+    clocksource::{
+        self,
+        run_until_noticed,
+        WithoutTsc, //
     },
     fixture::{
         at_twice_the_rate,
@@ -39,29 +39,21 @@ use kvm_clock_guest_selftests::{
     ktap::{
         self,
         note,
-        Case,
-        Skip, //
+        Case, //
     },
     refusal::ensure_errno,
     require, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
-    ClockGuest,
     MODE_EXACT,
     STATUS_KEPT, //
 };
 use std::{
-    fs,
     process::ExitCode,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::Duration, //
 };
-
-const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
 
 fn main() -> ExitCode {
     let cases = vec![
@@ -83,58 +75,7 @@ fn main() -> ExitCode {
 
 /// KVM, and the host's other clocksource.
 fn requirements() -> Result<(Kvm, String)> {
-    let kvm = require::clock_guest()?;
-    let current = read("current_clocksource")?;
-    if current != "tsc" {
-        bail!(Skip(format!(
-            "the host's clocksource is {current}, not tsc"
-        )));
-    }
-    let available = read("available_clocksource")?;
-    let other = available.split(' ').find(|name| *name != "tsc");
-    let other =
-        other.ok_or_else(|| Skip(format!("the host has no clocksource but {available}")))?;
-    Ok((kvm, other.to_owned()))
-}
-
-fn read(file: &str) -> Result<String> {
-    let path = format!("{FOLDER}/{file}");
-    let text = fs::read_to_string(&path).context(path)?;
-    Ok(text.trim().to_owned())
-}
-
-/// The time during which the host does not use its TSC.
-struct WithoutTsc;
-
-impl WithoutTsc {
-    fn switch(other: &str) -> Result<Self> {
-        choose(other)?;
-        Ok(Self)
-    }
-
-    fn end(self) -> Result<()> {
-        std::mem::forget(self);
-        choose("tsc")
-    }
-}
-
-impl Drop for WithoutTsc {
-    fn drop(&mut self) {
-        if let Err(error) = choose("tsc") {
-            eprintln!("the host's clocksource stays switched: {error:#}");
-        }
-    }
-}
-
-fn choose(name: &str) -> Result<()> {
-    let path = format!("{FOLDER}/current_clocksource");
-    fs::write(&path, name).context(path)?;
-    let current = read("current_clocksource")?;
-    ensure!(
-        current == name,
-        "the host's clocksource is {current}, was set to {name}"
-    );
-    Ok(())
+    Ok((require::clock_guest()?, clocksource::other()?))
 }
 
 fn no_data((kvm, other): &(Kvm, String)) -> Result<()> {
@@ -225,22 +166,6 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
         seen.own_kvmclock == 0,
         "the guest saw kvmclock go backwards: {seen:?}"
     );
-    Ok(())
-}
-
-/// Lets the guest run until KVM hands vCPU 0 another record than `kept`: a work item of the kernel's
-/// tells KVM of the new clocksource, and the next KVM_RUN after that acts on it.
-fn run_until_noticed(vm: &Vm, kept: &ClockGuest) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    let start = Instant::now();
-    while function(pages(vm)[0]) == function(*kept) {
-        ensure!(
-            start.elapsed() < PATIENCE,
-            "KVM did not notice the new clocksource within {PATIENCE:?}"
-        );
-        run_a_little(vm)?;
-    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! vCPUs whose TSC offsets differ stay apart by the same amounts, in every mode and whatever the
-//! order of the array; all read one kvmclock.
+//! order of the array; all read one kvmclock, and so does one that is added later.
 
 use anyhow::{
     ensure,
@@ -10,10 +10,15 @@ use anyhow::{
 };
 use clockguest::vmm::{
     ioctl::VmClock,
-    vcpu_ioctl::set_tsc_offset,
+    vcpu_ioctl::tsc_offset,
     Vm, //
 };
 use kvm_clock_guest_selftests::{
+    apart::{
+        apart,
+        ensure_apart,
+        AHEAD, //
+    },
     clocks::{
         without_version,
         Clocks, //
@@ -26,8 +31,11 @@ use kvm_clock_guest_selftests::{
         run_a_little,
         set, //
     },
+    flat_out::Progress,
+    halting,
     ktap::{
         self,
+        note,
         Case, //
     },
     require,
@@ -38,11 +46,15 @@ use pvclock::abi::{
     MODE_EXACT,
     MODE_FREEZE, //
 };
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    thread::sleep,
+    time::Duration, //
+};
 
-/// How far each vCPU's TSC is ahead of the first one's, ticks.
-const AHEAD: [i64; 4] = [0, 1, -1_000_000_007, 1 << 40];
 const HOUR_NS: i64 = 3600 * 1_000_000_000;
+/// More than KVM's `KVMCLOCK_UPDATE_DELAY`.
+const KVMCLOCK_UPDATE_DELAY: Duration = Duration::from_millis(150);
 
 /// Orders that the array of SET may have.
 const ORDERS: &[(&str, Order)] = &[
@@ -60,6 +72,22 @@ fn main() -> ExitCode {
         Case::new("advance", |kvm| moved(kvm, MODE_ADVANCE)),
         Case::new("freeze", |kvm| moved(kvm, MODE_FREEZE)),
         Case::new("exact, another vCPU as the reference", other_reference),
+        Case::new("a vCPU added after exact joins the running others", |kvm| {
+            hot_add(&kept(kvm, 3)?, kvm, MODE_EXACT)
+        }),
+        Case::new(
+            "a vCPU added after advance joins the running others",
+            |kvm| hot_add(&kept(kvm, 3)?, kvm, MODE_ADVANCE),
+        ),
+        Case::new(
+            "a vCPU added after freeze joins the running others",
+            |kvm| hot_add(&kept(kvm, 3)?, kvm, MODE_FREEZE),
+        ),
+        Case::new("a vCPU added to vCPUs apart reads their kvmclock", |kvm| {
+            let vm = apart(kvm)?;
+            hot_add(&vm, kvm, MODE_ADVANCE)?;
+            ensure_apart(&vm)
+        }),
     ];
     for &(name, order) in ORDERS {
         cases.push(Case::new(format!("exact, array {name}"), move |kvm| {
@@ -67,33 +95,6 @@ fn main() -> ExitCode {
         }));
     }
     ktap::main(require::clock_guest, cases)
-}
-
-/// A stopped VM with a kept record whose vCPUs are [`AHEAD`] of the first.
-fn apart(kvm: &Kvm) -> Result<Vm> {
-    let vm = kept(kvm, AHEAD.len() as u32)?;
-    let first = vm.tsc_offsets()?[0];
-    for (vcpu, ahead) in vm.vcpus().iter().zip(AHEAD) {
-        set_tsc_offset(&vcpu.fd(), first.wrapping_add_signed(ahead))
-            .context("KVM_VCPU_TSC_OFFSET")?;
-    }
-    run_a_little(&vm)?;
-    ensure_apart(&vm)?;
-    Ok(vm)
-}
-
-fn ensure_apart(vm: &Vm) -> Result<()> {
-    let offsets = vm.tsc_offsets()?;
-    // CAST: the signed differences of values mod 2^64.
-    let ahead = offsets
-        .iter()
-        .map(|offset| offset.wrapping_sub(offsets[0]) as i64);
-    let ahead: Vec<_> = ahead.collect();
-    ensure!(
-        ahead == AHEAD,
-        "vCPUs are {ahead:?} ticks ahead of the first, were {AHEAD:?}"
-    );
-    Ok(())
 }
 
 /// Each vCPU's record is the first one's, shifted by as much as its TSC is.
@@ -171,4 +172,66 @@ fn other_reference(kvm: &Kvm) -> Result<()> {
     );
     set(&vm, &mut clock, MODE_EXACT)?;
     before.ensure_unchanged(&vm)
+}
+
+/// A new vCPU comes while the others run, after a SET from another host TSC domain (but for exact).
+/// It has the TSC of one of them, and the record as it is for that TSC. The others notice nothing.
+fn hot_add(vm: &Vm, kvm: &Kvm, mode: u32) -> Result<()> {
+    let mut clock = get(vm)?;
+    if mode != MODE_EXACT {
+        move_to_domain(&mut clock, 1 << 60);
+        clock.header.tai_ns -= HOUR_NS;
+    }
+    set(vm, &mut clock, mode)?;
+    run_a_little(vm)?;
+    let before = Clocks::of(vm)?;
+    let (first, versions) = (Progress::of(vm), record_versions(vm));
+
+    vm.run()?;
+    first.wait(vm, 2)?;
+    let mut added = halting::add_vcpu(kvm, vm)?;
+    let page = without_version(halting::record(vm, &mut added)?);
+    // A vCPU that enables kvmclock makes KVM update everybody's, some time later.
+    sleep(KVMCLOCK_UPDATE_DELAY);
+    Progress::of(vm).wait(vm, 2)?;
+    vm.stop()?;
+
+    let matched = before
+        .offsets
+        .iter()
+        .all(|offset| *offset == before.offsets[0]);
+    first.ensure_none_went_back(vm, matched)?;
+    note(&format!(
+        "versions of the others' records: {versions:?}, then {:?}",
+        record_versions(vm)
+    ));
+    before.ensure_unchanged(vm)?;
+
+    let offset = tsc_offset(&added).context("KVM_VCPU_TSC_OFFSET")?;
+    ensure!(
+        before.offsets.contains(&offset),
+        "the new vCPU's offset is {offset:#x}, the others' {:x?}",
+        before.offsets
+    );
+    let expected = before.pages[0].shifted_by(offset.wrapping_sub(before.offsets[0]));
+    ensure!(
+        page == expected,
+        "the new vCPU reads {page:x?}, expected {expected:x?}"
+    );
+    let count = before.offsets.len() + 1;
+    let mut clock = get(vm)?;
+    ensure!(
+        clock.vcpus.len() == count && clock.vcpus[count - 1].tsc_offset == offset,
+        "GET says {:x?}",
+        clock.vcpus
+    );
+    set(vm, &mut clock, MODE_EXACT)?;
+    before.ensure_unchanged(vm)
+}
+
+fn record_versions(vm: &Vm) -> Vec<u32> {
+    let vcpus = vm.vcpus().iter();
+    vcpus
+        .map(|vcpu| vm.view(vcpu.index()).pvclock().version)
+        .collect()
 }

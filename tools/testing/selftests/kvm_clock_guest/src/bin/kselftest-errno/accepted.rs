@@ -12,6 +12,7 @@ use anyhow::{
     Result, //
 };
 use clockguest::vmm::ioctl::{
+    get_vm_clock_guest_or_fall_back,
     set_vm_clock_guest,
     VmClock, //
 };
@@ -29,17 +30,15 @@ use kvm_clock_guest_selftests::{
     },
 };
 use pvclock::abi::{
+    ClockGuest,
     VmClockGuest,
     FLAGS_KNOWN,
-    FLAG_ALLOW_BACKWARDS,
     FLAG_ALLOW_RATE_MISMATCH,
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE,
     STATUS_KNOWN, //
 };
-
-const SECOND_NS: i64 = 1_000_000_000;
 
 type Edit = fn(&mut VmClock);
 
@@ -49,6 +48,15 @@ const SET: &[(&str, Edit)] = &[
         c.header.mode = MODE_EXACT;
         c.header.flags = FLAGS_KNOWN;
         c.header.status = STATUS_KNOWN;
+    }),
+    // What is good for the host's own record is good for any, up to its last tick.
+    ("record as old as TSCs compare", |c| {
+        c.header.mode = MODE_EXACT;
+        set_age(c, 1 << 63);
+    }),
+    ("record of this very tick", |c| {
+        c.header.mode = MODE_EXACT;
+        set_age(c, 0);
     }),
     ("record's version and flags are ignored", |c| {
         c.header.mode = MODE_EXACT;
@@ -73,11 +81,6 @@ const SET: &[(&str, Edit)] = &[
         c.header.flags = FLAG_ALLOW_RATE_MISMATCH;
         c.header.host_tsc_khz /= 2;
     }),
-    ("advance by -1 h with ALLOW_BACKWARDS", |c| {
-        c.header.mode = MODE_ADVANCE;
-        c.header.flags = FLAG_ALLOW_BACKWARDS;
-        c.header.tai_ns += 3600 * SECOND_NS;
-    }),
 ];
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -87,10 +90,21 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         })
     });
     set.chain([
+        Case::new(
+            "accepted GET: FALLBACK where there is a master clock",
+            fall_back,
+        ),
         Case::new("accepted GET and SET: a page with a tail of zeros", larger),
         Case::new("accepted SET: array write-protected", array_read_only),
     ])
     .collect()
+}
+
+/// The record's `tsc_timestamp` is `ticks` behind the guest's TSC at the anchor.
+fn set_age(clock: &mut VmClock, ticks: u64) {
+    let header = &mut clock.header;
+    header.record.tsc_timestamp = header.guest_tsc.wrapping_sub(ticks);
+    header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
 }
 
 /// The record is kept, bit for bit, in every mode.
@@ -101,6 +115,11 @@ fn accepted(host: &Host, edit: Edit) -> Result<()> {
     let here = i64::from(clock.header.host_tsc_khz);
     edit(&mut clock);
     let saved = i64::from(clock.header.host_tsc_khz);
+    let record = ClockGuest {
+        version: 0,
+        flags: before.record.flags,
+        ..clock.header.record
+    };
     set_vm_clock_guest(vm.fd(), &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
 
     let (expected, observed) = ((here - saved) * 1000, clock.header.rate_diff_hz);
@@ -114,9 +133,27 @@ fn accepted(host: &Host, edit: Edit) -> Result<()> {
         kept: true,
         // Advance and freeze move them.
         offsets: after.offsets.clone(),
+        record,
+        pages: vec![record; VCPUS as usize],
         ..before
     };
     expected.ensure_is(&after, "after SET")
+}
+
+/// It makes no difference then.
+fn fall_back(host: &Host) -> Result<()> {
+    for vm in &host.vms {
+        let without = get(vm)?;
+        let with = get_vm_clock_guest_or_fall_back(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST")?;
+        ensure!(
+            with.header.record == without.header.record
+                && with.header.status == without.header.status
+                && with.vcpus == without.vcpus
+                && with.header.precision_ns == 0,
+            "with FALLBACK {with:x?}, without {without:x?}"
+        );
+    }
+    Ok(())
 }
 
 /// The module says what it knows, and leaves the rest alone.

@@ -2,14 +2,17 @@
 
 //! Each errno by each of its causes; a call that fails leaves every clock as it was.
 //!
-//! Two causes cannot be had here: `EOPNOTSUPP` needs a guest whose TSC is protected (SEV-SNP, TDX),
-//! and `EBUSY` for a host TSC rate that is momentarily unknown needs a host that has not calibrated
-//! its TSC yet. `ENOTTY` is kselftest-lifecycle's, and `ENODATA` for a host that stops using its TSC
-//! kselftest-clocksource's, as it concerns the whole host.
+//! Three causes cannot be had here: `EINTR` reaches nobody, as the signal is fatal; `EOPNOTSUPP`
+//! needs a guest whose TSC is protected (SEV-SNP, TDX); and `EBUSY` for a host TSC rate that is
+//! momentarily unknown needs a host that has not calibrated its TSC yet. `ENOTTY` is
+//! kselftest-lifecycle's, `ENOMEM` kselftest-atomicity's, and `ENODATA` for a host that stops using
+//! its TSC kselftest-clocksource's, as it concerns the whole host.
 
 mod accepted;
+mod backwards;
 mod malformed;
 mod memory;
+mod other_process;
 mod refused;
 
 use anyhow::Result;
@@ -47,6 +50,8 @@ fn main() -> ExitCode {
     let mut cases = malformed::cases();
     cases.extend(memory::cases());
     cases.extend(refused::cases());
+    cases.extend(other_process::cases());
     cases.extend(accepted::cases());
+    cases.extend(backwards::cases());
     ktap::main(Host::new, cases)
 }

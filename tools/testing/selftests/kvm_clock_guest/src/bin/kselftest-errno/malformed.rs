@@ -11,7 +11,8 @@ use clockguest::vmm::ioctl::{
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
-        make_consistent, //
+        make_consistent,
+        unlike, //
     },
     ktap::Case,
     payload::Payload,
@@ -22,6 +23,9 @@ use kvm_clock_guest_selftests::{
 };
 use pvclock::abi::{
     ClockGuestVcpu,
+    FLAG_ALLOW_BACKWARDS,
+    FLAG_ALLOW_RATE_MISMATCH,
+    FLAG_FALLBACK,
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE, //
@@ -67,6 +71,22 @@ const SET: &[(&str, Edit)] = &[
     }),
     ("first vCPU's padding", |c| c.vcpus[0].pad = 1),
     ("last vCPU's padding", |c| c.vcpus[1].pad = 1 << 31),
+    ("record 1 tick ahead", |c| put_record_ahead(c, 1)),
+    ("record 1 tick ahead, freeze", |c| {
+        c.header.mode = MODE_FREEZE;
+        put_record_ahead(c, 1);
+    }),
+    ("record 1 tick ahead, advance", |c| {
+        c.header.mode = MODE_ADVANCE;
+        put_record_ahead(c, 1);
+    }),
+    ("record as far ahead as TSCs compare", |c| {
+        put_record_ahead(c, i64::MAX as u64)
+    }),
+    ("record ahead, whatever is allowed", |c| {
+        c.header.flags = FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH | FLAG_FALLBACK;
+        put_record_ahead(c, 1 << 40);
+    }),
     ("advance by more than 64 bits of ticks", |c| {
         c.header.mode = MODE_ADVANCE;
         c.header.tai_ns = i64::MIN;
@@ -96,11 +116,26 @@ const CONTRADICTIONS: &[(&str, Edit)] = &[
 
 /// Edits of a sound GET.
 const GET: &[(&str, Edit)] = &[
-    ("a flag", |c| c.header.flags = 1),
+    ("ALLOW_BACKWARDS", |c| c.header.flags = FLAG_ALLOW_BACKWARDS),
+    ("ALLOW_RATE_MISMATCH", |c| {
+        c.header.flags = FLAG_ALLOW_RATE_MISMATCH
+    }),
+    ("FALLBACK with a flag of SET's", |c| {
+        c.header.flags = FLAG_FALLBACK | FLAG_ALLOW_BACKWARDS
+    }),
+    ("an unknown flag", |c| c.header.flags = 1 << 3),
+    ("FALLBACK with an unknown flag", |c| {
+        c.header.flags = FLAG_FALLBACK | 1 << 3
+    }),
     ("the highest flag", |c| c.header.flags = 1 << 31),
     ("a mode", |c| c.header.mode = MODE_EXACT),
     ("an unknown mode", |c| c.header.mode = 1 << 31),
 ];
+
+/// The record's `tsc_timestamp` is `ticks` ahead of the guest's TSC at the anchor.
+fn put_record_ahead(clock: &mut VmClock, ticks: u64) {
+    clock.header.record.tsc_timestamp = clock.header.guest_tsc.wrapping_add(ticks);
+}
 
 fn ratio(clock: &mut VmClock, ratio: u64, frac_bits: u32) {
     clock.header.tsc_ratio = ratio;
@@ -132,7 +167,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 fn refused_set(host: &Host, edit: Edit, then: Edit) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = get(vm)?;
+        let mut clock = unlike(get(vm)?);
         clock.header.mode = MODE_EXACT;
         edit(&mut clock);
         then(&mut clock);

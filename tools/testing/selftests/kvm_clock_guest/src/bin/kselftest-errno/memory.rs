@@ -12,7 +12,10 @@ use clockguest::vmm::{
     Vm, //
 };
 use kvm_clock_guest_selftests::{
-    fixture::get,
+    fixture::{
+        get,
+        unlike, //
+    },
     ktap::Case,
     payload::{
         Payload,
@@ -100,6 +103,7 @@ impl Call {
     fn clock(self, vm: &Vm) -> Result<VmClock> {
         let mut clock = get(vm)?;
         if let Self::Set = self {
+            clock = unlike(clock);
             clock.header.mode = MODE_EXACT;
         }
         Ok(clock)

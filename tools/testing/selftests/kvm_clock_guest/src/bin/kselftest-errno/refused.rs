@@ -7,7 +7,6 @@ use crate::{
     VCPUS, //
 };
 use anyhow::{
-    bail,
     ensure,
     Context,
     Result, //
@@ -21,7 +20,6 @@ use clockguest::vmm::{
         set_tsc_offset,
         tsc_offset, //
     },
-    Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
@@ -29,7 +27,9 @@ use kvm_clock_guest_selftests::{
         derived,
         get,
         make_consistent,
-        run_a_little, //
+        run_a_little,
+        unlike,
+        wait_in_guest, //
     },
     ktap::Case,
     refusal::{
@@ -42,14 +42,6 @@ use pvclock::abi::{
     MODE_EXACT,
     MODE_FREEZE, //
 };
-use std::{
-    thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
-};
-
 const SECOND_NS: i64 = 1_000_000_000;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -92,7 +84,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 fn busy(host: &Host, first: usize) -> Result<()> {
     for vm in &host.vms {
         let before = Clocks::of(vm)?;
-        let mut clock = get(vm)?;
+        let mut clock = unlike(get(vm)?);
         clock.header.mode = MODE_EXACT;
         let running = &vm.vcpus()[first..];
         running.iter().for_each(|vcpu| vcpu.request_run());
@@ -103,21 +95,6 @@ fn busy(host: &Host, first: usize) -> Result<()> {
         vm.stop()?;
         refused?;
         before.ensure_unchanged(vm)?;
-    }
-    Ok(())
-}
-
-/// Returns when vCPU `index` executes guest instructions, and so is inside KVM_RUN.
-fn wait_in_guest(vm: &Vm, index: usize) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    let (count, start) = (vm.view(index).count(), Instant::now());
-    while vm.view(index).count() == count {
-        vm.vcpus()[index].check()?;
-        if start.elapsed() > PATIENCE {
-            bail!("vCPU {index} made no reading in {PATIENCE:?}, after {count} before");
-        }
-        sleep(Duration::from_millis(1));
     }
     Ok(())
 }
@@ -145,10 +122,13 @@ fn no_master_clock(host: &Host) -> Result<()> {
 
 fn other_ratio(host: &Host) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = get(vm)?;
+        let mut clock = unlike(get(vm)?);
         clock.header.mode = MODE_EXACT;
         // Half the rate.
         (clock.header.tsc_ratio, clock.header.tsc_frac_bits) = (1 << 31, 32);
+        make_consistent(&mut clock);
+        // That put the guest's TSC far behind the record.
+        clock.header.record.tsc_timestamp = clock.header.guest_tsc;
         make_consistent(&mut clock);
         ensure_refused(vm, libc::ERANGE, |fd| set_vm_clock_guest(fd, &mut clock))?;
     }
@@ -158,7 +138,7 @@ fn other_ratio(host: &Host) -> Result<()> {
 /// The difference is reported.
 fn other_rate(host: &Host, mode: u32, ppm: i64) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = get(vm)?;
+        let mut clock = unlike(get(vm)?);
         clock.header.mode = mode;
         let here = i64::from(clock.header.host_tsc_khz);
         let saved = here + here * ppm / 1_000_000;
@@ -175,9 +155,10 @@ fn other_rate(host: &Host, mode: u32, ppm: i64) -> Result<()> {
 
 fn stale(host: &Host, ahead_ms: u64) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = get(vm)?;
+        let now = get(vm)?.header.host_tsc;
+        let mut clock = unlike(get(vm)?);
         clock.header.mode = MODE_EXACT;
-        clock.header.host_tsc += u64::from(clock.header.host_tsc_khz) * ahead_ms;
+        clock.header.host_tsc = now + u64::from(clock.header.host_tsc_khz) * ahead_ms;
         make_consistent(&mut clock);
         ensure_refused(vm, libc::ESTALE, |fd| set_vm_clock_guest(fd, &mut clock))?;
     }
@@ -186,9 +167,10 @@ fn stale(host: &Host, ahead_ms: u64) -> Result<()> {
 
 fn from_the_future(host: &Host) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = get(vm)?;
+        let tai_ns = get(vm)?.header.tai_ns;
+        let mut clock = unlike(get(vm)?);
         clock.header.mode = MODE_ADVANCE;
-        clock.header.tai_ns += 3600 * SECOND_NS;
+        clock.header.tai_ns = tai_ns + 3600 * SECOND_NS;
         ensure_refused(vm, libc::ETIME, |fd| set_vm_clock_guest(fd, &mut clock))?;
     }
     Ok(())

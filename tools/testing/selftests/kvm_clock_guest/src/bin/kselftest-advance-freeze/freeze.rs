@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The guest TSC at the time of SET is the saved one.
+
+use crate::{
+    moved::Moved,
+    DOMAINS,
+    VCPUS, //
+};
+use anyhow::{
+    ensure,
+    Result, //
+};
+use clockguest::{
+    host::rdtsc_ordered,
+    vmm::Vm, //
+};
+use kvm_clock_guest_selftests::{
+    fixture::{
+        derived,
+        get,
+        kept,
+        move_to_domain,
+        reference_relation,
+        set, //
+    },
+    ktap::{
+        note,
+        Case, //
+    },
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::{
+    VmClockGuest,
+    MODE_FREEZE, //
+};
+
+pub(crate) fn cases() -> Vec<Case<Kvm>> {
+    vec![
+        Case::new("freeze", |kvm| freeze(&derived(kvm, VCPUS)?, |_| ())),
+        Case::new("freeze, record kept before", |kvm| {
+            freeze(&kept(kvm, VCPUS)?, |_| ())
+        }),
+        Case::new("freeze minds no time of day", |kvm| {
+            freeze(&derived(kvm, VCPUS)?, |header| {
+                header.tai_ns = i64::MAX;
+                header.tai_offset_s = i32::MIN;
+            })
+        }),
+    ]
+}
+
+fn freeze(vm: &Vm, edit: fn(&mut VmClockGuest)) -> Result<()> {
+    for &domain in DOMAINS {
+        let moved = Moved::new(vm)?;
+        let mut saved = get(vm)?;
+        move_to_domain(&mut saved, domain);
+        edit(&mut saved.header);
+
+        let host_before = rdtsc_ordered();
+        set(vm, &mut saved, MODE_FREEZE)?;
+        let host_after = rdtsc_ordered();
+
+        let after = moved.ensure_one_clock(&saved)?;
+        let relation = reference_relation(&after)?;
+        let saved_tsc = saved.header.guest_tsc;
+        // CAST: the signed differences of values mod 2^64.
+        let window = [host_before, host_after]
+            .map(|host_tsc| relation.guest_tsc(host_tsc).wrapping_sub(saved_tsc) as i64);
+        note(&format!(
+            "guest TSC was {window:?} ticks ahead of the saved one before and after SET"
+        ));
+        ensure!(
+            window[0] <= 0 && window[1] >= 0,
+            "guest TSC is the saved one outside SET: it was {window:?} ticks ahead before and after"
+        );
+        ensure!(
+            after.header.record == saved.header.record,
+            "record was {:x?}, is {:x?}",
+            saved.header.record,
+            after.header.record
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! KVM's own: `KVM_GET_CLOCK`, and the wall clock MSR.
+
+use crate::{
+    state::{
+        ahead_and_fast,
+        Kept, //
+    },
+    Consumer,
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::{
+    vm::set_msr,
+    Vm, //
+};
+use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_clock_guest_selftests::{
+    fixture::{
+        at_twice_the_rate,
+        get,
+        run_a_little, //
+    },
+    ktap::note,
+};
+use std::sync::atomic::Ordering;
+
+pub(crate) const GET_CLOCK: Consumer = Consumer {
+    name: "KVM_GET_CLOCK",
+    record: at_twice_the_rate,
+    enable: |_| Ok(()),
+    check: |vm, kept| {
+        get_clock(vm, kept)?;
+        run_a_little(vm)?;
+        get_clock(vm, kept)
+    },
+};
+
+pub(crate) const WALL_CLOCK_MSR: Consumer = Consumer {
+    name: "wall clock MSR",
+    record: ahead_and_fast,
+    enable: |_| Ok(()),
+    check: |vm, kept| {
+        let write = || {
+            Ok(set_msr(
+                &vm.vcpus()[0].fd(),
+                MSR_KVM_WALL_CLOCK_NEW,
+                WALL_CLOCK,
+            )?)
+        };
+        ensure_epoch(vm, kept, WALL_CLOCK, write)?;
+        run_a_little(vm)?;
+        ensure_epoch(vm, kept, WALL_CLOCK, write)
+    },
+};
+
+/// `MSR_KVM_WALL_CLOCK_NEW`: a write makes KVM write the guest's epoch to that address.
+const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+/// Where: in a page that `clockguest::guest::layout` leaves free.
+const WALL_CLOCK: u64 = 0x7000;
+const SECOND_NS: i64 = 1_000_000_000;
+
+/// It tells its host TSC, so the two are equal to the ns.
+fn get_clock(vm: &Vm, kept: &Kept) -> Result<()> {
+    const CALLS: usize = 100;
+
+    for _ in 0..CALLS {
+        let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+        ensure!(
+            data.flags & KVM_CLOCK_HOST_TSC != 0,
+            "KVM_GET_CLOCK's flags are {:#x}",
+            data.flags
+        );
+        let ns = kept.ns(data.host_tsc);
+        ensure!(
+            data.clock == ns,
+            "KVM_GET_CLOCK says {} ns at host TSC {}, the record {ns} ns",
+            data.clock,
+            data.host_tsc
+        );
+    }
+    Ok(())
+}
+
+/// Fails unless `write` makes KVM write the guest's epoch, UTC minus kvmclock, to `gpa`.
+///
+/// The kept clock gains on UTC, so that the epoch moves a little between two GETs; it was read between
+/// them.
+pub(crate) fn ensure_epoch(
+    vm: &Vm,
+    kept: &Kept,
+    gpa: u64,
+    write: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    /// Either clock of either GET, and of KVM's, is rounded down to a ns: 1 ns; UTC moves by
+    /// fractions of a ns when the host's timekeeping corrects its rate: another.
+    const TOLERANCE_NS: i64 = 2;
+
+    let before = epoch_ns(vm, kept)?;
+    write()?;
+    let after = epoch_ns(vm, kept)?;
+    // struct pvclock_wall_clock: version, sec, nsec, each of 32 bits.
+    let word = |gpa| vm.memory().word(gpa).load(Ordering::Acquire);
+    let (sec, nsec) = (word(gpa) >> 32, word(gpa + 8) & u64::from(u32::MAX));
+    let observed = i64::try_from(sec)? * SECOND_NS + i64::try_from(nsec)?;
+    let (least, most) = (before.min(after), before.max(after));
+    note(&format!(
+        "epoch {} ns after the first of two GETs, {} ns in between",
+        observed - before,
+        after - before
+    ));
+    ensure!(
+        (least - TOLERANCE_NS..=most + TOLERANCE_NS).contains(&observed),
+        "epoch is {observed} ns, by the record {before} ns before and {after} ns after"
+    );
+    Ok(())
+}
+
+/// UTC at which the kept clock was 0, ns.
+fn epoch_ns(vm: &Vm, kept: &Kept) -> Result<i64> {
+    let header = get(vm)?.header;
+    let utc_ns = header.tai_ns - i64::from(header.tai_offset_s) * SECOND_NS;
+    Ok(utc_ns - i64::try_from(kept.ns(header.host_tsc))?)
+}

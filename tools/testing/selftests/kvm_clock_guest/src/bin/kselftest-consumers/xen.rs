@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Xen's copies of the record, and of the wall clock.
+
+use crate::{
+    kvmclock::ensure_epoch,
+    state::{
+        ahead_and_fast,
+        Kept, //
+    },
+    Consumer,
+};
+use anyhow::{
+    ensure,
+    Result, //
+};
+use clockguest::vmm::Vm;
+use kvm_clock_guest_selftests::{
+    clocks::function,
+    fixture::{
+        at_twice_the_rate,
+        run_a_little, //
+    },
+    xen::{
+        enable,
+        set_shared_info,
+        set_vcpu_info,
+        set_vcpu_time_info,
+        SHARED_INFO_WALL_CLOCK,
+        VCPU_INFO_TIME, //
+    },
+};
+use pvclock::abi::ClockGuest;
+use std::sync::atomic::Ordering;
+
+pub(crate) const TIME_INFO: Consumer = Consumer {
+    name: "Xen's vcpu_info and vcpu_time_info",
+    record: at_twice_the_rate,
+    enable: enable_time_info,
+    check: time_info,
+};
+
+pub(crate) const WALL_CLOCK: Consumer = Consumer {
+    name: "Xen's wall clock",
+    record: ahead_and_fast,
+    enable: |vm| enable(vm.fd()),
+    check: |vm, kept| {
+        let write = || set_shared_info(vm.fd(), SHARED_INFO);
+        ensure_epoch(vm, kept, SHARED_INFO + SHARED_INFO_WALL_CLOCK, write)
+    },
+};
+
+// In pages that `clockguest::guest::layout` leaves free.
+const VCPU_INFOS: u64 = 0x6000;
+const VCPU_STRIDE: u64 = 128;
+const TIME_INFO_OFFSET: u64 = 64;
+const SHARED_INFO: u64 = 0x7000;
+
+fn vcpu_info(index: usize) -> u64 {
+    VCPU_INFOS + index as u64 * VCPU_STRIDE
+}
+
+/// Ends with valid records, so that SET has something to renew.
+fn enable_time_info(vm: &Vm) -> Result<()> {
+    enable(vm.fd())?;
+    for vcpu in vm.vcpus() {
+        let gpa = vcpu_info(vcpu.index());
+        set_vcpu_info(&vcpu.fd(), gpa)?;
+        set_vcpu_time_info(&vcpu.fd(), gpa + TIME_INFO_OFFSET)?;
+    }
+    run_a_little(vm)?;
+    for (name, record) in vm.vcpus().iter().flat_map(|vcpu| records(vm, vcpu.index())) {
+        ensure!(record.version != 0, "KVM wrote no record to {name}");
+    }
+    Ok(())
+}
+
+/// Both are, but for version and flags, what the guest has from KVM, and the kept record.
+fn time_info(vm: &Vm, kept: &Kept) -> Result<()> {
+    run_a_little(vm)?;
+    for (index, &ahead) in kept.ahead.iter().enumerate() {
+        // CAST: mod 2^64, as TSC values are.
+        let expected = function(kept.record.shifted_by(ahead as u64));
+        let page = function(vm.view(index).pvclock());
+        ensure!(
+            page == expected,
+            "vCPU {index} has {page:x?} from KVM, expected {expected:x?}"
+        );
+        for (name, record) in records(vm, index) {
+            let observed = function(record);
+            ensure!(
+                observed == expected,
+                "vCPU {index} has {observed:x?} in {name}, expected {expected:x?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn records(vm: &Vm, index: usize) -> [(&'static str, ClockGuest); 2] {
+    let word = |gpa| vm.memory().word(gpa).load(Ordering::Acquire);
+    let at = |gpa: u64| zerocopy::transmute!([0, 8, 16, 24].map(|offset| word(gpa + offset)));
+    let gpa = vcpu_info(index);
+    [
+        ("vcpu_info", at(gpa + VCPU_INFO_TIME)),
+        ("vcpu_time_info", at(gpa + TIME_INFO_OFFSET)),
+    ]
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `ALLOW_BACKWARDS` by more than the record's age: the record moves back too, along its lossless
+//! lattice, and kvmclock stays the same function of the TSC; or the SET is refused.
+
+use crate::{
+    Host,
+    VCPUS, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::{
+    host::rdtsc_ordered,
+    vmm::{
+        ioctl::set_vm_clock_guest,
+        Vm, //
+    },
+};
+use kvm_clock_guest_selftests::{
+    clocks::{
+        function,
+        Clocks, //
+    },
+    expect,
+    fixture::{
+        derived,
+        get,
+        reference_relation,
+        run_a_little,
+        unlike, //
+    },
+    ktap::Case,
+    refusal::ensure_refused,
+};
+use pvclock::{
+    abi::{
+        FLAG_ALLOW_BACKWARDS,
+        MODE_ADVANCE, //
+    },
+    tsc::is_ahead,
+};
+
+const HOUR_NS: i64 = 3_600_000_000_000;
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    vec![
+        Case::new(
+            "accepted SET: advance by -1 h with ALLOW_BACKWARDS",
+            |host: &Host| an_hour_back(&derived(&host.kvm, VCPUS)?),
+        ),
+        Case::new(
+            "EINVAL SET: advance by -1 h, record with room for 2^32 ticks",
+            no_room,
+        ),
+    ]
+}
+
+fn an_hour_back(vm: &Vm) -> Result<()> {
+    let saved = Clocks::of(vm)?;
+    let mut clock = get(vm)?;
+    clock.header.mode = MODE_ADVANCE;
+    clock.header.flags = FLAG_ALLOW_BACKWARDS;
+    clock.header.tai_ns += HOUR_NS;
+    let host_before = rdtsc_ordered();
+    set_vm_clock_guest(vm.fd(), &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
+    let host_after = rdtsc_ordered();
+
+    let now = get(vm)?;
+    let relation = reference_relation(&now)?;
+    let earliest = relation.guest_tsc(host_before);
+    let latest = relation.guest_tsc(host_after);
+    let (was, is) = (function(saved.record), function(now.header.record));
+    ensure!(
+        is_ahead(was.tsc_timestamp, latest),
+        "the guest's TSC, {latest:#x} at most, is not behind the record {was:x?}"
+    );
+    // To the bit what the guest's TSC of that moment calls for: not ahead of it, and a step of the
+    // lattice further would be.
+    ensure!(
+        is == was
+            .not_ahead_of(is.tsc_timestamp)
+            .context("the lattice does not reach as far")?,
+        "the record is {is:x?}, not {was:x?} on its lattice"
+    );
+    let next = is.tsc_timestamp.wrapping_add(1 << was.lattice_bits());
+    ensure!(
+        !is_ahead(is.tsc_timestamp, latest) && is_ahead(next, earliest),
+        "the record is {is:x?}, the guest's TSC was in {earliest:#x}..={latest:#x}"
+    );
+
+    // And the same function of the TSC, before the old timestamp and after it.
+    let reach = was.tsc_timestamp.wrapping_sub(is.tsc_timestamp);
+    for part in 0..=64u64 {
+        for near in 0..=2 {
+            let ticks = (reach / 32).wrapping_mul(part) + near;
+            let tsc = is.tsc_timestamp.wrapping_add(ticks);
+            let (observed, expected) = (is.kvmclock_ns(tsc), expect::kvmclock_ns(&was, tsc));
+            ensure!(
+                observed == expected,
+                "at TSC {tsc:#x} kvmclock is {observed} ns, by the saved record {expected} ns"
+            );
+        }
+    }
+    expect::ensure_reads(&run_a_little(vm)?, &was, relation.offset)?;
+
+    let after = Clocks::of(vm)?;
+    Clocks {
+        kept: true,
+        offsets: after.offsets.clone(),
+        record: now.header.record,
+        pages: vec![now.header.record; VCPUS as usize],
+        ..saved
+    }
+    .ensure_is(&after, "after SET")
+}
+
+/// Guests shift the ticks since `tsc_timestamp` left by 31 bits of 64.
+fn no_room(host: &Host) -> Result<()> {
+    for vm in &host.vms {
+        let tai_ns = get(vm)?.header.tai_ns;
+        let mut clock = unlike(get(vm)?);
+        clock.header.mode = MODE_ADVANCE;
+        clock.header.flags = FLAG_ALLOW_BACKWARDS;
+        clock.header.tai_ns = tai_ns + HOUR_NS;
+        (
+            clock.header.record.tsc_shift,
+            clock.header.record.tsc_to_system_mul,
+        ) = (31, 1);
+        ensure_refused(vm, libc::EINVAL, |fd| set_vm_clock_guest(fd, &mut clock))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The clocks of a Hyper-V guest: a reference counter that counts units of 100 ns, as an MSR and as a
+//! function of the TSC in a page that the guest can read.
+
+use anyhow::Result;
+use clockguest::vmm::{
+    vm::{
+        get_msr,
+        set_msr, //
+    },
+    Vm, //
+};
+use kvm_ioctls::VcpuFd;
+use std::sync::atomic::Ordering;
+
+/// The reference counter's unit, ns.
+pub const UNIT_NS: u64 = 100;
+
+const HV_X64_MSR_GUEST_OS_ID: u32 = 0x4000_0000;
+const HV_X64_MSR_TIME_REF_COUNT: u32 = 0x4000_0020;
+const HV_X64_MSR_REFERENCE_TSC: u32 = 0x4000_0021;
+const REFERENCE_TSC_ENABLE: u64 = 1;
+/// An open source system (bit 63), Linux; KVM wants no more than that it is not 0.
+const GUEST_OS_ID: u64 = 0x8100 << 48;
+
+/// Makes the guest one that Hyper-V knows.
+///
+/// # Errors
+///
+/// That of `KVM_SET_MSRS`.
+pub fn enable(vcpu: &VcpuFd) -> Result<()> {
+    Ok(set_msr(vcpu, HV_X64_MSR_GUEST_OS_ID, GUEST_OS_ID)?)
+}
+
+/// Puts the TSC page at `gpa`; KVM writes it when the vCPU next runs.
+///
+/// # Errors
+///
+/// That of `KVM_SET_MSRS`.
+pub fn enable_tsc_page(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
+    Ok(set_msr(
+        vcpu,
+        HV_X64_MSR_REFERENCE_TSC,
+        gpa | REFERENCE_TSC_ENABLE,
+    )?)
+}
+
+/// The reference counter, units of 100 ns.
+///
+/// # Errors
+///
+/// That of `KVM_GET_MSRS`.
+pub fn reference_count(vcpu: &VcpuFd) -> Result<u64> {
+    Ok(get_msr(vcpu, HV_X64_MSR_TIME_REF_COUNT)?)
+}
+
+/// `struct ms_hyperv_tsc_page`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TscPage {
+    /// Changes with every update; 0 tells the guest to use the MSR instead.
+    pub sequence: u32,
+    /// Units of 100 ns per tick, in units of 2^-64.
+    pub scale: u64,
+    /// Count at TSC 0, units of 100 ns, mod 2^64.
+    pub offset: u64,
+}
+
+impl TscPage {
+    /// The page at `gpa` of the stopped `vm`.
+    pub fn of(vm: &Vm, gpa: u64) -> Self {
+        let word = |offset| vm.memory().word(gpa + offset).load(Ordering::Acquire);
+        Self {
+            // CAST: The word's lower half; the rest is reserved.
+            sequence: word(0) as u32,
+            scale: word(8),
+            offset: word(16),
+        }
+    }
+
+    /// The reference counter at guest TSC `guest_tsc` (ticks), as a guest computes it, units of
+    /// 100 ns.
+    pub fn reference_count(self, guest_tsc: u64) -> u64 {
+        let product = u128::from(guest_tsc) * u128::from(self.scale);
+        // CAST: the upper half of the product.
+        ((product >> 64) as u64).wrapping_add(self.offset)
+    }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The clocks of a Xen guest: the ioctls that tell KVM where to write them, which kvm-ioctls lacks.
+
+use anyhow::{
+    Context,
+    Result, //
+};
+use kvm_bindings::{
+    kvm_xen_hvm_attr,
+    kvm_xen_hvm_attr__bindgen_ty_1,
+    kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_1,
+    kvm_xen_hvm_config,
+    kvm_xen_vcpu_attr,
+    kvm_xen_vcpu_attr__bindgen_ty_1,
+    KVM_XEN_ATTR_TYPE_SHARED_INFO,
+    KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+    KVM_XEN_MSR_MIN_INDEX,
+    KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
+    KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, //
+};
+use kvm_ioctls::{
+    VcpuFd,
+    VmFd, //
+};
+use vmm_sys_util::{
+    errno,
+    ioctl::ioctl_with_ref, //
+};
+
+/// Where in `struct vcpu_info` the pvclock record is, bytes.
+pub const VCPU_INFO_TIME: u64 = 32;
+/// Where in `struct shared_info`, as a guest outside long mode has it, the wall clock is, bytes.
+pub const SHARED_INFO_WALL_CLOCK: u64 = 0x900;
+
+const PAGE_SHIFT: u32 = 12;
+
+/// Request numbers.
+mod nr {
+    use kvm_bindings::{
+        kvm_xen_hvm_attr,
+        kvm_xen_hvm_config,
+        kvm_xen_vcpu_attr, //
+    };
+    use vmm_sys_util::ioctl_iow_nr;
+
+    const KVMIO: u32 = 0xae;
+
+    ioctl_iow_nr!(KVM_XEN_HVM_CONFIG, KVMIO, 0x7a, kvm_xen_hvm_config);
+    ioctl_iow_nr!(KVM_XEN_HVM_SET_ATTR, KVMIO, 0xc9, kvm_xen_hvm_attr);
+    ioctl_iow_nr!(KVM_XEN_VCPU_SET_ATTR, KVMIO, 0xcb, kvm_xen_vcpu_attr);
+}
+
+/// Makes the guest of `vm` one of Xen's: `KVM_XEN_HVM_CONFIG`.
+///
+/// # Errors
+///
+/// That of the ioctl.
+pub fn enable(vm: &VmFd) -> Result<()> {
+    let config = kvm_xen_hvm_config {
+        flags: KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+        msr: KVM_XEN_MSR_MIN_INDEX,
+        ..kvm_xen_hvm_config::default()
+    };
+    // SAFETY: The kernel reads one such structure, which is borrowed here.
+    check(unsafe { ioctl_with_ref(vm, nr::KVM_XEN_HVM_CONFIG(), &config) })
+        .context("KVM_XEN_HVM_CONFIG")
+}
+
+/// Puts `struct shared_info` of `vm` at the page at `gpa`, and has KVM write the wall clock there.
+///
+/// # Errors
+///
+/// That of the ioctl.
+pub fn set_shared_info(vm: &VmFd, gpa: u64) -> Result<()> {
+    let attr = kvm_xen_hvm_attr {
+        // CAST: 1.
+        type_: KVM_XEN_ATTR_TYPE_SHARED_INFO as u16,
+        pad: [0; 3],
+        u: kvm_xen_hvm_attr__bindgen_ty_1 {
+            shared_info: kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_1 {
+                gfn: gpa >> PAGE_SHIFT,
+            },
+        },
+    };
+    // SAFETY: The kernel copies one such structure, and looks at what `type_` makes of the union.
+    check(unsafe { ioctl_with_ref(vm, nr::KVM_XEN_HVM_SET_ATTR(), &attr) })
+        .context("KVM_XEN_HVM_SET_ATTR, shared info")
+}
+
+/// Puts `struct vcpu_info` of a vCPU at `gpa`; it has 64 bytes, and its record [`VCPU_INFO_TIME`].
+///
+/// # Errors
+///
+/// That of the ioctl.
+pub fn set_vcpu_info(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
+    set_vcpu_gpa(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
+        .context("KVM_XEN_VCPU_SET_ATTR, vcpu_info")
+}
+
+/// Puts the vCPU's second pvclock record, `struct vcpu_time_info`, at `gpa`.
+///
+/// # Errors
+///
+/// That of the ioctl.
+pub fn set_vcpu_time_info(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
+    set_vcpu_gpa(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, gpa)
+        .context("KVM_XEN_VCPU_SET_ATTR, vcpu_time_info")
+}
+
+fn set_vcpu_gpa(vcpu: &VcpuFd, type_: u32, gpa: u64) -> errno::Result<()> {
+    let attr = kvm_xen_vcpu_attr {
+        // CAST: 0 or 1.
+        type_: type_ as u16,
+        pad: [0; 3],
+        u: kvm_xen_vcpu_attr__bindgen_ty_1 { gpa },
+    };
+    // SAFETY: As in `set_shared_info()`.
+    check(unsafe { ioctl_with_ref(vcpu, nr::KVM_XEN_VCPU_SET_ATTR(), &attr) })
+}
+
+fn check(ret: i32) -> errno::Result<()> {
+    if ret < 0 {
+        return errno::errno_result();
+    }
+    Ok(())
+}
