@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Each position in the array, and each vCPU that may be in the way.
+
+use crate::{
+    ensure_done,
+    request,
+    Host,
+    MODES,
+    VCPUS, //
+};
+use anyhow::{
+    Context,
+    Result, //
+};
+use clockguest::vmm::ioctl::{
+    set_vm_clock_guest,
+    VmClock, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    fixture::{
+        make_consistent,
+        wait_in_guest, //
+    },
+    ktap::Case,
+    payload::Payload,
+    refusal::{
+        ensure_errno,
+        ensure_refused, //
+    },
+};
+use pvclock::abi::ClockGuestVcpu;
+
+/// No vCPU has this id.
+const STRANGER: u32 = 0x7fff;
+
+/// What is done to one position of a sound array.
+type Bend = fn(&mut Vec<ClockGuestVcpu>, usize);
+
+const BENDS: &[(&str, Bend)] = &[
+    ("padding not 0", |vcpus, at| vcpus[at].pad = 1),
+    ("stranger", |vcpus, at| vcpus[at].vcpu_id = STRANGER),
+    ("highest id there is", |vcpus, at| {
+        vcpus[at].vcpu_id = u32::MAX
+    }),
+    ("duplicate", |vcpus, at| {
+        vcpus[at] = vcpus[(at + 1) % vcpus.len()]
+    }),
+    ("missing", |vcpus, at| {
+        vcpus.remove(at);
+    }),
+    ("duplicate too many", |vcpus, at| {
+        vcpus.insert(at, vcpus[at])
+    }),
+    ("stranger too many", |vcpus, at| {
+        let vcpu_id = STRANGER;
+        vcpus.insert(
+            at,
+            ClockGuestVcpu {
+                vcpu_id,
+                ..vcpus[at]
+            },
+        );
+    }),
+];
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    let bent = BENDS.iter().map(|&(name, bend)| {
+        Case::new(
+            format!("EINVAL SET: {name}, at each position"),
+            move |host| each(|at, mode| bent(host, bend, at, mode)),
+        )
+    });
+    bent.chain([
+        Case::new("EFAULT SET: array ends at each position", |host| {
+            each(|at, mode| cut(host, at, mode))
+        }),
+        Case::new("EBUSY SET: each one vCPU in KVM_RUN", |host| {
+            each(|at, mode| busy(host, at, mode))
+        }),
+        // Or else the cases above might fail for another reason.
+        Case::new("SET is done with an array in any order", any_order),
+    ])
+    .collect()
+}
+
+/// Goes through all positions, and through all modes on the way.
+fn each(case: impl Fn(usize, u32) -> Result<()>) -> Result<()> {
+    for at in 0..VCPUS as usize {
+        let (name, mode) = MODES[at % MODES.len()];
+        case(at, mode).with_context(|| format!("position {at}, mode {name}"))?;
+    }
+    Ok(())
+}
+
+fn bent(host: &Host, bend: Bend, at: usize, mode: u32) -> Result<()> {
+    for vm in &host.vms {
+        let mut clock = request(vm, mode)?;
+        bend(&mut clock.vcpus, at);
+        make_consistent(&mut clock);
+        ensure_refused(vm, libc::EINVAL, |fd| set_vm_clock_guest(fd, &mut clock))?;
+    }
+    Ok(())
+}
+
+fn cut(host: &Host, at: usize, mode: u32) -> Result<()> {
+    for vm in &host.vms {
+        let payload = Payload::with_array_cut(&request(vm, mode)?, at)?;
+        ensure_refused(vm, libc::EFAULT, |fd| payload.set(fd))?;
+    }
+    Ok(())
+}
+
+fn busy(host: &Host, at: usize, mode: u32) -> Result<()> {
+    for vm in &host.vms {
+        let before = Clocks::of(vm)?;
+        let mut clock = request(vm, mode)?;
+        vm.vcpus()[at].request_run();
+        let refused = wait_in_guest(vm, at)
+            .and_then(|()| ensure_errno(libc::EBUSY, set_vm_clock_guest(vm.fd(), &mut clock)));
+        vm.stop()?;
+        refused?;
+        before.ensure_unchanged(vm)?;
+    }
+    Ok(())
+}
+
+fn any_order(host: &Host) -> Result<()> {
+    const ORDERS: [fn(&mut VmClock); 3] = [
+        |_| (),
+        |clock| clock.vcpus.reverse(),
+        |clock| clock.vcpus.rotate_left(2),
+    ];
+    for vm in &crate::both(&host.kvm)? {
+        for order in ORDERS {
+            for (name, mode) in MODES {
+                let before = Clocks::of(vm)?;
+                let mut clock = request(vm, mode)?;
+                order(&mut clock);
+                set_vm_clock_guest(vm.fd(), &mut clock)
+                    .with_context(|| format!("KVM_SET_VM_CLOCK_GUEST, mode {name}"))?;
+                ensure_done(vm, &before, &clock)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Nothing re-bases a kept record: whatever makes KVM compute a clock anew, the record's bits do not
+//! change, and the guest reads the same function as before, to the ns.
+//!
+//! The record runs at twice the host's rate and was saved an hour of ticks ago, so that no clock of
+//! KVM's own making could be mistaken for it. What makes KVM compute clocks anew is only believed to
+//! have done so if a tracepoint says so.
+
+mod causes;
+mod first_run;
+mod host_cpu;
+mod hot_add;
+mod replaced;
+
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use causes::{
+    Cause,
+    CAUSES, //
+};
+use clockguest::{
+    host::rdtsc_ordered,
+    observe,
+    vmm::{
+        ioctl::VmClock,
+        Vm, //
+    },
+};
+use kvm_clock_guest_selftests::{
+    clocks::{
+        function,
+        Clocks, //
+    },
+    expect,
+    fixture::{
+        at_twice_the_rate,
+        derived,
+        get,
+        make_consistent,
+        run_a_little,
+        set,
+        settle, //
+    },
+    ktap::{
+        self,
+        note,
+        Case, //
+    },
+    require,
+    trace::Trace,
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::{
+    ClockGuest,
+    MODE_EXACT,
+    PVCLOCK_TSC_STABLE, //
+};
+use std::{
+    process::ExitCode,
+    thread::sleep,
+    time::Duration, //
+};
+
+fn main() -> ExitCode {
+    let mut cases: Vec<_> = CAUSES
+        .iter()
+        .map(|cause| Case::new(cause.name, move |kvm| one(kvm, cause)))
+        .collect();
+    cases.extend([
+        Case::new("all of these, one after the other, 4 vCPUs", all),
+        Case::new("seconds of a record that is an hour old", hour_old),
+    ]);
+    cases.extend(first_run::cases());
+    cases.extend(hot_add::cases());
+    cases.extend(replaced::cases());
+    ktap::main(require::clock_guest, cases)
+}
+
+/// `clock` with a record that runs at twice the host's rate since an hour.
+fn hour_old_at_twice_the_rate(clock: VmClock) -> VmClock {
+    const HOUR_MS: u64 = 3_600_000;
+    const SYSTEM_TIME_NS: u64 = 5_000_000_000;
+
+    let mut clock = at_twice_the_rate(clock);
+    let header = &mut clock.header;
+    let ticks = u64::from(header.host_tsc_khz) * HOUR_MS;
+    header.record.tsc_timestamp = header.guest_tsc.wrapping_sub(ticks);
+    header.record.system_time = SYSTEM_TIME_NS;
+    make_consistent(&mut clock);
+    clock
+}
+
+/// A VM that has run and is stopped, and keeps such a record.
+fn kept(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
+    let vm = derived(kvm, vcpus)?;
+    let mut clock = hour_old_at_twice_the_rate(get(&vm)?);
+    set(&vm, &mut clock, MODE_EXACT)?;
+    run_a_little(&vm)?;
+    let clocks = Clocks::of(&vm)?;
+    let record = function(clock.header.record);
+    ensure!(
+        clocks.kept && clocks.pages.iter().all(|&page| function(page) == record),
+        "SET was {record:x?}, clocks are {clocks:x?}"
+    );
+    Ok(vm)
+}
+
+fn one(kvm: &Kvm, cause: &Cause) -> Result<()> {
+    undisturbed(kvm, &kept(kvm, 2)?, cause)
+}
+
+fn all(kvm: &Kvm) -> Result<()> {
+    let vm = kept(kvm, 4)?;
+    for cause in CAUSES {
+        undisturbed(kvm, &vm, cause).context(cause.name)?;
+    }
+    Ok(())
+}
+
+/// Fails unless `cause` makes KVM compute clocks anew, and they come out as they were.
+fn undisturbed(kvm: &Kvm, vm: &Vm, cause: &Cause) -> Result<()> {
+    let trace = Trace::new()?;
+    let before = Clocks::of(vm)?;
+    (cause.make)(kvm, vm)?;
+    let reading = settle(vm)?;
+    let updates = trace.take()?;
+    note(&format!("{updates:?}"));
+    ensure!(
+        (cause.is_proof)(updates, vm.vcpus().len()),
+        "that is not what should have happened: {updates:?}"
+    );
+
+    let after = Clocks::of(vm)?;
+    let moved = after.offsets != before.offsets;
+    ensure!(
+        moved == cause.moves_tsc,
+        "offsets were {:x?}, are {:x?}",
+        before.offsets,
+        after.offsets
+    );
+    let expected = Clocks {
+        pages: by_vcpu(&before, &before.pages, &after)
+            .map(|record| with_flags(record, cause.flags))
+            .collect(),
+        record: by_vcpu(&before, &[before.record], &after)
+            .map(|record| with_flags(record, |flags| (cause.flags)(flags) & PVCLOCK_TSC_STABLE))
+            .next()
+            .context("no vCPU")?,
+        offsets: after.offsets.clone(),
+        ..before.clone()
+    };
+    expected.ensure_is(&after, "afterwards")?;
+    expect::ensure_reads(&reading, &function(before.record), before.offsets[0])?;
+    expected.ensure_unchanged(vm)
+}
+
+/// `records`, one for each vCPU, shifted by as much as the vCPU's TSC was moved.
+fn by_vcpu<'a>(
+    before: &'a Clocks,
+    records: &'a [ClockGuest],
+    after: &'a Clocks,
+) -> impl Iterator<Item = ClockGuest> + 'a {
+    let offsets = before.offsets.iter().zip(&after.offsets);
+    records.iter().zip(offsets).map(|(record, (was, is))| {
+        let tsc_timestamp = record.tsc_timestamp.wrapping_add(is.wrapping_sub(*was));
+        ClockGuest {
+            tsc_timestamp,
+            ..*record
+        }
+    })
+}
+
+fn with_flags(record: ClockGuest, flags: impl Fn(u8) -> u8) -> ClockGuest {
+    ClockGuest {
+        flags: flags(record.flags),
+        ..record
+    }
+}
+
+/// By now KVM's own clock would differ by what the host's TSC drifted in an hour.
+fn hour_old(kvm: &Kvm) -> Result<()> {
+    const RUN: Duration = Duration::from_secs(1);
+
+    let vm = kept(kvm, 2)?;
+    let before = Clocks::of(&vm)?;
+    for _ in 0..2 {
+        let trace = Trace::new()?;
+        let run = observe::run(&vm)?;
+        sleep(RUN);
+        vm.stop()?;
+        before.ensure_reads(&run.finish(&vm, rdtsc_ordered())?)?;
+        causes::update_master_clock(&vm)?;
+        before.ensure_unchanged(&vm)?;
+        let updates = trace.take()?;
+        ensure!(updates.master_on > 0, "no update: {updates:?}");
+    }
+    Ok(())
+}

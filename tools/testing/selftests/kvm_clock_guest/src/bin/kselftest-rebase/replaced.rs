@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `KVM_SET_CLOCK` replaces the kept record, as documented.
+
+use crate::{
+    causes::update_master_clock,
+    kept, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use kvm_bindings::kvm_clock_data;
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    fixture::{
+        derived,
+        get,
+        run_a_little, //
+    },
+    ktap::Case,
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::STATUS_KEPT;
+
+pub(crate) fn cases() -> Vec<Case<Kvm>> {
+    vec![Case::new("KVM_SET_CLOCK replaces the record", set_clock)]
+}
+
+/// From then on the clock is KVM's own: from the value that was set, at the host's rate.
+fn set_clock(kvm: &Kvm) -> Result<()> {
+    const NEW_NS: u64 = 1_000_000_000_000;
+    const MINUTE_NS: u64 = 60_000_000_000;
+
+    let vm = kept(kvm, 2)?;
+    let before = Clocks::of(&vm)?;
+    let data = kvm_clock_data {
+        clock: NEW_NS,
+        ..kvm_clock_data::default()
+    };
+    vm.fd().set_clock(&data).context("KVM_SET_CLOCK")?;
+    let status = get(&vm)?.header.status;
+    ensure!(
+        status & STATUS_KEPT == 0,
+        "a record is still kept: status {status:#x}"
+    );
+    run_a_little(&vm)?;
+    // It stays so whatever happens.
+    update_master_clock(&vm)?;
+    run_a_little(&vm)?;
+    let after = Clocks::of(&vm)?;
+    ensure!(
+        !after.kept && after.offsets == before.offsets,
+        "clocks were {before:x?}, are {after:x?}"
+    );
+    let own = Clocks::of(&derived(kvm, 1)?)?.record;
+    for page in &after.pages {
+        ensure!(
+            (page.tsc_to_system_mul, page.tsc_shift) == (own.tsc_to_system_mul, own.tsc_shift),
+            "the guest's record is {page:x?}, one of KVM's making {own:x?}"
+        );
+    }
+    let clock = get(&vm)?.header.kvmclock_ns;
+    ensure!(
+        clock.wrapping_sub(NEW_NS) < MINUTE_NS,
+        "kvmclock is {clock} ns less than a minute after it was set to {NEW_NS} ns"
+    );
+    Ok(())
+}
