@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Ten thousand times GET and SET in one VM, the guest running in between now and then: kvmclock is
+//! the same function of the TSC at the end, to the bit, in whatever modes; the TSC is too, in mode
+//! exact.
+
+use anyhow::{
+    ensure,
+    Result, //
+};
+use clockguest::vmm::{
+    ioctl::VmClock,
+    Vm, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    expect::{
+        ensure_reads,
+        ticks, //
+    },
+    fixture::{
+        derived,
+        get,
+        kept,
+        run_a_little,
+        set, //
+    },
+    ktap::{
+        self,
+        note,
+        Case, //
+    },
+    require,
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::{
+    FLAG_ALLOW_BACKWARDS,
+    MODE_ADVANCE,
+    MODE_EXACT,
+    MODE_FREEZE, //
+};
+use std::{
+    process::ExitCode,
+    time::Instant, //
+};
+
+const CYCLES: u32 = 10_000;
+/// Cycles between two runs of the guest.
+const AT_A_TIME: u32 = 250;
+/// Cycles that each go back so far that the record has to move.
+const BACK: u32 = 1_000;
+const HOUR_NS: i64 = 3_600_000_000_000;
+const VCPUS: u32 = 2;
+
+fn main() -> ExitCode {
+    ktap::main(
+        require::clock_guest,
+        vec![
+            Case::new(format!("{CYCLES} x exact"), |kvm| {
+                let vm = derived(kvm, VCPUS)?;
+                let kept = Clocks {
+                    kept: true,
+                    ..Clocks::of(&vm)?
+                };
+                cycles(&vm, &[MODE_EXACT], |now| kept.ensure_is(now, "to the bit"))
+            }),
+            Case::new(format!("{CYCLES} x advance"), advance),
+            Case::new(
+                format!("{CYCLES} x exact, freeze, advance in turn"),
+                |kvm| same_function(kvm, &[MODE_EXACT, MODE_FREEZE, MODE_ADVANCE]),
+            ),
+            Case::new(format!("{BACK} hours back, one by one"), back),
+        ],
+    )
+}
+
+/// GET and SET of `vm` in each of `modes` in turn; `check`s the clocks whenever the guest ran.
+fn cycles(vm: &Vm, modes: &[u32], check: impl Fn(&Clocks) -> Result<()>) -> Result<()> {
+    let record = get(vm)?.header.record;
+    let start = Instant::now();
+    for (cycle, &mode) in (1..=CYCLES).zip(modes.iter().cycle()) {
+        set(vm, &mut get(vm)?, mode)?;
+        if cycle % AT_A_TIME == 0 {
+            let reading = run_a_little(vm)?;
+            let now = Clocks::of(vm)?;
+            check(&now)?;
+            ensure_reads(&reading, &record, now.offsets[0])?;
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    note(&format!("{CYCLES} cycles in {seconds:.1} s"));
+    Ok(())
+}
+
+/// The records stay what they are; the offsets stay the same for all vCPUs.
+fn same_function(kvm: &Kvm, modes: &[u32]) -> Result<()> {
+    let vm = kept(kvm, VCPUS)?;
+    let before = Clocks::of(&vm)?;
+    cycles(&vm, modes, |now| {
+        let expected = Clocks {
+            offsets: vec![now.offsets[0]; before.offsets.len()],
+            ..before.clone()
+        };
+        expected.ensure_is(now, "in all but TSC")
+    })
+}
+
+/// On one host, elapsed TAI is what the TSC counted meanwhile: all that can add up is what each
+/// cycle rounds, and the drift between the two.
+fn advance(kvm: &Kvm) -> Result<()> {
+    let vm = kept(kvm, VCPUS)?;
+    let record = get(&vm)?.header.record;
+    let before = get(&vm)?;
+    cycles(&vm, &[MODE_ADVANCE], |now| {
+        ensure!(
+            now.record == record && now.pages == vec![record; now.pages.len()],
+            "record was {record:x?}, is {now:x?}"
+        );
+        Ok(())
+    })?;
+    ensure_moved(&before, &get(&vm)?, 0, CYCLES)
+}
+
+/// The record moves each time, and is the same function still: of the first one, extended.
+fn back(kvm: &Kvm) -> Result<()> {
+    let vm = kept(kvm, VCPUS)?;
+    let first = get(&vm)?;
+    let mut last = first.header.record.tsc_timestamp;
+    for cycle in 1..=BACK {
+        let mut clock = get(&vm)?;
+        clock.header.tai_ns += HOUR_NS;
+        clock.header.flags = FLAG_ALLOW_BACKWARDS;
+        set(&vm, &mut clock, MODE_ADVANCE)?;
+
+        let now = get(&vm)?;
+        let record = now.header.record;
+        ensure!(
+            record.tsc_timestamp != last,
+            "the record did not move in cycle {cycle}"
+        );
+        last = record.tsc_timestamp;
+        if cycle % AT_A_TIME == 0 {
+            let reading = run_a_little(&vm)?;
+            ensure_reads(&reading, &first.header.record, now.vcpus[0].tsc_offset)?;
+        }
+    }
+    ensure_moved(&first, &get(&vm)?, -HOUR_NS, BACK)
+}
+
+/// Fails unless the TSC moved by `ns` in each of so many `cycles`, by what each may have rounded.
+fn ensure_moved(before: &VmClock, after: &VmClock, ns: i64, cycles: u32) -> Result<()> {
+    /// How far TAI and TSC may drift apart: what the kernel's calibration to whole kHz leaves, and
+    /// what its clock makes up for between two ticks.
+    const DRIFT_PER_MILLION: i128 = 1;
+
+    let [was, is] = [before, after].map(|clock| clock.vcpus[0].tsc_offset);
+    let cycles = i128::from(cycles);
+    let here = |ns: i64| ticks(&before.header, ns.into());
+    // CAST: the signed difference of values mod 2^64.
+    let error = i128::from(is.wrapping_sub(was) as i64) - cycles * here(ns);
+    let passed_ns = after.header.monotonic_raw_ns - before.header.monotonic_raw_ns;
+    // Two clocks read to the ns, and one division: less than 2 ns and a tick each.
+    let tolerance = cycles * (here(2) + 1) + here(passed_ns) * DRIFT_PER_MILLION / 1_000_000;
+    let text = format!("TSC is {error} ticks off after {cycles} cycles in {passed_ns} ns");
+    note(&format!("{text}; tolerance {tolerance}"));
+    ensure!(error.abs() <= tolerance, "{text}: tolerance {tolerance}");
+    Ok(())
+}

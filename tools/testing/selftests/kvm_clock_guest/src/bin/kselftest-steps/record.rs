@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `KVM_SET_CLOCK_GUEST` on a vCPU, which puts back the record that it has, while all vCPUs run.
+
+use crate::SETS;
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::{
+    vcpu_ioctl::{
+        get_clock_guest,
+        set_clock_guest, //
+    },
+    Vm,
+};
+use kvm_clock_guest_selftests::{
+    apart::{
+        apart,
+        AHEAD, //
+    },
+    clocks::Clocks,
+    fixture::kept,
+    flat_out::Progress,
+    ktap::{
+        note,
+        Case, //
+    },
+};
+use kvm_ioctls::{
+    Kvm,
+    VcpuFd, //
+};
+use std::os::fd::{
+    AsRawFd,
+    BorrowedFd,
+    IntoRawFd, //
+};
+
+/// SETs between two looks at whether every vCPU gets on.
+const AT_A_TIME: u32 = 10;
+
+pub(crate) fn cases() -> Vec<Case<Kvm>> {
+    // CAST: A few.
+    let vcpus = AHEAD.len() as u32;
+    vec![
+        Case::new(
+            format!("{SETS} SETs of the record, {vcpus} vCPUs running"),
+            move |kvm| put_back(&kept(kvm, vcpus)?, true),
+        ),
+        Case::new(
+            format!("{SETS} SETs of the record, {vcpus} vCPUs of different TSCs running"),
+            |kvm| put_back(&apart(kvm)?, false),
+        ),
+    ]
+}
+
+/// Descriptors of the same vCPUs: [`Vm`] lends its own only while they are stopped.
+fn descriptors(vm: &Vm) -> Result<Vec<VcpuFd>> {
+    let vcpus = vm.vcpus().iter().map(|vcpu| {
+        let fd = vcpu.fd();
+        // SAFETY: `fd` is locked, and open, until the end of this closure.
+        let copy = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()?;
+        // SAFETY: It is a descriptor of a vCPU of this VM, and nobody else's.
+        unsafe { vm.fd().create_vcpu_from_rawfd(copy.into_raw_fd()) }.context("mmap of kvm_run")
+    });
+    vcpus.collect()
+}
+
+/// `comparable`: whether the vCPUs' TSCs are the same.
+fn put_back(vm: &Vm, comparable: bool) -> Result<()> {
+    let before = Clocks::of(vm)?;
+    let fds = descriptors(vm)?;
+    let first = Progress::of(vm);
+    vm.run()?;
+    let mut progress = first.clone();
+    for (number, fd) in (0..SETS).zip(fds.iter().cycle()) {
+        let record = get_clock_guest(fd).context("KVM_GET_CLOCK_GUEST")?;
+        set_clock_guest(fd, &record).context("KVM_SET_CLOCK_GUEST")?;
+        if number % AT_A_TIME == 0 {
+            progress.wait(vm, 2)?;
+            progress = Progress::of(vm);
+        }
+    }
+    progress.wait(vm, 2)?;
+    vm.stop()?;
+    let read = Progress::of(vm).since(&first);
+    note(&format!("readings by vCPU: {read:?}"));
+    first.ensure_none_went_back(vm, comparable)?;
+    let after = Clocks::of(vm)?;
+    before.ensure_is(&after, "after the SETs")?;
+    let versions: Vec<_> = vm
+        .vcpus()
+        .iter()
+        .map(|vcpu| vm.view(vcpu.index()).pvclock().version)
+        .collect();
+    note(&format!("versions of the records: {versions:?}"));
+    // Each look above found that every vCPU had entered the guest since the last, and so had the
+    // record that was SET meanwhile.
+    ensure!(
+        versions
+            .iter()
+            .all(|version| version / 2 >= SETS / AT_A_TIME),
+        "vCPUs did not take the records up: versions {versions:?}"
+    );
+    Ok(())
+}
