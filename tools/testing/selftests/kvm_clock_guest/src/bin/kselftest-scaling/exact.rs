@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Mode exact at any ratio: all comes back bit for bit, and KVM_GET_CLOCK is the record's function.
+
+use crate::{
+    tsc::{
+        ensure_on_function,
+        move_to_domain,
+        Tsc, //
+    },
+    Host,
+    Rate,
+    RATES,
+    VCPUS, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::{
+    ioctl::set_vm_clock_guest,
+    vcpu_ioctl::{
+        get_clock_guest,
+        set_clock_guest, //
+    },
+    Vm, //
+};
+use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_clock_guest_selftests::{
+    clocks::{
+        function,
+        Clocks, //
+    },
+    expect::kvmclock_ns,
+    fixture::{
+        get,
+        run_a_little,
+        set, //
+    },
+    halting,
+    ktap::Case,
+    refusal::{
+        ensure_changes_nothing,
+        ensure_errno,
+        ensure_refused, //
+    },
+};
+use pvclock::{
+    abi::{
+        ClockGuest,
+        MODE_EXACT, //
+    },
+    rate::Factor,
+};
+
+/// Save and restore, over and over.
+const CYCLES: u32 = 5;
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    let mut cases = Vec::new();
+    for rate in RATES {
+        cases.extend([
+            Case::new(format!("GET holds at its anchor, {}", rate.name), |host| {
+                anchor(host, rate)
+            }),
+            Case::new(
+                format!("exact, {CYCLES} cycles in one VM, {}", rate.name),
+                |host| same_vm(host, rate),
+            ),
+            Case::new(
+                format!("exact, {CYCLES} cycles, each into a new VM, {}", rate.name),
+                |host| new_vm(host, rate),
+            ),
+            Case::new(
+                format!("exact, before the first KVM_RUN, {}", rate.name),
+                |host| before_first_run(host, rate),
+            ),
+            Case::new(
+                format!(
+                    "exact from a TSC that this host never reached, {}",
+                    rate.name
+                ),
+                |host| stale(host, rate),
+            ),
+            Case::new(
+                format!("a hot-added vCPU shares the record, {}", rate.name),
+                |host| hot_add(host, rate),
+            ),
+            Case::new(
+                format!("the record alone, by vCPU, {}", rate.name),
+                |host| by_vcpu(host, rate),
+            ),
+        ]);
+    }
+    cases
+}
+
+/// Fails unless `KVM_GET_CLOCK` of the stopped `vm` is what `record`, for vCPU 0, says at its host
+/// TSC, to the bit.
+pub(crate) fn ensure_kvm_tells(vm: &Vm, record: &ClockGuest) -> Result<()> {
+    let tsc = Tsc::of(vm, 0)?;
+    for _ in 0..100 {
+        let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+        ensure!(
+            data.flags & KVM_CLOCK_HOST_TSC != 0,
+            "KVM_GET_CLOCK tells no host TSC: flags {:#x}",
+            data.flags
+        );
+        let due = kvmclock_ns(record, tsc.at(data.host_tsc));
+        ensure!(
+            data.clock == due,
+            "KVM_GET_CLOCK is {} ns at host TSC {}, by the record it is {due} ns",
+            data.clock,
+            data.host_tsc
+        );
+    }
+    Ok(())
+}
+
+/// Fails unless the stopped `vm` has the clocks `before`, now kept, its guest reads them, and KVM
+/// tells them.
+fn ensure_kept(vm: &Vm, before: &Clocks, when: &str) -> Result<()> {
+    ensure_kvm_tells(vm, &before.record)?;
+    let reading = run_a_little(vm)?;
+    let expected = Clocks {
+        kept: true,
+        clock_diff_ns: Some(0),
+        ..before.clone()
+    };
+    expected.ensure_is(&Clocks::of(vm)?, when)?;
+    expected.ensure_reads(&reading)?;
+    ensure_on_function(vm, &reading)?;
+    ensure_kvm_tells(vm, &before.record)
+}
+
+/// `guest_tsc` and `kvmclock_ns` follow from the relation.
+fn anchor(host: &Host, rate: &Rate) -> Result<()> {
+    for vm in [rate.derived(host)?, rate.kept(host)?] {
+        let clock = get(&vm)?;
+        let header = &clock.header;
+        let guest_tsc = Tsc::of(&vm, 0)?.at(header.host_tsc);
+        let due = [guest_tsc, kvmclock_ns(&header.record, guest_tsc)];
+        ensure!(
+            header.ref_vcpu_id == 0 && [header.guest_tsc, header.kvmclock_ns] == due,
+            "guest TSC and kvmclock at host TSC {} are {due:?}, GET says {header:?}",
+            header.host_tsc
+        );
+        let offsets: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
+        let due = vm.tsc_offsets()?;
+        ensure!(
+            offsets == due,
+            "TSC offsets are {due:x?}, GET says {offsets:x?}"
+        );
+    }
+    Ok(())
+}
+
+fn same_vm(host: &Host, rate: &Rate) -> Result<()> {
+    let vm = rate.derived(host)?;
+    let before = Clocks::of(&vm)?;
+    ensure!(!before.kept, "a record is kept before any SET");
+    for cycle in 1..=CYCLES {
+        set(&vm, &mut get(&vm)?, MODE_EXACT)?;
+        ensure_kept(&vm, &before, &format!("after cycle {cycle}"))?;
+    }
+    Ok(())
+}
+
+fn new_vm(host: &Host, rate: &Rate) -> Result<()> {
+    let mut vm = rate.derived(host)?;
+    let before = Clocks::of(&vm)?;
+    for cycle in 1..=CYCLES {
+        let (state, mut clock) = (vm.save()?, get(&vm)?);
+        drop(vm);
+        vm = Vm::empty_at_rate(&host.kvm, VCPUS, rate.khz(host))?;
+        vm.load(&state)?;
+        set(&vm, &mut clock, MODE_EXACT)?;
+        ensure_kept(&vm, &before, &format!("after cycle {cycle}"))?;
+    }
+    Ok(())
+}
+
+fn before_first_run(host: &Host, rate: &Rate) -> Result<()> {
+    let new = || Vm::at_rate(&host.kvm, VCPUS, rate.khz(host));
+    let (source, target) = (new()?, new()?);
+    let mut clock = get(&source)?;
+    let record = clock.header.record;
+    set(&target, &mut clock, MODE_EXACT)?;
+
+    let offsets: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
+    let before = Clocks {
+        offsets,
+        pages: vec![record; VCPUS as usize],
+        record,
+        kept: true,
+        clock_diff_ns: Some(0),
+    };
+    ensure_kept(&target, &before, "after SET and KVM_RUN")
+}
+
+fn stale(host: &Host, rate: &Rate) -> Result<()> {
+    let vm = rate.derived(host)?;
+    let mut clock = get(&vm)?;
+    let ahead = clock.header.host_tsc + (1 << 50);
+    move_to_domain(&mut clock, ahead);
+    clock.header.mode = MODE_EXACT;
+    ensure_refused(&vm, libc::ESTALE, |fd| set_vm_clock_guest(fd, &mut clock))
+}
+
+fn hot_add(host: &Host, rate: &Rate) -> Result<()> {
+    let vm = rate.kept(host)?;
+    let before = Clocks::of(&vm)?;
+    let page = halting::record(&vm, &mut halting::add_vcpu(&host.kvm, &vm)?)?;
+    let expected = before.pages[0];
+    ensure!(
+        function(page) == function(expected),
+        "the new vCPU reads {page:x?}, the others {expected:x?}"
+    );
+    before.ensure_unchanged(&vm)
+}
+
+/// KVM_GET_CLOCK_GUEST and KVM_SET_CLOCK_GUEST: the record of a vCPU, and the rate it must be for.
+fn by_vcpu(host: &Host, rate: &Rate) -> Result<()> {
+    let vm = rate.derived(host)?;
+    let before = Clocks::of(&vm)?;
+    for vcpu in vm.vcpus() {
+        let record = get_clock_guest(&vcpu.fd()).context("KVM_GET_CLOCK_GUEST")?;
+        ensure!(
+            record == before.record,
+            "vCPU {} has {record:x?}, GET says {:x?}",
+            vcpu.index(),
+            before.record
+        );
+    }
+    ensure_changes_nothing(&vm, |_| {
+        for other in RATES
+            .iter()
+            .filter(|other| other.khz(host) != rate.khz(host))
+        {
+            let factor = Factor::of_khz(other.khz(host).into()).context("a rate of 0")?;
+            let foreign = ClockGuest {
+                tsc_to_system_mul: factor.mul,
+                tsc_shift: factor.shift,
+                ..before.record
+            };
+            let result = set_clock_guest(&vm.vcpus()[0].fd(), &foreign);
+            ensure_errno(libc::ERANGE, result)
+                .with_context(|| format!("a record for {}", other.name))?;
+        }
+        Ok(())
+    })?;
+    set_clock_guest(&vm.vcpus()[1].fd(), &before.record).context("KVM_SET_CLOCK_GUEST")?;
+    ensure_kept(&vm, &before, "after KVM_SET_CLOCK_GUEST")
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Between guests of different TSC rates: refused, with the difference to the Hz, unless the VMM
+//! takes it or it is within KVM's own tolerance.
+
+use crate::{
+    moved::ensure_freezes,
+    tsc::move_to_domain,
+    Host,
+    Rate,
+    RATES,
+    VCPUS, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::{
+    ioctl::{
+        set_vm_clock_guest,
+        VmClock, //
+    },
+    Vm, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    fixture::{
+        get,
+        run_a_little,
+        set, //
+    },
+    ktap::{
+        note,
+        Case, //
+    },
+    refusal::{
+        ensure_changes_nothing,
+        ensure_errno, //
+    },
+};
+use pvclock::abi::{
+    VmClockGuest,
+    FLAG_ALLOW_RATE_MISMATCH,
+    MODE_ADVANCE,
+    MODE_EXACT,
+    MODE_FREEZE, //
+};
+
+const MODES: [u32; 3] = [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE];
+
+/// The other host's TSC at the anchor.
+const DOMAIN: u64 = u64::MAX - 1_000_000_007;
+
+/// Parts per million within and beyond the tolerance.
+const WITHIN_PPM: u32 = 100;
+const BEYOND_PPM: u32 = 300;
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    let mut cases = Vec::new();
+    for (index, rate) in RATES.iter().enumerate() {
+        cases.extend([
+            Case::new(
+                format!("ERANGE and the difference in Hz, from {}", rate.name),
+                move |host| refused(host, index),
+            ),
+            Case::new(
+                format!("FLAG_ALLOW_RATE_MISMATCH, from {}", rate.name),
+                move |host| allowed(host, index),
+            ),
+            Case::new(
+                format!("a difference of some ppm, from {}", rate.name),
+                move |host| nearly(host, index),
+            ),
+        ]);
+    }
+    cases
+}
+
+/// Guest TSC rate of `header`, Hz, rounded down.
+fn hz(header: &VmClockGuest) -> i128 {
+    let product = u128::from(header.host_tsc_khz) * 1000 * u128::from(header.tsc_ratio);
+    // CAST: A few GHz.
+    (product >> header.tsc_frac_bits) as i128
+}
+
+fn at_rate(host: &Host, khz: u32) -> Result<Vm> {
+    let vm = Vm::at_rate(&host.kvm, VCPUS, khz)?;
+    run_a_little(&vm)?;
+    run_a_little(&vm)?;
+    Ok(vm)
+}
+
+/// What a VM at `RATES[index]` has, as if saved on another host; mode exact needs one of this host's.
+fn saved(host: &Host, index: usize, mode: u32) -> Result<VmClock> {
+    let mut clock = get(&RATES[index].derived(host)?)?;
+    if mode != MODE_EXACT {
+        move_to_domain(&mut clock, DOMAIN);
+    }
+    clock.header.mode = mode;
+    Ok(clock)
+}
+
+/// Fails unless SET told by how much the rate of `vm` exceeds that of `clock`.
+fn ensure_tells(vm: &Vm, clock: &VmClock) -> Result<()> {
+    let due = hz(&get(vm)?.header) - hz(&clock.header);
+    ensure!(
+        i128::from(clock.header.rate_diff_hz) == due,
+        "the rates differ by {due} Hz, SET says {}",
+        clock.header.rate_diff_hz
+    );
+    Ok(())
+}
+
+fn refused(host: &Host, index: usize) -> Result<()> {
+    let mut clocks = Vec::new();
+    for mode in MODES {
+        clocks.push(saved(host, index, mode)?);
+    }
+    for (other, rate) in others(host, index) {
+        let vm = if other % 2 == 0 {
+            rate.derived(host)?
+        } else {
+            rate.kept(host)?
+        };
+        ensure_out_of_range(&vm, &mut clocks).with_context(|| format!("to {}", rate.name))?;
+    }
+    Ok(())
+}
+
+/// Fails unless SET refuses `clocks`, tells the difference and changes nothing.
+fn ensure_out_of_range(vm: &Vm, clocks: &mut [VmClock]) -> Result<()> {
+    ensure_changes_nothing(vm, |fd| {
+        for clock in clocks {
+            // Not what the kernel is to write.
+            clock.header.rate_diff_hz = i64::MIN;
+            ensure_errno(libc::ERANGE, set_vm_clock_guest(fd, clock))
+                .with_context(|| format!("mode {}", clock.header.mode))?;
+            ensure_tells(vm, clock)?;
+        }
+        Ok(())
+    })
+}
+
+/// The rates other than `RATES[index]`.
+fn others(host: &Host, index: usize) -> impl Iterator<Item = (usize, &'static Rate)> + '_ {
+    RATES
+        .iter()
+        .enumerate()
+        .filter(move |(_, rate)| rate.khz(host) != RATES[index].khz(host))
+}
+
+/// The record comes along as it is: kvmclock is the same function of a TSC of another rate.
+fn allowed(host: &Host, index: usize) -> Result<()> {
+    for (_, rate) in others(host, index) {
+        let mut clock = saved(host, index, MODE_FREEZE)?;
+        clock.header.flags = FLAG_ALLOW_RATE_MISMATCH;
+        let vm = rate.derived(host)?;
+        ensure_freezes(&vm, &mut clock).with_context(|| format!("to {}", rate.name))?;
+        ensure_tells(&vm, &clock)?;
+    }
+    Ok(())
+}
+
+/// Modes that move the TSC take a rate within the tolerance; mode exact no other ratio at all.
+fn nearly(host: &Host, index: usize) -> Result<()> {
+    let khz = RATES[index].khz(host);
+    for (ppm, is_within) in [(WITHIN_PPM, true), (BEYOND_PPM, false)] {
+        let vm = at_rate(host, khz + khz / (1_000_000 / ppm))?;
+        for mode in MODES {
+            let mut clock = saved(host, index, mode)?;
+            // KVM does not scale for that little.
+            let same_ratio = get(&vm)?.header.tsc_ratio == clock.header.tsc_ratio;
+            if same_ratio {
+                ensure!(
+                    is_within && khz == host.khz,
+                    "{ppm} ppm faster than {khz} kHz is the same ratio"
+                );
+                note(&format!("{ppm} ppm from the host's rate is not scaled"));
+            }
+            if mode == MODE_EXACT && !same_ratio || !is_within {
+                ensure_out_of_range(&vm, &mut [clock]).with_context(|| format!("{ppm} ppm"))?;
+                continue;
+            }
+            let offsets = Clocks::of(&vm)?.offsets;
+            set(&vm, &mut clock, mode).with_context(|| format!("{ppm} ppm"))?;
+            ensure_tells(&vm, &clock)?;
+            ensure!(
+                Clocks::of(&vm)?.offsets != offsets,
+                "mode {mode}, {ppm} ppm: SET changed no offset"
+            );
+        }
+    }
+    Ok(())
+}

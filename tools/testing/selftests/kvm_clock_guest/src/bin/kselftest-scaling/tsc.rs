@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A vCPU's TSC as a function of the host's, by arithmetic of the test's own, and from what KVM tells
+//! beside the ioctls under test.
+
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::{
+    measure::Reading,
+    vmm::{
+        ioctl::VmClock,
+        vcpu_ioctl::{
+            tsc_offset,
+            tsc_scale, //
+        },
+        Vm, //
+    },
+};
+
+/// `((host TSC * ratio) >> frac_bits) + offset`, mod 2^64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tsc {
+    pub(crate) ratio: u64,
+    pub(crate) frac_bits: u32,
+    /// Ticks.
+    pub(crate) offset: u64,
+}
+
+impl Tsc {
+    /// That of vCPU `index` of the stopped `vm`, by `KVM_VCPU_TSC_SCALE` and `KVM_VCPU_TSC_OFFSET`.
+    pub(crate) fn of(vm: &Vm, index: usize) -> Result<Self> {
+        let fd = vm.vcpus()[index].fd();
+        let scale = tsc_scale(&fd).context("KVM_VCPU_TSC_SCALE")?;
+        Ok(Self {
+            ratio: scale.tsc_ratio,
+            frac_bits: u32::try_from(scale.tsc_frac_bits)?,
+            offset: tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?,
+        })
+    }
+
+    /// Host ticks as guest ticks, rounded down.
+    pub(crate) fn scaled(&self, ticks: u64) -> u64 {
+        let product = u128::from(ticks) * u128::from(self.ratio);
+        // CAST: mod 2^64, as TSC values are.
+        (product >> self.frac_bits) as u64
+    }
+
+    /// The vCPU's TSC (ticks) at host TSC `host_tsc` (ticks).
+    pub(crate) fn at(&self, host_tsc: u64) -> u64 {
+        self.scaled(host_tsc).wrapping_add(self.offset)
+    }
+
+    /// Whether the vCPU's TSC is `guest_tsc`, to the tick, at some host TSC in `window`. Where the
+    /// ratio is above 1 it leaves values out.
+    pub(crate) fn is_at_some_time(&self, guest_tsc: u64, window: [u64; 2]) -> bool {
+        let due = guest_tsc.wrapping_sub(self.at(window[0]));
+        // The window is short, so anything but a small distance is one backwards.
+        let ticks = (u128::from(due) << self.frac_bits) / u128::from(self.ratio);
+        let Ok(ticks) = u64::try_from(ticks) else {
+            return false;
+        };
+        // The division and `at()` round down.
+        (ticks.saturating_sub(2)..=ticks.saturating_add(2)).any(|ticks| {
+            let host_tsc = window[0].saturating_add(ticks);
+            host_tsc <= window[1] && self.at(host_tsc) == guest_tsc
+        })
+    }
+
+    /// Whether it runs at the host's rate.
+    pub(crate) fn is_unscaled(&self) -> bool {
+        u128::from(self.ratio) == 1 << self.frac_bits
+    }
+}
+
+/// `clock` as if it had been saved where the host TSC was `host_tsc` at the anchor: as
+/// `fixture::move_to_domain()`, by the arithmetic of here.
+pub(crate) fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
+    let header = &mut clock.header;
+    let tsc = Tsc {
+        ratio: header.tsc_ratio,
+        frac_bits: header.tsc_frac_bits,
+        offset: 0,
+    };
+    let shift = tsc.at(header.host_tsc).wrapping_sub(tsc.at(host_tsc));
+    header.host_tsc = host_tsc;
+    for vcpu in &mut clock.vcpus {
+        vcpu.tsc_offset = vcpu.tsc_offset.wrapping_add(shift);
+    }
+}
+
+/// Fails unless every RDTSC that the guest of the stopped `vm` executed lies on its TSC's function of
+/// the host's: between the values for the host TSCs before and after.
+pub(crate) fn ensure_on_function(vm: &Vm, reading: &Reading) -> Result<()> {
+    for (index, vcpu) in reading.vcpus.iter().enumerate() {
+        let tsc = Tsc::of(vm, index)?;
+        ensure!(!vcpu.samples.is_empty(), "vCPU {index} made no reading");
+        for bracketed in &vcpu.samples {
+            let (low, high) = (tsc.at(bracketed.host_before), tsc.at(bracketed.host_after));
+            let read = bracketed.sample.tsc;
+            ensure!(
+                read.wrapping_sub(low) <= high.wrapping_sub(low),
+                "vCPU {index} read TSC {read}, which was between {low} and {high} by {tsc:x?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether the readings `first` and `last` of vCPU 0 are too far apart, or too close, for a TSC that
+/// runs at the host's rate.
+pub(crate) fn excludes_host_rate(first: &Reading, last: &Reading) -> Option<bool> {
+    let (first, last) = (
+        first.vcpus[0].samples.first()?,
+        last.vcpus[0].samples.last()?,
+    );
+    let guest_ticks = last.sample.tsc.wrapping_sub(first.sample.tsc);
+    let least = last.host_before.saturating_sub(first.host_after);
+    let most = last.host_after.saturating_sub(first.host_before);
+    Some(!(least..=most).contains(&guest_ticks))
+}
