@@ -174,7 +174,7 @@ pub struct VmClockGuest {
     pub tai_ns: i64,
     /// `CLOCK_MONOTONIC_RAW` (ns) at the anchor.
     pub monotonic_raw_ns: i64,
-    /// TAI - UTC (s) as this host knows it; 0 = not known, `tai_ns` then counts UTC.
+    /// TAI - UTC (s) as this host knows it. Below 10 it does not: see [`super::plan::knows_tai`].
     pub tai_offset_s: i32,
 
     /// Host TSC rate (kHz) as this host calibrated it.

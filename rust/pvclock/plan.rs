@@ -26,7 +26,7 @@ pub struct Instant {
     pub host_tsc: u64,
     /// `CLOCK_TAI`, ns.
     pub tai_ns: i64,
-    /// TAI - UTC, s; 0 = not known.
+    /// TAI - UTC, s; see [`knows_tai`].
     pub tai_offset_s: i32,
     /// `CLOCK_MONOTONIC_RAW`, ns.
     pub monotonic_raw_ns: i64,
@@ -102,6 +102,14 @@ impl Plan {
     }
 }
 
+/// Whether a host whose TAI - UTC is `tai_offset_s` (s) was told what it is.
+///
+/// It has been 10 s or more ever since UTC has leap seconds, 1972. A host that was not told counts the
+/// leap seconds that it took from 0 on, and its `CLOCK_TAI` is UTC but for these.
+pub const fn knows_tai(tai_offset_s: i32) -> bool {
+    tai_offset_s >= 10
+}
+
 /// Guest TSC rate here minus the saved one, Hz, saturating.
 pub fn rate_diff_hz(request: &SetRequest, here: GuestRate) -> i64 {
     here.diff_hz(request.rate)
@@ -172,7 +180,7 @@ fn elapsed_ticks(request: &SetRequest, now: &Instant) -> Result<i64, Refusal> {
     let mut elapsed = i128::from(now.tai_ns) - i128::from(saved.tai_ns);
     // Where one side does not know TAI - UTC its "TAI" is UTC, and the difference of the two would
     // be off by some 37 s: compare UTC then.
-    if (now.tai_offset_s == 0) != (saved.tai_offset_s == 0) {
+    if knows_tai(now.tai_offset_s) != knows_tai(saved.tai_offset_s) {
         let offset_diff = i128::from(now.tai_offset_s) - i128::from(saved.tai_offset_s);
         elapsed -= offset_diff * NSEC_PER_SEC;
     }

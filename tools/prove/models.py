@@ -271,6 +271,10 @@ class Source:
             total = If(fits, total + more, BitVecVal(BASE - 1, 32))
         return total
 
+    def knows_tai(self, tai_offset_s):
+        """knows_tai"""
+        return tai_offset_s >= 10
+
     def elapsed_ns(self, saved_tai_ns, saved_offset_s, now_tai_ns, now_offset_s):
         """elapsed_ticks: elapsed TAI, on integers"""
 
@@ -281,7 +285,7 @@ class Source:
         elapsed = i128(now_tai_ns - saved_tai_ns)
         offset_diff = i128(now_offset_s - saved_offset_s)
         utc = i128(elapsed - i128(offset_diff * NSEC_PER_SEC))
-        return If((now_offset_s == 0) != (saved_offset_s == 0), utc, elapsed)
+        return If(self.knows_tai(now_offset_s) != self.knows_tai(saved_offset_s), utc, elapsed)
 
     def is_beyond_reach(self, elapsed_ticks, tsc_timestamp, guest_tsc):
         """plan: whether the guest would go on too far from its record"""

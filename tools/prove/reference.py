@@ -92,7 +92,7 @@ def precision_ns(spread, khz):
 
 def elapsed_ns(saved_tai, saved_offset, now_tai, now_offset):
     """Elapsed time; of UTC, if one side alone knows TAI - UTC."""
-    if (saved_offset == 0) == (now_offset == 0):
+    if (saved_offset < 10) == (now_offset < 10):
         return now_tai - saved_tai
     return (now_tai - now_offset * 10**9) - (saved_tai - saved_offset * 10**9)
 

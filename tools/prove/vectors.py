@@ -115,9 +115,9 @@ def advance_rows(numbers):
     elapsed = [0, 1, -1, 10**9, -(10**9), 3 * WEEK_NS, -3 * WEEK_NS, 52 * WEEK_NS, 110 * 52 * WEEK_NS, -115 * 52 * WEEK_NS]
     for index, (ratio, frac_bits) in enumerate(SCALES[:-4]):
         for ns in elapsed:
-            saved_offset, now_offset = ((37, 37), (0, 0), (37, 38))[index % 3]
+            saved_offset, now_offset = ((37, 37), (0, 0), (37, 38), (0, 1), (9, 10))[index % 5]
             rows.append((TAI, saved_offset, TAI + ns, now_offset, KHZ, ratio, frac_bits))
-        rows.append((TAI, 37, TAI + numbers.bits(60), 0, numbers.randrange(10**5, 2**32), ratio, frac_bits))
+        rows.append((TAI, 37, TAI + numbers.bits(60), index % 2, numbers.randrange(10**5, 2**32), ratio, frac_bits))
         rows.append((TAI, 0, TAI - numbers.bits(60), 37, numbers.randrange(10**5, 2**32), ratio, frac_bits))
     least, most = -(2**63), 2**63 - 1
     rows += [(least, 37, most, 37, 1, 0, 0), (most, 37, least, 37, 1, 0, 0), (least, 37, most, 37, KHZ, 0, 0),

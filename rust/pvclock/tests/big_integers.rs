@@ -207,7 +207,7 @@ proptest! {
     #[test]
     fn advance_adds_elapsed_time(
         taken: i64, now_tai: i64, near in proptest::option::of(-1_000_000_000_000i64..1_000_000_000_000),
-        offsets in (prop_oneof![Just(0i32), Just(37), any::<i32>()], prop_oneof![Just(0i32), Just(37), any::<i32>()]),
+        offsets in (prop_oneof![0..12, Just(37), any::<i32>()], prop_oneof![0..12, Just(37), any::<i32>()]),
         host_khz in 1_000u32.., scale in scale(), now_tsc in number(),
     ) {
         let (mut header, vcpus) = common::saved(abi::MODE_ADVANCE, Scale::IDENTITY);
@@ -227,7 +227,7 @@ proptest! {
         };
 
         let mut elapsed = BigInt::from(now.tai_ns) - taken;
-        if (offsets.0 == 0) != (offsets.1 == 0) {
+        if (offsets.0 < 10) != (offsets.1 < 10) {
             elapsed -= (BigInt::from(offsets.1) - offsets.0) * NSEC_PER_SEC;
         }
         let (ratio, frac_bits) = fraction(scale);

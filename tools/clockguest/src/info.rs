@@ -24,7 +24,10 @@ use kvm_ioctls::{
     Cap,
     Kvm, //
 };
-use pvclock::abi;
+use pvclock::{
+    abi,
+    plan::knows_tai, //
+};
 use serde::Serialize;
 use std::fs;
 
@@ -222,13 +225,13 @@ fn read_line(path: &str) -> Option<String> {
         .map(|text| text.trim().to_owned())
 }
 
-/// TAI - UTC (s) as the kernel was told; 0 is what it has before it is told.
+/// TAI - UTC (s), if the kernel was told.
 fn tai_offset_s() -> Option<i32> {
     // SAFETY: `timex` is plain integers, for which 0 is a value.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
     // SAFETY: With `modes` 0, it only writes the structure.
     let state = unsafe { libc::adjtimex(&mut timex) };
-    (state >= 0 && timex.tai != 0).then_some(timex.tai)
+    (state >= 0 && knows_tai(timex.tai)).then_some(timex.tai)
 }
 
 #[cfg(test)]

@@ -45,7 +45,8 @@ pub fn ticks(header: &VmClockGuest, ns: i128) -> i128 {
 
 /// Time from `saved` to `now`, ns: by TAI if both or neither know it, else by UTC.
 pub fn elapsed_ns(saved: &VmClockGuest, now: &VmClockGuest) -> i128 {
-    let by_utc = (saved.tai_offset_s == 0) != (now.tai_offset_s == 0);
+    // A host that was not told TAI - UTC counts its leap seconds from 0 on.
+    let by_utc = (saved.tai_offset_s < 10) != (now.tai_offset_s < 10);
     let time = |header: &VmClockGuest| {
         let leap_s = if by_utc { header.tai_offset_s } else { 0 };
         i128::from(header.tai_ns) - i128::from(leap_s) * i128::from(SECOND_NS)

@@ -53,8 +53,8 @@ const REACH_TICKS: i128 = 1 << 63;
 const BEYOND_REACH: &[(&str, i64)] =
     &[("200 years", 200 * YEAR_NS), ("-200 years", -200 * YEAR_NS)];
 
-/// TAI - UTC (s) of the host that saved, and of the one that sets; 0 = not known.
-const TAI_OFFSETS: &[(i32, i32)] = &[(37, 0), (0, 37), (37, 37), (36, 37)];
+/// TAI - UTC (s) of the host that saved, and of the one that sets; below 10 = not known.
+const TAI_OFFSETS: &[(i32, i32)] = &[(37, 0), (0, 37), (37, 37), (36, 37), (0, 1), (37, 1)];
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
