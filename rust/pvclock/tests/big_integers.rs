@@ -238,7 +238,8 @@ proptest! {
         let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
         let half = BigUint::from(1u32) << 63;
         let reach = ticks < half && (is_back || &ticks + age <= half);
-        let expected = to_u64(ticks).filter(|_| reach).map(|ticks| {
+        let fits = u64::try_from(elapsed.magnitude()).is_ok();
+        let expected = to_u64(ticks).filter(|_| fits && reach).map(|ticks| {
             header.guest_tsc.wrapping_add(if is_back { ticks.wrapping_neg() } else { ticks })
         });
         let planned = plan::plan(&request, vcpus[0].tsc_offset, &now, request.rate).ok().map(|plan| {
