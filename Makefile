@@ -47,7 +47,7 @@ check: setup ## every test; the last line counts them
 
 .PHONY: check-scaling
 check-scaling: scaling_option := --scaling
-check-scaling: setup ## the tests in a test host whose CPU scales a guest's TSC (10 min)
+check-scaling: setup ## the tests in a test host whose CPU scales a guest's TSC (5 min)
 	@scripts/check $(kdir_option) --scaling
 
 .PHONY: vm
