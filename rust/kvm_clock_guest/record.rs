@@ -43,11 +43,13 @@ impl Record {
         let now = &state.now;
         let pairing_ns = now.precision_ns(state.rate.host_khz);
         let master_clock = clocks.master_clock();
+        let all_matched = clocks.all_matched();
+        let is_stable = master_clock.is_some() && all_matched;
         if let Some(kept) = clocks.kept() {
             if kept.relation.scale == state.relation.scale {
                 let offset_diff = state.relation.offset.wrapping_sub(kept.relation.offset);
                 let mut record = kept.record.shifted_by(offset_diff);
-                record.flags = flags(master_clock.is_some() && clocks.all_matched());
+                record.flags = flags(is_stable);
                 return Ok(Self {
                     record,
                     precision_ns: pairing_ns,
@@ -59,9 +61,9 @@ impl Record {
         // point to derive the record from as the one it will choose. A VM that ran and has none lost
         // it, and its vCPUs were each handed a record of their own.
         let is_new = guard.vcpus().all(|vcpu| clocks.factor(vcpu).is_none())
-            && clocks.all_matched()
+            && all_matched
             && clocks.master_clock_possible()
-            && now.spread == 0;
+            && now.is_host_tsc_fit();
         let (host_tsc, base_ns, precision_ns) = match master_clock {
             Some(master) => (master.host_tsc, master.base_ns, pairing_ns),
             None if is_new => (now.host_tsc, now.kvmclock_base_ns(), 0),
@@ -82,7 +84,7 @@ impl Record {
                 system_time: base_ns.wrapping_add_signed(clocks.kvmclock_offset()),
                 tsc_to_system_mul: factor.mul,
                 tsc_shift: factor.shift,
-                flags: flags(is_new || master_clock.is_some() && clocks.all_matched()),
+                flags: flags(is_new || is_stable),
                 ..Default::default()
             },
             precision_ns,

@@ -56,7 +56,7 @@ impl<'a> State<'a> {
             }
         }
         let now = kvm::now().ok_or(ENODATA)?;
-        if now.spread != 0 && !fallback {
+        if !now.is_host_tsc_fit() && !fallback {
             return Err(ENODATA);
         }
         let rate = GuestRate {
@@ -75,7 +75,7 @@ impl<'a> State<'a> {
 /// `STATUS_*` at `now`.
 pub(crate) fn status(clocks: &ClocksGuard<'_>, now: &Instant) -> u32 {
     let kept = clocks.kept().map_or(0, |_| abi::STATUS_KEPT);
-    let fit = if now.spread == 0 {
+    let fit = if now.is_host_tsc_fit() {
         abi::STATUS_HOST_TSC_FIT
     } else {
         0

@@ -38,6 +38,11 @@ pub struct Instant {
 }
 
 impl Instant {
+    /// Whether the host keeps its time by a stable TSC, so that all was read as one.
+    pub const fn is_host_tsc_fit(&self) -> bool {
+        self.spread == 0
+    }
+
     /// KVM's base of kvmclock: `CLOCK_MONOTONIC_RAW` plus time suspended, ns.
     pub const fn kvmclock_base_ns(&self) -> u64 {
         // CAST: KVM counts it as unsigned; it does not get negative.
