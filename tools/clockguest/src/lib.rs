@@ -10,6 +10,7 @@
 //!   that kvm-ioctls does not have,
 //! - [`method`]: the ways to save and restore its clocks,
 //! - [`scenario`]: what happens to the VM in between: pause, snapshot, migration,
+//! - [`stream`]: what a saved guest travels in,
 //! - [`measure`]: the error, from the guest's readings before and after,
 //! - [`report`], [`info`]: what is printed.
 //!
@@ -29,4 +30,5 @@ pub mod observe;
 pub mod progress;
 pub mod report;
 pub mod scenario;
+pub mod stream;
 pub mod vmm;

@@ -2,6 +2,7 @@
 
 //! What can go wrong with a VM.
 
+use crate::stream;
 use std::{
     io,
     time::Duration, //
@@ -49,6 +50,9 @@ pub enum Error {
     /// Reading or writing a saved state failed.
     #[error("saved state: {0}")]
     Io(#[from] io::Error),
+    /// A saved state in a stream that is refused.
+    #[error("saved state: {0}")]
+    Stream(#[from] stream::Error),
     /// `KVM_GET_CLOCK` or `KVM_GET_MSRS` did not return what was asked for.
     #[error("{0}")]
     Missing(String),

@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is saved of a VM, and how it is written to a file or a socket.
-//!
-//! A JSON header (vCPUs, clocks as the method saved them) after its length, then guest memory as it
-//! is.
+//! What is saved of a VM, and how it is put into a [stream](crate::stream): a frame with vCPUs and
+//! clocks, and one with guest memory.
 
 use super::error::{
     Error,
     Result, //
 };
-use crate::guest::layout;
+use crate::{
+    guest::layout,
+    stream::{
+        self,
+        Frame,
+        Kind,
+        Reader,
+        Writer, //
+    },
+};
 use kvm_bindings::{
     kvm_regs,
     kvm_sregs, //
@@ -47,66 +54,67 @@ pub struct VmState {
 #[derive(Serialize, Deserialize)]
 struct Header<C> {
     vcpus: Vec<VcpuState>,
-    memory_bytes: u64,
     clocks: C,
 }
-
-/// No header is longer; a length beyond it is not one of ours.
-const MAX_HEADER: u64 = 1 << 20;
 
 impl VmState {
     /// Writes the state, and `clocks` with it.
     ///
     /// # Errors
     ///
-    /// Those of `out`.
-    pub fn write(&self, clocks: &impl Serialize, out: &mut impl Write) -> Result<()> {
-        let header = serde_json::to_vec(&Header {
+    /// Those of the stream.
+    pub fn send(&self, clocks: &impl Serialize, to: &mut Writer<impl Write>) -> Result<()> {
+        let header = Header {
             vcpus: self.vcpus.clone(),
-            memory_bytes: self.memory.len() as u64,
             clocks,
-        })
-        .map_err(|e| Error::State(e.to_string()))?;
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        out.write_all(&self.memory)?;
-        Ok(out.flush()?)
+        };
+        to.write(Kind::State, &header)?;
+        Ok(to.write_raw(Kind::Memory, &self.memory)?)
+    }
+
+    /// Reads what [`send`](Self::send) wrote, `state` being its first frame.
+    ///
+    /// # Errors
+    ///
+    /// Those of the stream; [`Error::State`] if it is no such state.
+    pub fn receive<C: DeserializeOwned>(
+        state: Frame,
+        from: &mut Reader<impl Read>,
+    ) -> Result<(Self, C)> {
+        let header: Header<C> = state.message(Kind::State)?;
+        let memory = from.read_raw(Kind::Memory)?;
+        let nr_vcpus = u32::try_from(header.vcpus.len()).unwrap_or(u32::MAX);
+        if nr_vcpus > layout::MAX_VCPUS || memory.len() as u64 != layout::memory_size(nr_vcpus) {
+            return Err(Error::State(format!(
+                "{nr_vcpus} vCPUs and {} bytes of memory do not belong together",
+                memory.len()
+            )));
+        }
+        let state = Self {
+            vcpus: header.vcpus,
+            memory,
+        };
+        Ok((state, header.clocks))
+    }
+
+    /// Writes the state and `clocks` as a stream of its own, e.g. a file.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn write(&self, clocks: &impl Serialize, out: &mut impl Write) -> Result<()> {
+        let session = stream::new_session()?;
+        self.send(clocks, &mut Writer::new(out, session))
     }
 
     /// Reads what [`write`](Self::write) wrote.
     ///
     /// # Errors
     ///
-    /// Those of `input`, and if it is not such a state.
+    /// As [`receive`](Self::receive).
     pub fn read<C: DeserializeOwned>(input: &mut impl Read) -> Result<(Self, C)> {
-        let mut len = [0; 8];
-        input.read_exact(&mut len)?;
-        let len = u64::from_le_bytes(len);
-        if len > MAX_HEADER {
-            return Err(Error::State(format!(
-                "a header of {len} bytes, more than {MAX_HEADER}: not a file of clockguest's"
-            )));
-        }
-        // CAST: usize has 64 bits on x86-64, and so below.
-        let mut header = vec![0; len as usize];
-        input.read_exact(&mut header)?;
-        let header: Header<C> =
-            serde_json::from_slice(&header).map_err(|e| Error::State(e.to_string()))?;
-
-        let nr_vcpus = u32::try_from(header.vcpus.len()).unwrap_or(u32::MAX);
-        if nr_vcpus > layout::MAX_VCPUS || header.memory_bytes != layout::memory_size(nr_vcpus) {
-            return Err(Error::State(format!(
-                "{nr_vcpus} vCPUs and {} bytes of memory do not belong together",
-                header.memory_bytes
-            )));
-        }
-        let mut memory = vec![0; header.memory_bytes as usize];
-        input.read_exact(&mut memory)?;
-        let state = Self {
-            vcpus: header.vcpus,
-            memory,
-        };
-        Ok((state, header.clocks))
+        let mut reader = Reader::new(input, None);
+        Self::receive(reader.next_frame()?, &mut reader)
     }
 }
 
@@ -144,7 +152,10 @@ mod tests {
         let mut bytes = Vec::new();
         state().write(&(), &mut bytes).unwrap();
         let cut = &bytes[..bytes.len() - 1];
-        assert!(matches!(VmState::read::<()>(&mut &*cut), Err(Error::Io(_))));
+        assert!(matches!(
+            VmState::read::<()>(&mut &*cut),
+            Err(Error::Stream(stream::Error::Truncated { number: 1 }))
+        ));
 
         let lone = VmState {
             vcpus: state().vcpus[..1].to_vec(),
@@ -156,6 +167,9 @@ mod tests {
         assert!(matches!(result, Err(Error::State(_))));
 
         let result = VmState::read::<()>(&mut &[0xff; 64][..]);
-        assert!(matches!(result, Err(Error::State(_))));
+        assert!(matches!(
+            result,
+            Err(Error::Stream(stream::Error::Magic(_)))
+        ));
     }
 }
