@@ -9,9 +9,11 @@
 //! - the reading was made at the host TSC `h` with `G_after(h) = g`,
 //! - TSC error = `g - G_before(h)`, in ticks,
 //! - kvmclock error = `k - K_before(G_before(h))`, in ns,
-//! - skew = kvmclock error - TSC error in ns at the guest's TSC rate, rounded.
+//! - skew = `k - K_before(g)`, in ns: how far the one clock was set against the other.
 //!
-//! All three are what the guest would not have seen had nobody touched it. `G_after` is not taken on
+//! All three are what the guest would not have seen had nobody touched it. Across hosts, `h` in
+//! `G_before(h)` is the TSC of the host before, at the same moment; who knows what it was gives the
+//! function, see [`compare_across`]. `G_after` is not taken on
 //! trust: the host reads its own TSC before and after the guest's reading, and `g` must lie between
 //! `G_after` of the two; nor is `k`: it must be what the record that the guest read says at `g`.
 
@@ -45,7 +47,7 @@ pub struct TscRelation {
 }
 
 impl TscRelation {
-    fn relation(self) -> Result<Relation, Contradiction> {
+    pub(crate) fn relation(self) -> Result<Relation, Contradiction> {
         let scale = Scale::new(self.ratio, self.frac_bits)
             .ok_or(Contradiction::Ratio(self.ratio, self.frac_bits))?;
         Ok(Relation {
@@ -93,6 +95,22 @@ pub struct Reading {
     pub host_stop: u64,
 }
 
+impl Reading {
+    /// Whether the host's hardware scales the guest's TSC.
+    pub fn is_scaled(&self) -> bool {
+        let scale = |vcpu: &VcpuReading| vcpu.tsc.relation().map(|relation| relation.scale);
+        self.vcpus
+            .iter()
+            .any(|vcpu| scale(vcpu).is_ok_and(|scale| !scale.is_identity()))
+    }
+
+    /// Steps back that the guest saw since its start.
+    pub fn backwards(&self) -> Backwards {
+        let each = self.vcpus.iter().map(|vcpu| vcpu.backwards);
+        each.fold(Backwards::default(), |sum, next| sum + next)
+    }
+}
+
 /// A clock error, signed: positive if the guest's clock is ahead of where it should be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockError {
@@ -100,7 +118,7 @@ pub struct ClockError {
     pub tsc_ticks: i64,
     /// kvmclock error, ns.
     pub kvmclock_ns: i64,
-    /// kvmclock error minus TSC error in ns.
+    /// kvmclock against what the record before says at the same guest TSC, ns.
     pub skew_ns: i64,
 }
 
@@ -177,12 +195,26 @@ pub enum Contradiction {
     NoSamples(usize),
 }
 
-/// Compares the readings after a cycle with the relation before it.
+/// Compares the readings after a cycle with the relation before it, on one host.
 ///
 /// # Errors
 ///
 /// [`Contradiction`], if the readings are not consistent in themselves.
 pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Contradiction> {
+    compare_across(before, after, |host_tsc| host_tsc)
+}
+
+/// As [`compare`], where `before_of` turns the TSC of the host after into that of the host before, at
+/// the same moment, ticks.
+///
+/// # Errors
+///
+/// As [`compare`].
+pub fn compare_across(
+    before: &Reading,
+    after: &Reading,
+    before_of: impl Fn(u64) -> u64,
+) -> Result<Comparison, Contradiction> {
     if before.vcpus.len() != after.vcpus.len() {
         return Err(Contradiction::VcpuCount(
             before.vcpus.len(),
@@ -200,7 +232,7 @@ pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Contradi
             return Err(Contradiction::NoSamples(index));
         }
         for bracketed in &after_vcpu.samples {
-            let error = error_of(index, before_vcpu, after_vcpu, bracketed, after.tsc_khz)?;
+            let error = error_of(index, before_vcpu, after_vcpu, bracketed, &before_of)?;
             result.error = result.error.worst(error);
             result.records_identical &= same_bits(&before_vcpu.record, &bracketed.sample.record);
         }
@@ -214,7 +246,7 @@ fn error_of(
     before: &VcpuReading,
     after: &VcpuReading,
     bracketed: &Bracketed,
-    tsc_khz: u32,
+    before_of: impl Fn(u64) -> u64,
 ) -> Result<ClockError, Contradiction> {
     let Sample {
         tsc,
@@ -249,14 +281,13 @@ fn error_of(
     }
 
     let host_tsc = host_tsc_of(now, tsc, bracketed.host_before);
-    let tsc_before = was.guest_tsc(host_tsc);
+    let tsc_before = was.guest_tsc(before_of(host_tsc));
     // CAST: the signed difference of values mod 2^64.
-    let tsc_ticks = tsc.wrapping_sub(tsc_before) as i64;
-    let kvmclock_ns = kvmclock_ns.wrapping_sub(before.record.kvmclock_ns(tsc_before)) as i64;
+    let ahead_of = |now: u64, before: u64| now.wrapping_sub(before) as i64;
     Ok(ClockError {
-        tsc_ticks,
-        kvmclock_ns,
-        skew_ns: kvmclock_ns.wrapping_sub(ticks_to_ns(tsc_ticks, tsc_khz)),
+        tsc_ticks: ahead_of(tsc, tsc_before),
+        kvmclock_ns: ahead_of(kvmclock_ns, before.record.kvmclock_ns(tsc_before)),
+        skew_ns: ahead_of(kvmclock_ns, before.record.kvmclock_ns(tsc)),
     })
 }
 
@@ -275,17 +306,6 @@ fn host_tsc_of(relation: Relation, guest_tsc: u64, host_before: u64) -> u64 {
         host_tsc = host_tsc.wrapping_add(1);
     }
     host_tsc
-}
-
-/// Ticks at `khz` as ns, rounded to the nearest.
-fn ticks_to_ns(ticks: i64, khz: u32) -> i64 {
-    if khz == 0 {
-        return 0;
-    }
-    let (ticks, khz) = (i128::from(ticks), i128::from(khz));
-    let half = if ticks < 0 { -khz / 2 } else { khz / 2 };
-    // CAST: fits for any rate of 1 GHz or more; wraps, as the clocks do, for an absurd error below.
-    ((ticks * 1_000_000 + half) / khz) as i64
 }
 
 /// Equal but for `version`, which counts KVM's updates.
@@ -373,9 +393,8 @@ pub(crate) mod tests {
             let after = reading(shifted, record(timestamp, 1 << 40), host.wrapping_add(12_345));
             let found = compare(&before, &after).unwrap();
             prop_assert_eq!(found.error.tsc_ticks, shift);
-            // The record went along, so the two clocks still agree, to the rounding of three
-            // conversions to ns and of the record's multiplier.
-            prop_assert!(found.error.skew_ns.abs() <= 2 + (shift.abs() >> 31), "{:?}", found.error);
+            // The record stayed, so the two clocks still agree.
+            prop_assert_eq!(found.error.skew_ns, 0);
             prop_assert_eq!(found.offsets_identical, shift == 0);
             prop_assert!(found.records_identical);
         }
@@ -392,6 +411,19 @@ pub(crate) mod tests {
                 ClockError { tsc_ticks: 0, kvmclock_ns: shift, skew_ns: shift }
             );
             prop_assert_eq!(found.records_identical, shift == 0);
+        }
+
+        #[test]
+        fn another_host_is_another_origin(offset: u64, ahead: u64, host: u64, shift in -1i64 << 40..1 << 40) {
+            let timestamp = host.wrapping_add(offset).wrapping_sub(1 << 41);
+            let before = reading(unscaled(offset), record(timestamp, 1 << 40), host);
+            let there = host.wrapping_add(ahead);
+            let tsc = unscaled(offset.wrapping_sub(ahead).wrapping_add_signed(shift));
+            let after = reading(tsc, record(timestamp, 1 << 40), there.wrapping_add(12_345));
+            let found = compare_across(&before, &after, |tsc| tsc.wrapping_sub(ahead)).unwrap();
+            prop_assert_eq!(found.error.tsc_ticks, shift);
+            prop_assert_eq!(found.error.skew_ns, 0);
+            prop_assert!(found.records_identical);
         }
 
         #[test]
@@ -439,13 +471,5 @@ pub(crate) mod tests {
         assert!(compare(&before, &after).unwrap().records_identical);
         after.vcpus[0].samples[0].sample.record.flags |= 2;
         assert!(!compare(&before, &after).unwrap().records_identical);
-    }
-
-    #[test]
-    fn ns_are_rounded_to_the_nearest() {
-        assert_eq!(ticks_to_ns(3, 2_000_000), 2);
-        assert_eq!(ticks_to_ns(-3, 2_000_000), -2);
-        assert_eq!(ticks_to_ns(1, 3_000_000), 0);
-        assert_eq!(ticks_to_ns(0, 0), 0);
     }
 }

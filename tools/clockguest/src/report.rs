@@ -163,11 +163,7 @@ impl Tally {
             self.summary.tsc_kvmclock_skew_ns_total = found.error.skew_ns;
         }
 
-        let sum = |reading: &Reading| {
-            let each = reading.vcpus.iter().map(|vcpu| vcpu.backwards);
-            each.fold(Backwards::default(), |sum, next| sum + next)
-        };
-        self.summary.backwards = sum(reading) - sum(first);
+        self.summary.backwards = reading.backwards() - first.backwards();
         self.summary.backwards_steps = self.summary.backwards.total();
 
         let summary = &self.summary;
