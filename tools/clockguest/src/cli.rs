@@ -11,9 +11,16 @@ use clockguest::{
     duration,
     guest::layout::MAX_VCPUS,
     method::Method,
+    migration::{
+        ClockSource,
+        ModeChoice, //
+    },
     scenario::Scenario, //
 };
-use std::time::Duration;
+use std::{
+    path::PathBuf,
+    time::Duration, //
+};
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -30,10 +37,30 @@ in force gives for g; the host brackets the reading with its own RDTSC, so that 
 offset is found out. Then
   TSC error       is g minus the TSC by the relation before, at the same host TSC, in ticks;
   kvmclock error  is k minus the kvmclock by the relation before, likewise, in ns;
-  skew            is the kvmclock error minus the TSC error in ns.
+  skew            is k minus the kvmclock by the record before at g: how far the one clock
+                  was set against the other, in ns.
 All are what the guest would not have seen had nobody touched its clocks. The errors of
 the legacy methods are results, not failures; method atomic claims to lose nothing, and
 fails if it does.";
+
+const MIGRATION: &str = "\
+The guest's TSC goes on by the time that passed, as the two hosts' clocks have it. How these
+differ is measured by pings over the connection: no message arrives before it was sent, so
+each ping bounds the difference from both sides, and the truth is no further from the middle
+than the uncertainty that is reported. (--sync hosts trusts the hosts instead.)
+
+Errors are measured by the guest's own readings as of `clockguest cycle`. Between hosts:
+  skew            is what the guest's kvmclock reads minus what its record before says at
+                  the same guest TSC; needs no knowledge of the hosts' clocks;
+  TSC error       is what the guest's TSC reads minus what it would have read at home, at the
+                  same moment. Only who emulates both hosts knows that (--truth);
+  the operation's part of it is what SET wrote minus saved TSC + elapsed time x rate, for the
+                  very instant that the kernel's clock gave to SET (--trace-clock);
+  the clocks' part is the rest.
+Method atomic fails if the record or the skew changed, if the operation's part exceeds one
+tick, or the clocks' part what the pings allow for. The stream is versioned and checksummed;
+until the destination has the guest complete and its clocks set, the guest is the source's,
+and goes on there, exactly, whatever goes wrong.";
 
 /// Measures, by a guest's own readings, what saving and restoring its clocks does to them.
 #[derive(Debug, Parser)]
@@ -91,12 +118,79 @@ pub(crate) enum Command {
         json: bool,
     },
 
+    /// Carry a running guest to another host, and show what that did to its clocks
+    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MIGRATION}\n\n{EXIT_STATUS}"))]
+    Migrate(Migrate),
+
+    /// Take guests over that another host's `clockguest migrate` sends
+    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MIGRATION}\n\n{EXIT_STATUS}"))]
+    Serve {
+        /// Address to listen on, HOST:PORT. Anybody who can connect can run a guest here
+        #[arg(long)]
+        listen: String,
+
+        /// End after the first connection
+        #[arg(long)]
+        once: bool,
+
+        /// Trace by a kprobe what the kernel's clock says when a guest's clocks are set (root)
+        #[arg(long)]
+        trace_clock: bool,
+    },
+
     /// Hold one VM, by commands on stdin: the other process of snapshot and migrate
     #[command(hide = true)]
     Worker {
         #[arg(long)]
         method: Method,
     },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Migrate {
+    /// Address of the other host's `clockguest serve`, HOST:PORT
+    #[arg(long)]
+    pub(crate) to: String,
+
+    /// vCPUs of the guest
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
+    pub(crate) vcpus: u32,
+
+    /// TSC rate of the guest, kHz [default: the host's]
+    #[arg(long)]
+    pub(crate) tsc_khz: Option<u32>,
+
+    /// How its clocks are saved and restored
+    #[arg(long, default_value = "atomic")]
+    pub(crate) method: Method,
+
+    /// How method atomic carries them over
+    #[arg(long, default_value = "auto")]
+    pub(crate) mode: ModeChoice,
+
+    /// What the hosts' time of day is compared by
+    #[arg(long, default_value = "exchange")]
+    pub(crate) sync: ClockSource,
+
+    /// Times that the guest goes there and comes back; 0: it goes there, and stays
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) round_trips: u32,
+
+    /// Trace by a kprobe what the kernel's clock says when the guest's clocks are set (root)
+    #[arg(long)]
+    pub(crate) trace_clock: bool,
+
+    /// What the two emulated hosts' TSCs are; tools/vm/pair writes that
+    #[arg(long, value_name = "FILE")]
+    pub(crate) truth: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Show every move too (with --json: the array per_move)
+    #[arg(long)]
+    pub(crate) verbose: bool,
 }
 
 #[derive(Args, Debug)]

@@ -12,6 +12,7 @@ use std::{
         _mm_lfence,
         _rdtsc, //
     },
+    io,
     path::Path,
 };
 use thiserror::Error;
@@ -111,4 +112,36 @@ pub fn rdtsc_ordered() -> u64 {
         _mm_lfence();
         tsc
     }
+}
+
+/// `CLOCK_TAI`, ns.
+///
+/// # Errors
+///
+/// That of `clock_gettime()`.
+pub fn tai_ns() -> io::Result<i64> {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is valid for writes.
+    if unsafe { libc::clock_gettime(libc::CLOCK_TAI, &mut now) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(now.tv_sec * 1_000_000_000 + now.tv_nsec)
+}
+
+/// TAI - UTC, s, as the host's kernel was told it; 0 if it was not.
+///
+/// # Errors
+///
+/// That of `adjtimex()`.
+pub fn tai_offset_s() -> io::Result<i32> {
+    // SAFETY: All zeros are a valid `timex`, which reads and sets nothing.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `timex` is valid for writes.
+    if unsafe { libc::adjtimex(&mut timex) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(timex.tai)
 }

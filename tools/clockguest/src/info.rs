@@ -4,6 +4,7 @@
 
 use crate::{
     host::{
+        self,
         clock_guest_cap,
         module_loaded,
         Unavailable,
@@ -227,11 +228,9 @@ fn read_line(path: &str) -> Option<String> {
 
 /// TAI - UTC (s), if the kernel was told.
 fn tai_offset_s() -> Option<i32> {
-    // SAFETY: `timex` is plain integers, for which 0 is a value.
-    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
-    // SAFETY: With `modes` 0, it only writes the structure.
-    let state = unsafe { libc::adjtimex(&mut timex) };
-    (state >= 0 && knows_tai(timex.tai)).then_some(timex.tai)
+    host::tai_offset_s()
+        .ok()
+        .filter(|&offset| knows_tai(offset))
 }
 
 #[cfg(test)]

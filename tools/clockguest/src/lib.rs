@@ -11,6 +11,7 @@
 //! - [`method`]: the ways to save and restore its clocks,
 //! - [`scenario`]: what happens to the VM in between: pause, snapshot, migration,
 //! - [`stream`]: what a saved guest travels in,
+//! - [`migration`]: a guest that moves to another host,
 //! - [`measure`]: the error, from the guest's readings before and after,
 //! - [`report`], [`info`]: what is printed.
 //!
@@ -26,6 +27,7 @@ pub mod host;
 pub mod info;
 pub mod measure;
 pub mod method;
+pub mod migration;
 pub mod observe;
 pub mod progress;
 pub mod report;

@@ -9,11 +9,18 @@ use anyhow::Result;
 use clap::Parser;
 use cli::{
     Cli,
-    Command, //
+    Command,
+    Migrate, //
 };
 use clockguest::{
     host::Unavailable,
     info::Info,
+    migration::{
+        self,
+        MigrateConfig,
+        ServeConfig,
+        Truth, //
+    },
     progress::Progress,
     scenario::{
         self,
@@ -66,6 +73,21 @@ fn run(cli: Cli) -> Result<u8> {
             let demo = Demo::run(size.vcpus, size.cycles, size.downtime, cli.any_kvm)?;
             show_demo(demo, json)
         }
+        Command::Migrate(migrate) => move_guest(migrate, cli.any_kvm),
+        Command::Serve {
+            listen,
+            once,
+            trace_clock,
+        } => {
+            let config = ServeConfig {
+                listen,
+                once,
+                trace_clock,
+                any_kvm: cli.any_kvm,
+            };
+            migration::serve(&config, &mut |line| eprintln!("clockguest: {line}"))?;
+            Ok(0)
+        }
         // Its parent reports what it answers.
         Command::Worker { method } => Ok(worker::serve(method, cli.any_kvm).map_or(FAILED, |()| 0)),
     }
@@ -97,6 +119,34 @@ fn cycle(config: &Config, json: bool, verbose: bool) -> Result<u8> {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
         print!("{}", summary.to_text(verbose));
+    }
+    Ok(summary.first_error.map_or(0, |_| FAILED))
+}
+
+fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
+    let config = MigrateConfig {
+        to: args.to,
+        vcpus: args.vcpus,
+        tsc_khz: args.tsc_khz,
+        method: args.method,
+        mode: args.mode,
+        sync: args.sync,
+        round_trips: args.round_trips,
+        trace_clock: args.trace_clock,
+        truth: args.truth.as_deref().map(Truth::read).transpose()?,
+        any_kvm,
+    };
+    let what = format!("migrate by {}", config.method.name());
+    let mut progress = Progress::new(what, (2 * config.round_trips).max(1));
+    let mut summary = migration::migrate(&config, &mut progress)?;
+    progress.finish(summary.moves_done);
+    if args.json {
+        if !args.verbose {
+            summary.per_move.clear();
+        }
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        print!("{}", summary.to_text(args.verbose));
     }
     Ok(summary.first_error.map_or(0, |_| FAILED))
 }

@@ -2,7 +2,10 @@
 
 //! The clocks of the whole VM, each way with one ioctl of the `kvm_clock_guest` module.
 
-use super::SavedClocks;
+use super::{
+    Mode,
+    SavedClocks, //
+};
 use crate::vmm::{
     error::Context,
     ioctl::{
@@ -13,7 +16,6 @@ use crate::vmm::{
     Result,
     Vm, //
 };
-use pvclock::abi::MODE_EXACT;
 use serde::{
     Deserialize,
     Serialize, //
@@ -31,8 +33,20 @@ impl SavedClocks for Saved {
     }
 
     fn restore(&self, vm: &Vm) -> Result<()> {
+        self.set(vm, Mode::Exact).map(drop)
+    }
+}
+
+impl Saved {
+    /// Writes the clocks of the stopped `vm` by `mode`; returns what the kernel said about it.
+    ///
+    /// # Errors
+    ///
+    /// Those of `KVM_SET_VM_CLOCK_GUEST`.
+    pub fn set(&self, vm: &Vm, mode: Mode) -> Result<VmClock> {
         let mut clock = self.0.clone();
-        clock.header.mode = MODE_EXACT;
-        set_vm_clock_guest(vm.fd(), &mut clock).context("KVM_SET_VM_CLOCK_GUEST")
+        clock.header.mode = mode.to_abi();
+        set_vm_clock_guest(vm.fd(), &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
+        Ok(clock)
     }
 }

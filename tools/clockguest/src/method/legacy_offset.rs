@@ -66,6 +66,17 @@ impl SavedClocks for Saved {
 }
 
 impl Saved {
+    /// Says `realtime` by the clock of a host whose `CLOCK_TAI` is `ahead_ns` ahead, and which knows
+    /// TAI - UTC to be `tai_offset_there_s`, instead of `tai_offset_s` here.
+    pub fn shift_realtime(&mut self, ahead_ns: i64, tai_offset_s: i32, tai_offset_there_s: i32) {
+        const NSEC_PER_SEC: i64 = 1_000_000_000;
+        let offset_ns = (i64::from(tai_offset_s) - i64::from(tai_offset_there_s)) * NSEC_PER_SEC;
+        self.clock.realtime = self
+            .clock
+            .realtime
+            .wrapping_add_signed(ahead_ns + offset_ns);
+    }
+
     /// ofs_dst - ofs_src, ticks mod 2^64: `-(guest_src - guest_dest) * freq + (tsc_src - tsc_dest)`.
     fn offset_shift(&self, here: &kvm_clock_data) -> u64 {
         let elapsed_ns = i128::from(here.clock) - i128::from(self.clock.clock);

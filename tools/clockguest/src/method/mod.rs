@@ -3,6 +3,7 @@
 //! The ways to save and restore the clocks of a VM.
 
 pub mod atomic;
+pub mod convert;
 pub mod legacy_msr;
 pub mod legacy_offset;
 
@@ -61,6 +62,38 @@ pub enum Method {
     LegacyMsr,
     /// What the kernel documents: KVM_VCPU_TSC_OFFSET, KVM_GET_CLOCK with host TSC and REALTIME
     LegacyOffset,
+}
+
+/// How [`Method::Atomic`] carries the clocks over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Same host TSC, though perhaps another kernel: everything comes back bit for bit
+    Exact,
+    /// Another host: the guest's TSC goes on by the TAI that passed
+    Advance,
+    /// Hide the pause: the guest's TSC goes on from where it was
+    Freeze,
+}
+
+impl Mode {
+    /// `MODE_*` of the ioctl.
+    pub fn to_abi(self) -> u32 {
+        match self {
+            Self::Exact => abi::MODE_EXACT,
+            Self::Advance => abi::MODE_ADVANCE,
+            Self::Freeze => abi::MODE_FREEZE,
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Advance => "advance",
+            Self::Freeze => "freeze",
+        }
+    }
 }
 
 /// Clocks saved by any of the methods.

@@ -117,7 +117,7 @@ pub fn run(config: &Config, progress: &mut Progress) -> Result<Summary> {
 
 /// Lets the vCPUs of a new VM run once, so that KVM has done what it puts off until then: it enables
 /// the master clock and re-bases it when each vCPU first runs.
-fn warm_up(vm: &Vm) -> vmm::Result<()> {
+pub(crate) fn warm_up(vm: &Vm) -> vmm::Result<()> {
     observe::run(vm)?;
     vm.stop()
 }

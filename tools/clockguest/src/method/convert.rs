@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Between [`atomic`] and [`legacy_offset`]: for a guest that moves between a host that has the
+//! `kvm_clock_guest` module and one that has not.
+
+use super::{
+    atomic,
+    legacy_offset, //
+};
+use crate::vmm::ioctl::VmClock;
+use kvm_bindings::{
+    kvm_clock_data,
+    KVM_CLOCK_HOST_TSC,
+    KVM_CLOCK_REALTIME, //
+};
+use pvclock::{
+    abi::{
+        ClockGuest,
+        ClockGuestVcpu,
+        VmClockGuest, //
+    },
+    rate::{
+        Factor,
+        GuestRate, //
+    },
+    tsc::Scale,
+};
+
+const NSEC_PER_SEC: i64 = 1_000_000_000;
+
+/// How far a record that [`to_atomic`] makes may be from the guest's own, ns: neither `KVM_GET_CLOCK`'s
+/// value nor a record's `system_time` has fractions of a ns.
+pub const REMADE_RECORD_NS: u32 = 2;
+
+/// What the documented procedure would have saved at the anchor.
+pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
+    let header = &saved.0.header;
+    let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).unwrap_or(Scale::IDENTITY);
+    let rate = GuestRate {
+        host_khz: header.host_tsc_khz,
+        scale,
+    };
+    let mut vcpus = saved.0.vcpus.clone();
+    vcpus.sort_by_key(|vcpu| vcpu.vcpu_id);
+    let realtime_ns = header.tai_ns - i64::from(header.tai_offset_s) * NSEC_PER_SEC;
+    legacy_offset::Saved {
+        clock: kvm_clock_data {
+            clock: header.kvmclock_ns,
+            // CAST: KVM's type for a time after 1970.
+            realtime: realtime_ns as u64,
+            host_tsc: header.host_tsc,
+            flags: KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
+            ..kvm_clock_data::default()
+        },
+        offsets: vcpus.into_iter().map(|vcpu| vcpu.tsc_offset).collect(),
+        // CAST: KVM has kHz in 32 bits.
+        tsc_khz: rate.khz() as u32,
+    }
+}
+
+/// What the module would have read when `saved` was, but for the record, which is made anew, to
+/// [`REMADE_RECORD_NS`]; the host did not scale the guest's TSC, and its TAI - UTC was `tai_offset_s`.
+///
+/// `None` without a vCPU or a rate.
+pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atomic::Saved> {
+    let clock = &saved.clock;
+    let guest_tsc = clock.host_tsc.wrapping_add(*saved.offsets.first()?);
+    let factor = Factor::of_khz(saved.tsc_khz.into())?;
+    // CAST: As above.
+    let realtime_ns = clock.realtime as i64;
+    let header = VmClockGuest {
+        host_tsc: clock.host_tsc,
+        guest_tsc,
+        kvmclock_ns: clock.clock,
+        tai_ns: realtime_ns + i64::from(tai_offset_s) * NSEC_PER_SEC,
+        tai_offset_s,
+        host_tsc_khz: saved.tsc_khz,
+        precision_ns: REMADE_RECORD_NS,
+        record: ClockGuest {
+            tsc_timestamp: guest_tsc,
+            system_time: clock.clock,
+            tsc_to_system_mul: factor.mul,
+            tsc_shift: factor.shift,
+            ..ClockGuest::default()
+        },
+        ..VmClockGuest::default()
+    };
+    let vcpus = saved
+        .offsets
+        .iter()
+        .zip(0..)
+        .map(|(&offset, vcpu_id)| ClockGuestVcpu {
+            vcpu_id,
+            pad: 0,
+            tsc_offset: offset,
+        });
+    Some(atomic::Saved(VmClock {
+        header,
+        vcpus: vcpus.collect(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved() -> legacy_offset::Saved {
+        legacy_offset::Saved {
+            clock: kvm_clock_data {
+                clock: 77,
+                realtime: 1_900_000_000_000_000_000,
+                host_tsc: 5_000,
+                flags: KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
+                ..kvm_clock_data::default()
+            },
+            offsets: vec![3u64.wrapping_neg(), 9],
+            tsc_khz: 2_600_000,
+        }
+    }
+
+    #[test]
+    fn there_and_back_is_the_same() {
+        let there = to_atomic(&saved(), 37).unwrap();
+        assert_eq!(to_legacy_offset(&there), saved());
+    }
+
+    #[test]
+    fn the_record_made_anew_says_what_kvm_said() {
+        let header = to_atomic(&saved(), 0).unwrap().0.header;
+        assert_eq!(header.guest_tsc, 4_997);
+        assert_eq!(header.record.kvmclock_ns(header.guest_tsc), 77);
+        // One second later, to the rounding of the factor.
+        let later = header.record.kvmclock_ns(header.guest_tsc + 2_600_000_000);
+        assert!(later.abs_diff(77 + 1_000_000_000) <= 1, "{later}");
+        assert_eq!(header.precision_ns, REMADE_RECORD_NS);
+    }
+
+    #[test]
+    fn nothing_is_made_of_nothing() {
+        let empty = legacy_offset::Saved {
+            offsets: vec![],
+            ..saved()
+        };
+        assert!(to_atomic(&empty, 0).is_none());
+    }
+}

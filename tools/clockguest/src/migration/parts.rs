@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The two parts of a guest's TSC error after a move to another host: what the operation did, and
+//! what the difference of the hosts' clocks did.
+//!
+//! The operation is asked to continue the guest's TSC from the anchor by the time that passed, as the
+//! two kernels' clocks have it. The instant that it was given is known from outside
+//! ([`ClockTrace`](super::ClockTrace)), so what it should have written is too; computed here in floating
+//! point, by none of the code that the module runs. The rest of the error, which ground truth tells
+//! ([`Truth`](super::Truth)), is that of the clocks.
+
+use super::message::{
+    ClockShift,
+    SetAt, //
+};
+use crate::{
+    measure::TscRelation,
+    method::Mode,
+    vmm::ioctl::VmClock, //
+};
+use pvclock::plan::knows_tai;
+
+/// Guest TSC that SET wrote, minus what it was asked for, ticks, at the instant `at`; `after` is the
+/// relation of the reference vCPU that is in force since.
+///
+/// `None` if the relation makes no sense.
+pub(super) fn own_error_ticks(
+    saved: &VmClock,
+    mode: Mode,
+    shift: Option<ClockShift>,
+    at: SetAt,
+    after: TscRelation,
+) -> Option<f64> {
+    let header = &saved.header;
+    let guest_tsc = after.relation().ok()?.guest_tsc(at.host_tsc);
+    // CAST: The sign of the wrapped difference; a float is exact enough for what is left of it.
+    let advanced = guest_tsc.wrapping_sub(header.guest_tsc) as i64;
+    let due = match mode {
+        Mode::Freeze => 0.0,
+        Mode::Advance => {
+            let scale = match header.tsc_ratio {
+                0 => 1.0,
+                ratio => ratio as f64 / (1u64 << header.tsc_frac_bits) as f64,
+            };
+            let hz = f64::from(header.host_tsc_khz) * 1000.0 * scale;
+            elapsed_ns(saved, shift, at) as f64 * hz / 1e9
+        }
+        Mode::Exact => {
+            let id = header.ref_vcpu_id;
+            let reference = saved.vcpus.iter().find(|vcpu| vcpu.vcpu_id == id)?;
+            let before = TscRelation {
+                offset: reference.tsc_offset,
+                ..after
+            };
+            let was = before.relation().ok()?.guest_tsc(at.host_tsc);
+            // CAST: As above.
+            was.wrapping_sub(header.guest_tsc) as i64 as f64
+        }
+    };
+    Some(advanced as f64 - due)
+}
+
+/// From the anchor to `at`, as the two hosts' clocks have it, ns.
+fn elapsed_ns(saved: &VmClock, shift: Option<ClockShift>, at: SetAt) -> i64 {
+    const NSEC_PER_SEC: i64 = 1_000_000_000;
+    let header = &saved.header;
+    match shift {
+        Some(shift) => at.tai_ns - (header.tai_ns + shift.tai_ns),
+        None if knows_tai(at.tai_offset_s) == knows_tai(header.tai_offset_s) => {
+            at.tai_ns - header.tai_ns
+        }
+        // One of them counts UTC.
+        None => {
+            let utc = |tai_ns: i64, offset_s: i32| tai_ns - i64::from(offset_s) * NSEC_PER_SEC;
+            utc(at.tai_ns, at.tai_offset_s) - utc(header.tai_ns, header.tai_offset_s)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvclock::abi::{
+        ClockGuestVcpu,
+        VmClockGuest, //
+    };
+
+    fn saved() -> VmClock {
+        VmClock {
+            header: VmClockGuest {
+                host_tsc: 1_000_000,
+                guest_tsc: 900_000,
+                tai_ns: 5_000_000_000,
+                tai_offset_s: 37,
+                host_tsc_khz: 2_600_000,
+                ..VmClockGuest::default()
+            },
+            vcpus: vec![ClockGuestVcpu {
+                tsc_offset: 100_000u64.wrapping_neg(),
+                ..ClockGuestVcpu::default()
+            }],
+        }
+    }
+
+    fn at(host_tsc: u64, tai_ns: i64) -> SetAt {
+        SetAt {
+            host_tsc,
+            tai_ns,
+            tai_offset_s: 37,
+        }
+    }
+
+    fn offset(offset: u64) -> TscRelation {
+        TscRelation {
+            offset,
+            ..TscRelation::default()
+        }
+    }
+
+    #[test]
+    fn advance_is_elapsed_time_times_rate() {
+        // 1 ms later on a host whose TSC is 7: 2,600,000 ticks on from 900,000.
+        let shift = ClockShift {
+            tai_ns: -3_000_000_000,
+            uncertainty_ns: 0,
+        };
+        let at = at(7, 2_001_000_000);
+        for error in [0, 1, 5] {
+            let after = offset(900_000 + 2_600_000 - 7 + error);
+            let found = own_error_ticks(&saved(), Mode::Advance, Some(shift), at, after);
+            assert_eq!(found, Some(error as f64));
+        }
+        // Half a ns is 1.3 ticks: the fraction is not lost.
+        let at = SetAt {
+            tai_ns: at.tai_ns + 1,
+            ..at
+        };
+        let after = offset(900_000 + 2_600_002 - 7);
+        let found = own_error_ticks(&saved(), Mode::Advance, Some(shift), at, after).unwrap();
+        assert!((found + 0.6).abs() < 1e-6, "{found}");
+    }
+
+    #[test]
+    fn freeze_and_exact_know_no_time() {
+        let at = at(4_000_000, 77);
+        let after = offset(900_000u64.wrapping_sub(4_000_000).wrapping_add(2));
+        let found = own_error_ticks(&saved(), Mode::Freeze, None, at, after);
+        assert_eq!(found, Some(2.0));
+        let after = offset(100_000u64.wrapping_neg());
+        let found = own_error_ticks(&saved(), Mode::Exact, None, at, after);
+        assert_eq!(found, Some(0.0));
+    }
+
+    #[test]
+    fn a_host_that_does_not_know_tai_is_compared_by_utc() {
+        let at = SetAt {
+            host_tsc: 7,
+            tai_ns: 5_001_000_000 - 37_000_000_000,
+            tai_offset_s: 0,
+        };
+        let after = offset(900_000 + 2_600_000 - 7);
+        let found = own_error_ticks(&saved(), Mode::Advance, None, at, after);
+        assert_eq!(found, Some(0.0));
+    }
+}
