@@ -24,6 +24,10 @@ use std::{
         PathBuf, //
     },
     process,
+    sync::atomic::{
+        AtomicU32,
+        Ordering, //
+    },
 };
 use vmm_sys_util::errno;
 
@@ -55,6 +59,9 @@ impl ClockTrace {
     ///
     /// If there is no tracefs, or the kernel refuses the probe.
     pub(super) fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let Some(tracefs) = TRACEFS
             .into_iter()
             .map(Path::new)
@@ -64,7 +71,7 @@ impl ClockTrace {
         };
         let trace = Self {
             tracefs,
-            group: format!("clockguest_{}", process::id()),
+            group: format!("clockguest_{}_{number}", process::id()),
         };
         let instance = trace.instance();
         fs::create_dir(&instance).with_context(|| format!("mkdir {}", instance.display()))?;

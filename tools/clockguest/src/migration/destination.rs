@@ -55,8 +55,9 @@ pub(super) struct Arrival {
 /// The peer is told what goes wrong, and nothing is left of the guest here. If the peer ended the
 /// connection instead of an offer, see [`Peer::is_closed`].
 pub(super) fn take_over(peer: &mut Peer, host: &Host<'_>) -> Result<(Guest, Arrival)> {
-    let offer = peer.receive()?;
-    let taken = take_offered(peer, host, &offer);
+    let taken = peer
+        .receive()
+        .and_then(|offer| take_offered(peer, host, &offer));
     if let Err(error) = &taken {
         peer.refuse(error);
     }

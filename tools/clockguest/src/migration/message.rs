@@ -146,7 +146,7 @@ pub(super) struct Restored {
     pub(super) rate_diff_hz: Option<i64>,
     /// What was lost, if the method that was asked for could not be used.
     pub(super) lost: Option<String>,
-    /// What the kernel took for now, if that was traced.
+    /// What the kernel took for now, if that was traced; of the other methods, an instant after them.
     pub(super) set_at: Option<SetAt>,
 }
 

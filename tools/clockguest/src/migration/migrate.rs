@@ -213,6 +213,7 @@ impl Journey {
             saved: &gone.saved,
             shift: gone.shift,
             restored: &gone.restored,
+            tai_offset_s: gone.tai_offset_s,
             downtime_ns: gone.downtime_ns,
             counters: self.counters(Direction::There),
         });
@@ -226,6 +227,7 @@ impl Journey {
             saved: &arrival.clocks.saved,
             shift: arrival.clocks.shift,
             restored: &arrival.restored,
+            tai_offset_s: arrival.clocks.tai_offset_s,
             downtime_ns: arrival.downtime_ns,
             counters: self.counters(Direction::Back),
         });

@@ -4,10 +4,11 @@
 //! what the difference of the hosts' clocks did.
 //!
 //! The operation is asked to continue the guest's TSC from the anchor by the time that passed, as the
-//! two kernels' clocks have it. The instant that it was given is known from outside
-//! ([`ClockTrace`](super::ClockTrace)), so what it should have written is too; computed here in floating
-//! point, by none of the code that the module runs. The rest of the error, which ground truth tells
-//! ([`Truth`](super::Truth)), is that of the clocks.
+//! two kernels' clocks have it. The instant that it was given is known from outside (`clock_trace`), so
+//! what it should have written is too. And ground truth ([`Truth`](super::Truth)) tells by how much the
+//! clocks were wrong about the time that passed. Both are computed here in floating point, by none of
+//! the code that the module runs, and each without the other: that they add up to the error that the
+//! guest read is a check of all three.
 
 use super::message::{
     ClockShift,
@@ -15,15 +16,96 @@ use super::message::{
 };
 use crate::{
     measure::TscRelation,
-    method::Mode,
-    vmm::ioctl::VmClock, //
+    method::{
+        atomic,
+        Mode,
+        Saved, //
+    },
+    vmm::ioctl::VmClock,
 };
 use pvclock::plan::knows_tai;
+
+const NSEC_PER_SEC: i64 = 1_000_000_000;
+
+/// The source's clocks at one instant, and the guest's rate there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Anchor {
+    pub(super) host_tsc: u64,
+    tai_ns: i64,
+    tai_offset_s: i32,
+    /// Guest TSC rate, Hz.
+    hz: f64,
+}
+
+impl Anchor {
+    /// Of saved clocks; `tai_offset_s` is the source's. `None` if they are not tied to a time of day.
+    pub(super) fn of(saved: &Saved, tai_offset_s: i32) -> Option<Self> {
+        match saved {
+            Saved::Atomic(atomic::Saved(clock)) => {
+                let header = &clock.header;
+                let scale = match header.tsc_ratio {
+                    0 => 1.0,
+                    ratio => ratio as f64 / (1u64 << header.tsc_frac_bits) as f64,
+                };
+                Some(Self {
+                    host_tsc: header.host_tsc,
+                    tai_ns: header.tai_ns,
+                    tai_offset_s: header.tai_offset_s,
+                    hz: f64::from(header.host_tsc_khz) * 1000.0 * scale,
+                })
+            }
+            Saved::LegacyOffset(saved) => Some(Self {
+                host_tsc: saved.clock.host_tsc,
+                // CAST: KVM's type for a time after 1970.
+                tai_ns: saved.clock.realtime as i64 + i64::from(tai_offset_s) * NSEC_PER_SEC,
+                tai_offset_s,
+                hz: f64::from(saved.tsc_khz) * 1000.0,
+            }),
+            Saved::LegacyMsr(_) => None,
+        }
+    }
+
+    /// Guest ticks from the anchor to `at`, as the two hosts' clocks have it.
+    fn elapsed_ticks(&self, shift: Option<ClockShift>, at: SetAt) -> f64 {
+        self.elapsed_ns(shift, at) as f64 * self.hz / 1e9
+    }
+
+    fn elapsed_ns(&self, shift: Option<ClockShift>, at: SetAt) -> i64 {
+        match shift {
+            Some(shift) => at.tai_ns - (self.tai_ns + shift.tai_ns),
+            None if knows_tai(at.tai_offset_s) == knows_tai(self.tai_offset_s) => {
+                at.tai_ns - self.tai_ns
+            }
+            // One of them counts UTC.
+            None => {
+                let utc = |tai_ns: i64, offset_s: i32| tai_ns - i64::from(offset_s) * NSEC_PER_SEC;
+                utc(at.tai_ns, at.tai_offset_s) - utc(self.tai_ns, self.tai_offset_s)
+            }
+        }
+    }
+
+    /// Guest ticks by which the clocks were ahead about the time from the anchor to `at`, at which the
+    /// source's TSC was `source_tsc`; `before` is the relation at the source.
+    pub(super) fn clocks_error_ticks(
+        &self,
+        shift: Option<ClockShift>,
+        at: SetAt,
+        source_tsc: u64,
+        before: TscRelation,
+    ) -> Option<f64> {
+        let before = before.relation().ok()?;
+        let passed = ahead_of(
+            before.guest_tsc(source_tsc),
+            before.guest_tsc(self.host_tsc),
+        );
+        Some(self.elapsed_ticks(shift, at) - passed)
+    }
+}
 
 /// Guest TSC that SET wrote, minus what it was asked for, ticks, at the instant `at`; `after` is the
 /// relation of the reference vCPU that is in force since.
 ///
-/// `None` if the relation makes no sense.
+/// `None` if the relation makes no sense, or there is no such vCPU.
 pub(super) fn own_error_ticks(
     saved: &VmClock,
     mode: Mode,
@@ -33,17 +115,11 @@ pub(super) fn own_error_ticks(
 ) -> Option<f64> {
     let header = &saved.header;
     let guest_tsc = after.relation().ok()?.guest_tsc(at.host_tsc);
-    // CAST: The sign of the wrapped difference; a float is exact enough for what is left of it.
-    let advanced = guest_tsc.wrapping_sub(header.guest_tsc) as i64;
     let due = match mode {
         Mode::Freeze => 0.0,
         Mode::Advance => {
-            let scale = match header.tsc_ratio {
-                0 => 1.0,
-                ratio => ratio as f64 / (1u64 << header.tsc_frac_bits) as f64,
-            };
-            let hz = f64::from(header.host_tsc_khz) * 1000.0 * scale;
-            elapsed_ns(saved, shift, at) as f64 * hz / 1e9
+            let saved = Saved::Atomic(atomic::Saved(saved.clone()));
+            Anchor::of(&saved, header.tai_offset_s)?.elapsed_ticks(shift, at)
         }
         Mode::Exact => {
             let id = header.ref_vcpu_id;
@@ -52,29 +128,19 @@ pub(super) fn own_error_ticks(
                 offset: reference.tsc_offset,
                 ..after
             };
-            let was = before.relation().ok()?.guest_tsc(at.host_tsc);
-            // CAST: As above.
-            was.wrapping_sub(header.guest_tsc) as i64 as f64
+            ahead_of(
+                before.relation().ok()?.guest_tsc(at.host_tsc),
+                header.guest_tsc,
+            )
         }
     };
-    Some(advanced as f64 - due)
+    Some(ahead_of(guest_tsc, header.guest_tsc) - due)
 }
 
-/// From the anchor to `at`, as the two hosts' clocks have it, ns.
-fn elapsed_ns(saved: &VmClock, shift: Option<ClockShift>, at: SetAt) -> i64 {
-    const NSEC_PER_SEC: i64 = 1_000_000_000;
-    let header = &saved.header;
-    match shift {
-        Some(shift) => at.tai_ns - (header.tai_ns + shift.tai_ns),
-        None if knows_tai(at.tai_offset_s) == knows_tai(header.tai_offset_s) => {
-            at.tai_ns - header.tai_ns
-        }
-        // One of them counts UTC.
-        None => {
-            let utc = |tai_ns: i64, offset_s: i32| tai_ns - i64::from(offset_s) * NSEC_PER_SEC;
-            utc(at.tai_ns, at.tai_offset_s) - utc(header.tai_ns, header.tai_offset_s)
-        }
-    }
+/// Difference of two TSC values, ticks.
+fn ahead_of(tsc: u64, other: u64) -> f64 {
+    // CAST: The sign of the wrapped difference; a float is exact enough for what is left of it.
+    tsc.wrapping_sub(other) as i64 as f64
 }
 
 #[cfg(test)]
@@ -138,6 +204,16 @@ mod tests {
         let after = offset(900_000 + 2_600_002 - 7);
         let found = own_error_ticks(&saved(), Mode::Advance, Some(shift), at, after).unwrap();
         assert!((found + 0.6).abs() < 1e-6, "{found}");
+    }
+
+    #[test]
+    fn the_clocks_part_is_what_they_were_wrong_by() {
+        let saved = Saved::Atomic(atomic::Saved(saved()));
+        let anchor = Anchor::of(&saved, 37).unwrap();
+        // 1 ms passed; the clocks say 10 ns more.
+        let at = at(7, 5_001_000_010);
+        let found = anchor.clocks_error_ticks(None, at, 1_000_000 + 2_600_000, offset(5));
+        assert_eq!(found, Some(26.0));
     }
 
     #[test]

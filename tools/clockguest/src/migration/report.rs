@@ -7,7 +7,10 @@ use super::{
         ClockShift,
         Restored, //
     },
-    parts::own_error_ticks,
+    parts::{
+        own_error_ticks,
+        Anchor, //
+    },
     truth::Counter,
 };
 use crate::{
@@ -22,6 +25,7 @@ use crate::{
         Mode,
         Saved, //
     },
+    vmm::ioctl::VmClock,
 };
 use serde::Serialize;
 use std::fmt::Write;
@@ -32,6 +36,10 @@ const RATE_PPM: f64 = 500.0;
 
 /// Ticks by which the operation itself may be off.
 const OWN_TICKS: f64 = 1.0;
+
+/// Ticks of error that may be left unexplained: conversions between host TSCs and guest TSC are floored,
+/// and a scaled TSC's ratio is not exactly the quotient of the rates.
+const REST_TICKS: f64 = 4.0;
 
 /// Where a guest went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -56,9 +64,11 @@ pub struct Move {
     pub tsc_error_ticks: Option<i64>,
     /// kvmclock error, ns, likewise.
     pub kvmclock_error_ns: Option<i64>,
-    /// What of the TSC error the operation itself made, ticks; where it was traced.
+    /// What of the TSC error the operation itself made, ticks; where SET was traced, or, of a legacy
+    /// method, the rest.
     pub own_error_ticks: Option<f64>,
-    /// The rest of the TSC error, which is that of the hosts' clocks, ticks.
+    /// What of it the hosts' clocks made, ticks; where ground truth is known, and the method goes by
+    /// them.
     pub clocks_error_ticks: Option<f64>,
     /// kvmclock against the guest's TSC, ns.
     pub tsc_kvmclock_skew_ns: i64,
@@ -143,6 +153,8 @@ pub(super) struct Evidence<'a> {
     pub(super) saved: &'a Saved,
     pub(super) shift: Option<ClockShift>,
     pub(super) restored: &'a Restored,
+    /// TAI - UTC of the host before, s.
+    pub(super) tai_offset_s: i32,
     pub(super) downtime_ns: i64,
     /// TSCs of the hosts before and after, if the two are emulated, or one.
     pub(super) counters: Option<(Counter, Counter)>,
@@ -192,11 +204,17 @@ impl Summary {
             Err(contradiction) => return self.fail(format!("move {number}: {contradiction}")),
         };
         let known = evidence.counters.is_some();
-        let own_error_ticks = own_part(evidence);
         let tsc_error_ticks = known.then_some(found.error.tsc_ticks);
         let khz = f64::from(after.tsc_khz);
-        // Nothing else takes notice of the time of day.
-        let by_time = self.mode == Mode::Advance && self.method != Method::LegacyMsr;
+        let by_time = evidence.goes_by_time();
+        let clocks_error_ticks = evidence.clocks_error_ticks();
+        // Of what no part can be told, all is the operation's.
+        let rest = tsc_error_ticks.map(|all| all as f64 - clocks_error_ticks.unwrap_or(0.0));
+        let own_error_ticks = match evidence.saved {
+            Saved::Atomic(saved) => evidence.own_error_ticks(&saved.0),
+            Saved::LegacyOffset(_) if clocks_error_ticks.is_none() => None,
+            Saved::LegacyOffset(_) | Saved::LegacyMsr(_) => rest,
+        };
         let one = Move {
             direction: evidence.direction,
             downtime_ns: evidence.downtime_ns,
@@ -204,9 +222,7 @@ impl Summary {
             tsc_error_ticks,
             kvmclock_error_ns: known.then_some(found.error.kvmclock_ns),
             own_error_ticks,
-            clocks_error_ticks: tsc_error_ticks
-                .zip(own_error_ticks)
-                .map(|(all, own)| all as f64 - own),
+            clocks_error_ticks,
             tsc_kvmclock_skew_ns: found.error.skew_ns,
             clock_difference: evidence.shift,
             clocks_bound_ticks: evidence.shift.filter(|_| by_time).map(|shift| {
@@ -242,6 +258,19 @@ impl Summary {
         }
         if let Some(ticks) = over(one.own_error_ticks, OWN_TICKS) {
             return Some(format!("SET was off by {ticks:.1} ticks"));
+        }
+        if let (Some(all), Some(own), Some(clocks)) = (
+            one.tsc_error_ticks,
+            one.own_error_ticks,
+            one.clocks_error_ticks,
+        ) {
+            let rest = all as f64 - own - clocks;
+            if rest.abs() > REST_TICKS {
+                return Some(format!(
+                    "{all} ticks of error are {own:.1} of SET and {clocks:.1} of the clocks: \
+                     {rest:.1} are not explained"
+                ));
+            }
         }
         if let (Some(ticks), Some(bound)) = (one.clocks_error_ticks, one.clocks_bound_ticks) {
             if ticks.abs() > bound {
@@ -365,21 +394,36 @@ fn or_unknown(value: Option<impl ToString>) -> String {
     value.map_or("unknown".into(), |value| value.to_string())
 }
 
-/// The error that the operation itself made, ticks.
-fn own_part(evidence: &Evidence<'_>) -> Option<f64> {
-    let Saved::Atomic(saved) = evidence.saved else {
-        return None;
-    };
-    // vCPU ids are indices here.
-    let index = saved.0.header.ref_vcpu_id as usize;
-    let tsc = evidence.after.vcpus.get(index)?.tsc;
-    // The mode that was used is the only one that makes sense of a traced SET.
-    let mode = evidence.restored.mode?;
-    own_error_ticks(
-        &saved.0,
-        mode,
-        evidence.shift,
-        evidence.restored.set_at?,
-        tsc,
-    )
+impl Evidence<'_> {
+    /// Whether the clocks were put back by the time of day.
+    fn goes_by_time(&self) -> bool {
+        match self.saved {
+            Saved::Atomic(_) => self.restored.mode == Some(Mode::Advance),
+            Saved::LegacyOffset(_) => true,
+            Saved::LegacyMsr(_) => false,
+        }
+    }
+
+    /// Of the reference vCPU.
+    fn own_error_ticks(&self, saved: &VmClock) -> Option<f64> {
+        // vCPU ids are indices here.
+        let tsc = self.after.vcpus.get(saved.header.ref_vcpu_id as usize)?.tsc;
+        let (mode, at) = (self.restored.mode?, self.restored.set_at?);
+        own_error_ticks(saved, mode, self.shift, at, tsc)
+    }
+
+    fn clocks_error_ticks(&self) -> Option<f64> {
+        if !self.goes_by_time() {
+            return None;
+        }
+        let (was, is) = self.counters?;
+        let at = self.restored.set_at?;
+        let before = self.before.vcpus.first()?.tsc;
+        Anchor::of(self.saved, self.tai_offset_s)?.clocks_error_ticks(
+            self.shift,
+            at,
+            is.to(was, at.host_tsc),
+            before,
+        )
+    }
 }

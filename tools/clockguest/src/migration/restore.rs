@@ -7,7 +7,8 @@ use super::{
     message::{
         Clocks,
         Hello,
-        Restored, //
+        Restored,
+        SetAt, //
     },
 };
 use crate::{
@@ -160,9 +161,16 @@ fn set_legacy_offset(
         saved.shift_realtime(shift.tai_ns, clocks.tai_offset_s, here.tai_offset_s);
     }
     saved.restore(vm)?;
-    Ok(by(
-        "KVM_SET_CLOCK with KVM_CLOCK_REALTIME, KVM_VCPU_TSC_OFFSET",
-    ))
+    // An instant of this host, if it has a module to tell one.
+    let set_at = get_vm_clock_guest(vm.fd()).ok().map(|clock| SetAt {
+        host_tsc: clock.header.host_tsc,
+        tai_ns: clock.header.tai_ns,
+        tai_offset_s: clock.header.tai_offset_s,
+    });
+    Ok(Restored {
+        set_at,
+        ..by("KVM_SET_CLOCK with KVM_CLOCK_REALTIME, KVM_VCPU_TSC_OFFSET")
+    })
 }
 
 fn by(procedure: impl Into<String>) -> Restored {

@@ -93,6 +93,8 @@ pub(super) struct Gone {
     pub(super) saved: Saved,
     pub(super) shift: Option<ClockShift>,
     pub(super) restored: Restored,
+    /// TAI - UTC here, s.
+    pub(super) tai_offset_s: i32,
     /// As the destination has it, ns.
     pub(super) downtime_ns: i64,
 }
@@ -152,6 +154,7 @@ pub(super) fn hand_over(
             saved: stopped.saved,
             shift,
             restored,
+            tai_offset_s: here.tai_offset_s,
             downtime_ns,
         }),
         // It says that it does not run it.

@@ -51,7 +51,7 @@ pub enum Error {
     #[error("saved state: {0}")]
     Io(#[from] io::Error),
     /// A saved state in a stream that is refused.
-    #[error("saved state: {0}")]
+    #[error(transparent)]
     Stream(#[from] stream::Error),
     /// `KVM_GET_CLOCK` or `KVM_GET_MSRS` did not return what was asked for.
     #[error("{0}")]
