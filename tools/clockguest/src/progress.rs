@@ -73,7 +73,7 @@ impl Progress {
     fn print(&self, done: u32) {
         let Self { what, total, .. } = self;
         let seconds = self.start.elapsed().as_secs_f32();
-        let text = format!("{what}: {done}/{total} cycles, {seconds:.1} s");
+        let text = format!("{what}: {done}/{total}, {seconds:.1} s");
         let _ = if self.terminal {
             write!(stderr(), "\r{text}\x1b[K")
         } else {

@@ -10,7 +10,7 @@
 //!   <- Prepared   a VM for it is there            or Refused
 //!   -> Ping, <- Pong, 16 times: how the hosts' clocks differ
 //!      stop, KVM_GET_VM_CLOCK_GUEST
-//!   -> Ping, <- Pong, 8 times
+//!   -> Ping, <- Pong, 16 times
 //!   -> State, Memory
 //!      load, KVM_SET_VM_CLOCK_GUEST
 //!   <- Restored   all is in place                 or Refused

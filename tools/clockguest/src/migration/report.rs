@@ -37,8 +37,7 @@ const RATE_PPM: f64 = 500.0;
 /// Ticks by which the operation itself may be off.
 const OWN_TICKS: f64 = 1.0;
 
-/// Ticks of error that may be left unexplained: conversions between host TSCs and guest TSC are floored,
-/// and a scaled TSC's ratio is not exactly the quotient of the rates.
+/// Ticks of error that may be left unexplained: conversions between host TSCs and guest TSC are floored.
 const REST_TICKS: f64 = 4.0;
 
 /// Where a guest went.
@@ -70,6 +69,8 @@ pub struct Move {
     /// What of it the hosts' clocks made, ticks; where ground truth is known, and the method goes by
     /// them.
     pub clocks_error_ticks: Option<f64>,
+    /// What came on top until the guest read its TSC, as it runs at another rate here, ticks.
+    pub rate_error_ticks: Option<f64>,
     /// kvmclock against the guest's TSC, ns.
     pub tsc_kvmclock_skew_ns: i64,
     /// How far the other host's clock was ahead, and how well that is known; if it was measured.
@@ -207,13 +208,13 @@ impl Summary {
         let tsc_error_ticks = known.then_some(found.error.tsc_ticks);
         let khz = f64::from(after.tsc_khz);
         let by_time = evidence.goes_by_time();
+        let at_once = evidence.error_at_once_ticks();
         let clocks_error_ticks = evidence.clocks_error_ticks();
-        // Of what no part can be told, all is the operation's.
-        let rest = tsc_error_ticks.map(|all| all as f64 - clocks_error_ticks.unwrap_or(0.0));
         let own_error_ticks = match evidence.saved {
             Saved::Atomic(saved) => evidence.own_error_ticks(&saved.0),
-            Saved::LegacyOffset(_) if clocks_error_ticks.is_none() => None,
-            Saved::LegacyOffset(_) | Saved::LegacyMsr(_) => rest,
+            Saved::LegacyOffset(_) => at_once.zip(clocks_error_ticks).map(|(all, of)| all - of),
+            // It knows no time of day, so whatever is wrong is its own.
+            Saved::LegacyMsr(_) => tsc_error_ticks.map(|all| all as f64),
         };
         let one = Move {
             direction: evidence.direction,
@@ -223,6 +224,9 @@ impl Summary {
             kvmclock_error_ns: known.then_some(found.error.kvmclock_ns),
             own_error_ticks,
             clocks_error_ticks,
+            rate_error_ticks: tsc_error_ticks
+                .zip(at_once)
+                .map(|(all, then)| all as f64 - then),
             tsc_kvmclock_skew_ns: found.error.skew_ns,
             clock_difference: evidence.shift,
             clocks_bound_ticks: evidence.shift.filter(|_| by_time).map(|shift| {
@@ -235,6 +239,9 @@ impl Summary {
             record_bit_identical: found.records_identical,
             offsets_bit_identical: found.offsets_identical,
         };
+        if let Some(unexplained) = unexplained(at_once, &one) {
+            self.fail(format!("move {number}: {unexplained}"));
+        }
         if let Some(lost) = self.lost_by(&one) {
             self.fail(format!("move {number}: {lost}"));
         }
@@ -258,19 +265,6 @@ impl Summary {
         }
         if let Some(ticks) = over(one.own_error_ticks, OWN_TICKS) {
             return Some(format!("SET was off by {ticks:.1} ticks"));
-        }
-        if let (Some(all), Some(own), Some(clocks)) = (
-            one.tsc_error_ticks,
-            one.own_error_ticks,
-            one.clocks_error_ticks,
-        ) {
-            let rest = all as f64 - own - clocks;
-            if rest.abs() > REST_TICKS {
-                return Some(format!(
-                    "{all} ticks of error are {own:.1} of SET and {clocks:.1} of the clocks: \
-                     {rest:.1} are not explained"
-                ));
-            }
         }
         if let (Some(ticks), Some(bound)) = (one.clocks_error_ticks, one.clocks_bound_ticks) {
             if ticks.abs() > bound {
@@ -368,8 +362,8 @@ impl Summary {
 impl Move {
     fn to_text(&self) -> String {
         format!(
-            "{}, down {:.1} ms, TSC {} ticks = {} + {} by clocks (known to {}), kvmclock against it {:+} ns; \
-             {}, rate {} Hz",
+            "{}, down {:.1} ms, TSC {} ticks = {} by SET, {} by the clocks (known to {}), {} by the rates; \
+             kvmclock against it {:+} ns; {}, rate {} Hz",
             match self.direction {
                 Direction::There => "there",
                 Direction::Back => "back ",
@@ -379,11 +373,24 @@ impl Move {
             or_unknown(self.own_error_ticks.map(tenths)),
             or_unknown(self.clocks_error_ticks.map(tenths)),
             or_unknown(self.clocks_bound_ticks.map(|ticks| format!("{ticks:.0}"))),
+            or_unknown(self.rate_error_ticks.map(tenths)),
             self.tsc_kvmclock_skew_ns,
             self.procedure,
             or_unknown(self.rate_diff_hz.map(|hz| format!("{hz:+}"))),
         )
     }
+}
+
+/// The parts of an error do not add up to `at_once`, what it was right after SET, ticks.
+fn unexplained(at_once: Option<f64>, one: &Move) -> Option<String> {
+    let (all, own, clocks) = (at_once?, one.own_error_ticks?, one.clocks_error_ticks?);
+    let rest = all - own - clocks;
+    (rest.abs() > REST_TICKS).then(|| {
+        format!(
+            "{all:.1} ticks of error are {own:.1} of SET and {clocks:.1} of the clocks: {rest:.1} are \
+             not explained"
+        )
+    })
 }
 
 fn tenths(ticks: f64) -> String {
@@ -410,6 +417,20 @@ impl Evidence<'_> {
         let tsc = self.after.vcpus.get(saved.header.ref_vcpu_id as usize)?.tsc;
         let (mode, at) = (self.restored.mode?, self.restored.set_at?);
         own_error_ticks(saved, mode, self.shift, at, tsc)
+    }
+
+    /// TSC error at the instant of SET, ticks.
+    fn error_at_once_ticks(&self) -> Option<f64> {
+        let (was, is) = self.counters?;
+        let at = self.restored.set_at?;
+        let before = self.before.vcpus.first()?.tsc.relation().ok()?;
+        let after = self.after.vcpus.first()?.tsc.relation().ok()?;
+        let (due, have) = (
+            before.guest_tsc(is.to(was, at.host_tsc)),
+            after.guest_tsc(at.host_tsc),
+        );
+        // CAST: The sign of the wrapped difference.
+        Some(have.wrapping_sub(due) as i64 as f64)
     }
 
     fn clocks_error_ticks(&self) -> Option<f64> {

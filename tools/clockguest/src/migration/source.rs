@@ -47,7 +47,7 @@ use pvclock::abi::CAP_EXACT;
 use thiserror::Error;
 
 /// Pings while the guest runs, and while it is stopped.
-const PINGS: (usize, usize) = (16, 8);
+const PINGS: (usize, usize) = (16, 16);
 
 /// A guest that runs, and what was read of it so far.
 #[derive(Debug)]
