@@ -28,6 +28,7 @@ use anyhow::{
     Result, //
 };
 use kvm_ioctls::Kvm;
+use pvclock::rate::TOLERANCE_PPM;
 
 /// What a destination has.
 #[derive(Debug)]
@@ -93,12 +94,15 @@ fn take_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(Gues
     Ok((guest, arrival))
 }
 
-/// A VM for the guest, at its TSC rate where this host can choose one.
+/// A VM for the guest, at its TSC rate if this host can do that rate, or takes it for its own.
 fn prepare(host: &Host<'_>, offer: &Offer) -> Result<Vm> {
-    if host.hello.can_scale {
+    let here_khz = u64::from(host.hello.tsc_khz);
+    let off_by_khz = here_khz.abs_diff(offer.tsc_khz.into());
+    if host.hello.can_scale || off_by_khz * 1_000_000 <= here_khz * TOLERANCE_PPM {
         return Vm::empty_at_rate(host.kvm, offer.vcpus, offer.tsc_khz)
             .with_context(|| format!("a VM with a TSC of {} kHz", offer.tsc_khz));
     }
-    // KVM_SET_VM_CLOCK_GUEST tells whether this host's rate is close enough.
+    // KVM would imitate a faster TSC, and refuse a slower one. KVM_SET_VM_CLOCK_GUEST tells by how much
+    // the rates differ.
     Ok(Vm::empty(host.kvm, offer.vcpus)?)
 }

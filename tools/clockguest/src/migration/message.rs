@@ -11,6 +11,7 @@ use crate::{
         Saved, //
     },
     stream::Kind,
+    vmm::Vm,
 };
 use anyhow::{
     Context,
@@ -47,6 +48,8 @@ message!(Hello Offer Prepared Ping Pong Restored Refused Go Running);
 pub(super) struct Hello {
     /// Of its kernel's boot.
     pub(super) boot_id: String,
+    /// TSC rate of a guest that asks for none, kHz.
+    pub(super) tsc_khz: u32,
     /// `KVM_CAP_CLOCK_GUEST`.
     pub(super) clock_guest_cap: u32,
     /// Whether it can scale a guest's TSC.
@@ -58,13 +61,14 @@ pub(super) struct Hello {
 impl Hello {
     /// This host.
     pub(super) fn of(kvm: &Kvm) -> Result<Self> {
-        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+        let vm = Vm::empty(kvm, 1)?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .context("cannot read this boot's id")?;
         let needed = [KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL];
         Ok(Self {
             boot_id: boot_id.trim().to_owned(),
-            clock_guest_cap: host::clock_guest_cap(&vm),
+            tsc_khz: vm.tsc_khz()?,
+            clock_guest_cap: host::clock_guest_cap(vm.fd()),
             can_scale: needed
                 .iter()
                 .all(|&cap| kvm.check_extension_raw(cap.into()) > 0),
