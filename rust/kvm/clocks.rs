@@ -194,6 +194,13 @@ pub(super) fn ratio_of(vcpu: &Vcpu, scale: Scale) -> u64 {
     }
 }
 
+/// Whether this host's hardware can scale a guest's TSC by `scale`.
+pub(crate) fn is_valid_scale(scale: Scale) -> bool {
+    // SAFETY: No requirements.
+    let limit = unsafe { bindings::kvm_clock_guest_max_tsc_ratio() };
+    scale == Scale::IDENTITY || scale.ratio() < limit
+}
+
 /// A vCPU's scaling ratio as the ABI sees it: identity where the hardware cannot scale.
 fn scale_of(ratio: u64) -> Scale {
     // SAFETY: No requirements.

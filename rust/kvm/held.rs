@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Writing the TSC offsets of a VM none of whose vCPUs runs.
+//! Writing the TSCs of a VM none of whose vCPUs runs.
 //!
 //! C header: `arch/x86/include/asm/kvm_clock_guest.h`
 
 use super::{
     bindings,
+    clocks::ratio_of,
     vm::{
         Vcpu,
         VmGuard, //
     },
 };
+use crate::pvclock::tsc::Relation;
 use kernel::{
     error::to_result,
     prelude::*,
@@ -39,10 +41,13 @@ impl<'a> HeldVcpus<'a> {
         })
     }
 
-    /// Writes the L1 TSC offset (ticks) of a vCPU of this VM, as `KVM_VCPU_TSC_OFFSET` does.
-    pub(crate) fn set_tsc_offset(&self, vcpu: &Vcpu, offset: u64) {
-        // SAFETY: By the type invariant the vCPU's mutex is held.
-        unsafe { bindings::kvm_clock_guest_set_tsc_offset(vcpu.as_raw(), offset) };
+    /// Writes the L1 TSC of a vCPU of this VM, as `KVM_VCPU_TSC_OFFSET` does, and its scaling ratio, for
+    /// which [`is_valid_scale`](super::is_valid_scale).
+    pub(crate) fn set_tsc(&self, vcpu: &Vcpu, relation: Relation) {
+        let ratio = ratio_of(vcpu, relation.scale);
+        // SAFETY: By the type invariant the vCPU's mutex is held. A ratio that the hardware refuses makes
+        // KVM complain, and no more.
+        unsafe { bindings::kvm_clock_guest_set_tsc(vcpu.as_raw(), relation.offset, ratio) };
     }
 
     /// The L1 TSC offset (ticks) of a vCPU of this VM.

@@ -14,7 +14,7 @@
 //!    memory may be accessed here, but no further in, as nothing below sleeps.
 //! 3. `hv->hv_lock`, taken and released by KVM inside [`VmGuard::keep`].
 //! 4. `kvm->arch.tsc_write_lock`, a raw spinlock with interrupts off: [`ClocksGuard`]. KVM takes it
-//!    for itself in [`VmGuard::keep`] and [`HeldVcpus::set_tsc_offset`].
+//!    for itself in [`VmGuard::keep`] and [`HeldVcpus::set_tsc`].
 
 mod abi_check;
 mod bindings;
@@ -27,6 +27,7 @@ mod registration;
 mod vm;
 
 pub(crate) use clocks::{
+    is_valid_scale,
     ClocksGuard, //
 };
 pub(crate) use held::HeldVcpus;

@@ -4,6 +4,7 @@
 
 use crate::{
     kvm::{
+        self,
         HeldVcpus,
         Vcpu,
         Vm,
@@ -72,18 +73,24 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     // Before the commit, so that a fault here changes nothing.
     user::write_rate_diff(arg, plan::rate_diff_hz(&request, state.rate))?;
     let plan = plan::plan(&request, ref_offset, &state.now, state.rate).map_err(errno_of)?;
+    if !kvm::is_valid_scale(plan.scale) {
+        return Err(ERANGE);
+    }
     user::write_outcome(arg, status, plan.precision_ns)?;
 
     // The commit: no step can fail, and no vCPU runs before the last is done.
     let relation = Relation {
-        scale: state.rate.scale,
+        scale: plan.scale,
         offset: ref_offset.wrapping_add(plan.offset_shift),
     };
-    if !(all_matched && are_in_place(&guard, &held, &vcpus, plan.offset_shift)) {
+    let is_in_place = all_matched
+        && plan.scale == state.rate.scale
+        && are_in_place(&guard, &held, &vcpus, plan.offset_shift);
+    if !is_in_place {
         // KVM counts vCPUs as matched that were written the same offset in a row: even one that has
         // its offset already must take part.
         for (vcpu, offset) in targets(&guard, &vcpus, plan.offset_shift) {
-            held.set_tsc_offset(vcpu, offset);
+            held.set_tsc(vcpu, Relation { offset, ..relation });
         }
     }
     guard.keep(state.reference, relation, &plan.record);

@@ -12,7 +12,8 @@ use super::{
     },
     tsc::{
         is_ahead,
-        Relation, //
+        Relation,
+        Scale, //
     },
 };
 
@@ -80,6 +81,8 @@ pub enum Refusal {
 pub struct Plan {
     /// What to add to every saved TSC offset, ticks mod 2^64.
     pub offset_shift: u64,
+    /// Scaling ratio of every vCPU: the one it has, but for exact after another calibration.
+    pub scale: Scale,
     /// The record of the reference vCPU: the saved one, to the bit, unless the guest is to go back
     /// behind its `tsc_timestamp`.
     pub record: ClockGuest,
@@ -135,24 +138,22 @@ pub fn plan(
     here: GuestRate,
 ) -> Result<Plan, Refusal> {
     let saved = &request.saved;
-    let same_rate = match request.mode {
-        // In one domain the counter is the same whatever each kernel calibrated it to be, so the
-        // ratio decides.
-        Mode::Exact => {
-            let (a, b) = (request.rate.scale, here.scale);
-            a == b || (a.is_identity() && b.is_identity())
-        }
-        Mode::Advance | Mode::Freeze => request.rate.is_close_to(here),
+    let scale = match request.mode {
+        Mode::Exact => exact_scale(request.rate.scale, here),
+        Mode::Advance | Mode::Freeze => request.rate.is_close_to(here).then_some(here.scale),
     };
-    if !same_rate && !request.allow_rate_mismatch {
-        return Err(Refusal::RateMismatch);
-    }
+    let scale = match scale {
+        Some(scale) => scale,
+        None if request.allow_rate_mismatch => here.scale,
+        None => return Err(Refusal::RateMismatch),
+    };
 
     let elapsed_ticks = match request.mode {
         Mode::Exact if is_ahead(saved.host_tsc, now.host_tsc) => return Err(Refusal::Stale),
         Mode::Exact => {
             return Ok(Plan {
                 offset_shift: 0,
+                scale,
                 record: saved.record,
                 precision_ns: saved.precision_ns,
             })
@@ -174,9 +175,25 @@ pub fn plan(
     };
     Ok(Plan {
         offset_shift: relation.offset.wrapping_sub(ref_offset),
+        scale,
         record: record.ok_or(Refusal::Unrepresentable)?,
         precision_ns: saved.precision_ns.saturating_add(pairing_ns),
     })
+}
+
+/// The scaling ratio that mode exact gives a guest whose rate is `here`; `None` if it had another rate.
+///
+/// In one domain the counter is the same whatever each kernel calibrated it to be. But KVM computes a
+/// ratio from that, so it may be a few ppm off the one that the guest had: that one is put back.
+fn exact_scale(saved: Scale, here: GuestRate) -> Option<Scale> {
+    if saved == here.scale || (saved.is_identity() && here.scale.is_identity()) {
+        return Some(here.scale);
+    }
+    let would_be = GuestRate {
+        scale: saved,
+        ..here
+    };
+    (saved.frac_bits() == here.scale.frac_bits() && would_be.is_close_to(here)).then_some(saved)
 }
 
 /// Guest ticks from the anchor to `now`, by TAI and at the saved rate.

@@ -111,8 +111,28 @@ proptest! {
         let (header, vcpus) = saved(abi::MODE_EXACT, scale);
         let now = Instant { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
         let request = SetRequest::new(header).unwrap();
-        let expected = Plan { offset_shift: 0, record: request.saved.record, precision_ns: 0 };
+        let expected = Plan { offset_shift: 0, scale, record: request.saved.record, precision_ns: 0 };
         prop_assert_eq!(plan(&request, vcpus[0].tsc_offset, &now, here(khz, scale)), Ok(expected));
+    }
+
+    #[test]
+    fn exact_puts_the_ratio_of_another_calibration_back(
+        later in 0u64..1 << 62, ratio in 1u64 << 31..1 << 33, ppm in -1000i64..1000,
+    ) {
+        let scale = |ratio| Scale::new(ratio, 32).unwrap();
+        let (header, vcpus) = saved(abi::MODE_EXACT, scale(ratio));
+        let now = Instant { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
+        let here = here(HOST_KHZ, scale(ratio.wrapping_add_signed(ratio as i64 / 1_000_000 * ppm)));
+        let planned = plan(&SetRequest::new(header).unwrap(), vcpus[0].tsc_offset, &now, here);
+        // The bounds are those of two rates in Hz; what is that close to them may be either.
+        match ppm.abs() {
+            0..=248 => {
+                let planned = planned.unwrap();
+                prop_assert_eq!((planned.scale, planned.offset_shift), (scale(ratio), 0));
+            }
+            252.. => prop_assert_eq!(planned, Err(Refusal::RateMismatch)),
+            _ => {}
+        }
     }
 
     /// No bit pattern makes planning panic.

@@ -120,7 +120,7 @@ pub(crate) fn ensure_kvm_tells(vm: &Vm, record: &ClockGuest) -> Result<()> {
 
 /// Fails unless the stopped `vm` has the clocks `before`, now kept, its guest reads them, and KVM
 /// tells them.
-fn ensure_kept(vm: &Vm, before: &Clocks, when: &str) -> Result<()> {
+pub(crate) fn ensure_kept(vm: &Vm, before: &Clocks, when: &str) -> Result<()> {
     ensure_kvm_tells(vm, &before.record)?;
     let reading = run_a_little(vm)?;
     let expected = Clocks {

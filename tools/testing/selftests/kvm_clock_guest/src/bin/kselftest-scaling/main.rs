@@ -4,6 +4,7 @@
 //! of unround numbers. Needs such hardware: `make check-scaling` has it emulated.
 
 mod attribute;
+mod calibration;
 mod exact;
 mod migration;
 mod moved;
@@ -109,6 +110,7 @@ impl Rate {
 fn main() -> ExitCode {
     let mut cases = attribute::cases();
     cases.extend(exact::cases());
+    cases.extend(calibration::cases());
     cases.extend(moved::cases());
     cases.extend(migration::cases());
     ktap::main(requirements, cases)

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Mode exact after a live update: the same counter, of which KVM makes another ratio.
+
+use crate::{
+    exact::ensure_kept,
+    Host,
+    Rate,
+    RATES,
+    VCPUS, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::{
+    ioctl::set_vm_clock_guest,
+    vcpu_ioctl::tsc_scale,
+    Vm, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    fixture::{
+        get,
+        run_a_little,
+        set, //
+    },
+    ktap::{
+        note,
+        Case, //
+    },
+    refusal::ensure_refused,
+};
+use pvclock::{
+    abi::MODE_EXACT,
+    tsc::{
+        Relation,
+        Scale, //
+    },
+};
+
+/// Fraction bits of SVM's ratio, and the bits that it has in all; the others are reserved.
+const SVM_BITS: (u32, u32) = (32, 40);
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    let mut cases: Vec<_> = RATES
+        .iter()
+        .map(|rate| {
+            Case::new(
+                format!("exact after another calibration, {}", rate.name),
+                move |host| recalibrated(host, rate),
+            )
+        })
+        .collect();
+    cases.push(Case::new(
+        "exact refuses a ratio that the hardware does not have",
+        beyond_hardware,
+    ));
+    cases
+}
+
+/// KVM computes a ratio from the rate that it was told and the one that the host calibrated. Here the
+/// former is off, as the latter would be after a live update.
+fn recalibrated(host: &Host, rate: &Rate) -> Result<()> {
+    let mut vm = rate.derived(host)?;
+    let before = Clocks::of(&vm)?;
+    let ratio = get(&vm)?.header.tsc_ratio;
+    for ppm in [7, -7, 100, -100] {
+        let (state, mut clock) = (vm.save()?, get(&vm)?);
+        drop(vm);
+        let off_by = i64::from(rate.khz(host)) * ppm / 1_000_000;
+        // CAST: A few kHz.
+        let khz = rate.khz(host).wrapping_add_signed(off_by as i32);
+        vm = Vm::empty_at_rate(&host.kvm, VCPUS, khz)?;
+        vm.load(&state)?;
+        let made = get(&vm)?.header.tsc_ratio;
+        ensure!(
+            (made == ratio) == (rate.khz(host) == host.khz),
+            "KVM scales by {made:#x} for {khz} kHz and by {ratio:#x} for {} kHz",
+            rate.khz(host)
+        );
+        set(&vm, &mut clock, MODE_EXACT)?;
+        let when = format!("after {ppm} ppm");
+        ensure_kept(&vm, &before, &when)?;
+        for vcpu in vm.vcpus() {
+            let scale = tsc_scale(&vcpu.fd()).context("KVM_VCPU_TSC_SCALE")?;
+            ensure!(
+                scale.tsc_ratio == ratio,
+                "{when} the ratio of vCPU {} is {:#x}, it was {ratio:#x}",
+                vcpu.index(),
+                scale.tsc_ratio
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A ratio one above the largest, to a VM whose own is almost as large.
+fn beyond_hardware(host: &Host) -> Result<()> {
+    let (frac_bits, bits) = SVM_BITS;
+    if get(&Vm::at_rate(&host.kvm, 1, host.khz)?)?
+        .header
+        .tsc_frac_bits
+        != frac_bits
+    {
+        note("VMX takes any ratio that 64 bits can hold");
+        return Ok(());
+    }
+    let limit = 1u64 << bits;
+    let nearly = limit - (limit >> 14);
+    // CAST: Some 10^8 kHz; KVM has 31 bits for them.
+    let khz = ((u128::from(nearly) * u128::from(host.khz)) >> frac_bits) as u32;
+    let vm = Vm::at_rate(&host.kvm, VCPUS, khz)?;
+    run_a_little(&vm)?;
+    let mut clock = get(&vm)?;
+    let header = &mut clock.header;
+    let relation = Relation {
+        scale: Scale::new(limit, frac_bits).context("no ratio")?,
+        offset: clock.vcpus[0].tsc_offset,
+    };
+    ensure!(
+        header.tsc_ratio < limit && header.tsc_ratio > limit - (limit >> 13),
+        "KVM scales by {:#x} for {khz} kHz",
+        header.tsc_ratio
+    );
+    header.tsc_ratio = limit;
+    header.guest_tsc = relation.guest_tsc(header.host_tsc);
+    header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
+    header.mode = MODE_EXACT;
+    ensure_refused(&vm, libc::ERANGE, |fd| set_vm_clock_guest(fd, &mut clock))
+}
