@@ -10,7 +10,10 @@ use clap::{
 use clockguest::{
     duration,
     guest::layout::MAX_VCPUS,
-    method::Method,
+    method::{
+        Method,
+        Mode, //
+    },
     migration::{
         ClockSource,
         ModeChoice, //
@@ -138,6 +141,14 @@ pub(crate) enum Command {
         trace_clock: bool,
     },
 
+    /// Save a running guest to a file, to be restored when a kexec has replaced this host's kernel
+    #[command(after_help = EXIT_STATUS)]
+    Save(Save),
+
+    /// Restore a guest from a file on the host that saved it, and show the errors of its clocks
+    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MEASUREMENT}\n\n{EXIT_STATUS}"))]
+    Restore(Restore),
+
     /// Hold one VM, by commands on stdin: the other process of snapshot and migrate
     #[command(hide = true)]
     Worker {
@@ -191,6 +202,48 @@ pub(crate) struct Migrate {
     /// Show every move too (with --json: the array per_move)
     #[arg(long)]
     pub(crate) verbose: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Save {
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
+
+    /// vCPUs of the guest
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
+    pub(crate) vcpus: u32,
+
+    /// TSC rate of the guest, kHz [default: the host's]
+    #[arg(long)]
+    pub(crate) tsc_khz: Option<u32>,
+
+    /// How its clocks are saved, and later restored
+    #[arg(long, default_value = "atomic")]
+    pub(crate) method: Method,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Restore {
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: PathBuf,
+
+    /// How method atomic carries the clocks over [default: exact, which fails if it loses anything]
+    #[arg(long)]
+    pub(crate) mode: Option<Mode>,
+
+    /// Save the guest again after it has run
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

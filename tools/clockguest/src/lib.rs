@@ -12,6 +12,7 @@
 //! - [`scenario`]: what happens to the VM in between: pause, snapshot, migration,
 //! - [`stream`]: what a saved guest travels in,
 //! - [`migration`]: a guest that moves to another host,
+//! - [`update`]: a guest that outlives its host's kernel,
 //! - [`measure`]: the error, from the guest's readings before and after,
 //! - [`report`], [`info`]: what is printed.
 //!
@@ -33,4 +34,5 @@ pub mod progress;
 pub mod report;
 pub mod scenario;
 pub mod stream;
+pub mod update;
 pub mod vmm;

@@ -10,7 +10,9 @@ use clap::Parser;
 use cli::{
     Cli,
     Command,
-    Migrate, //
+    Migrate,
+    Restore,
+    Save, //
 };
 use clockguest::{
     host::Unavailable,
@@ -26,6 +28,10 @@ use clockguest::{
         self,
         worker,
         Config, //
+    },
+    update::{
+        self,
+        SaveConfig, //
     },
 };
 use demo::Demo;
@@ -88,6 +94,8 @@ fn run(cli: Cli) -> Result<u8> {
             migration::serve(&config, &mut |line| eprintln!("clockguest: {line}"))?;
             Ok(0)
         }
+        Command::Save(args) => save(args, cli.any_kvm),
+        Command::Restore(args) => restore(&args, cli.any_kvm),
         // Its parent reports what it answers.
         Command::Worker { method } => Ok(worker::serve(method, cli.any_kvm).map_or(FAILED, |()| 0)),
     }
@@ -149,6 +157,33 @@ fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
         print!("{}", summary.to_text(args.verbose));
     }
     Ok(summary.first_error.map_or(0, |_| FAILED))
+}
+
+fn save(args: Save, any_kvm: bool) -> Result<u8> {
+    let config = SaveConfig {
+        to: args.to,
+        vcpus: args.vcpus,
+        tsc_khz: args.tsc_khz,
+        method: args.method,
+        any_kvm,
+    };
+    let report = update::save(&config)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", report.to_text());
+    }
+    Ok(0)
+}
+
+fn restore(args: &Restore, any_kvm: bool) -> Result<u8> {
+    let outcome = update::restore(&args.from, args.mode, args.to.as_deref(), any_kvm)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        print!("{}", outcome.to_text());
+    }
+    Ok(outcome.first_error.map_or(0, |_| FAILED))
 }
 
 fn show_demo(mut demo: Demo, json: bool) -> Result<u8> {

@@ -123,7 +123,7 @@ pub(crate) fn warm_up(vm: &Vm) -> vmm::Result<()> {
 }
 
 /// Stops `vm`, saves its clocks at once, and completes the reading.
-fn stop_and_save(vm: &Vm, run: Run, method: Method) -> vmm::Result<(Saved, Reading)> {
+pub(crate) fn stop_and_save(vm: &Vm, run: Run, method: Method) -> vmm::Result<(Saved, Reading)> {
     vm.stop()?;
     let host_stop = crate::host::rdtsc_ordered();
     let saved = method.save(vm)?;

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The file that outlives the kernel.
+
+use super::Update;
+use crate::vmm::state::VmState;
+use anyhow::{
+    anyhow,
+    bail,
+    Result, //
+};
+use std::{
+    fs::{
+        self,
+        File, //
+    },
+    io::{
+        BufReader,
+        BufWriter,
+        Read, //
+    },
+    path::Path,
+};
+
+/// Writes the file `path`, and has it on disk when it returns: a kexec syncs nothing.
+pub(super) fn write(path: &Path, state: &VmState, update: &Update) -> Result<()> {
+    let create = || -> Result<()> {
+        let file = File::create(path)?;
+        state.write(update, &mut BufWriter::new(&file))?;
+        Ok(file.sync_all()?)
+    };
+    create().map_err(|error| {
+        // Half a state is none.
+        let _ = fs::remove_file(path);
+        anyhow!("cannot save to {}: {error}", path.display())
+    })
+}
+
+/// Reads the file `path`, which has to be all of what [`write()`] wrote.
+pub(super) fn read(path: &Path) -> Result<(VmState, Update)> {
+    let read = || -> Result<(VmState, Update)> {
+        let mut input = BufReader::new(File::open(path)?);
+        let (state, update): (_, Update) = VmState::read(&mut input)?;
+        if input.read(&mut [0])? != 0 {
+            bail!("there is more in it than a saved VM");
+        }
+        if update.before.vcpus.len() != state.vcpus.len() {
+            bail!(
+                "{} vCPUs, but readings of {}",
+                state.vcpus.len(),
+                update.before.vcpus.len()
+            );
+        }
+        Ok((state, update))
+    };
+    read().map_err(|error| anyhow!("cannot restore {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        guest::layout,
+        measure::tests::{
+            reading,
+            record,
+            unscaled, //
+        },
+        method::{
+            legacy_msr,
+            Saved, //
+        },
+        update::Boot,
+        vmm::state::VcpuState,
+    };
+    use kvm_bindings::{
+        kvm_regs,
+        kvm_sregs, //
+    };
+    use vmm_sys_util::tempfile::TempFile;
+
+    /// The file's bytes.
+    fn written() -> Vec<u8> {
+        let state = VmState {
+            vcpus: vec![VcpuState {
+                regs: kvm_regs::default(),
+                sregs: kvm_sregs::default(),
+                system_time_msr: 1,
+            }],
+            // CAST: usize has 64 bits on x86-64.
+            memory: vec![7; layout::memory_size(1) as usize],
+        };
+        let update = Update {
+            clocks: Saved::LegacyMsr(legacy_msr::Saved {
+                tsc: vec![5],
+                clock_ns: 6,
+            }),
+            before: reading(unscaled(0), record(0, 0), 1 << 20),
+            boot: Boot {
+                boot_id: "one".to_owned(),
+                tsc_khz: 2_000_000,
+                tsc: 1 << 20,
+                uptime_ms: 10,
+            },
+        };
+        let file = TempFile::new().unwrap();
+        write(file.as_path(), &state, &update).unwrap();
+        fs::read(file.as_path()).unwrap()
+    }
+
+    /// Why a file of `bytes` is refused, or `None`.
+    fn refused(bytes: &[u8]) -> Option<String> {
+        let file = TempFile::new().unwrap();
+        fs::write(file.as_path(), bytes).unwrap();
+        read(file.as_path()).err().map(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let file = TempFile::new().unwrap();
+        fs::write(file.as_path(), written()).unwrap();
+        let (state, update) = read(file.as_path()).unwrap();
+        assert!(state.memory.iter().all(|&byte| byte == 7));
+        assert_eq!(update.boot.boot_id, "one");
+        assert_eq!(update.before, reading(unscaled(0), record(0, 0), 1 << 20));
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let whole = written();
+        assert_eq!(refused(&whole), None);
+        for len in [0, 1, 8, 100, whole.len() / 2, whole.len() - 1] {
+            assert!(refused(&whole[..len]).is_some(), "{len} bytes");
+        }
+        let longer = [&whole[..], &[0]].concat();
+        assert!(refused(&longer).is_some());
+        assert!(refused(b"#!/bin/sh\necho not a saved VM\n").is_some());
+        let error = read(Path::new("/nonexistent/file")).unwrap_err();
+        assert!(format!("{error:#}").contains("/nonexistent/file"));
+    }
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a live update did to the clocks.
+
+use super::Boot;
+use crate::{
+    measure::{
+        compare,
+        Contradiction,
+        Reading, //
+    },
+    method::{
+        Method,
+        Mode, //
+    },
+};
+use serde::Serialize;
+
+/// The clocks after a live update against those before.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// How the clocks were saved.
+    pub method: Method,
+    /// How they were restored, by method atomic.
+    pub mode: Option<Mode>,
+    /// vCPUs of the guest.
+    pub vcpus: u32,
+    /// Guest TSC rate, kHz.
+    pub tsc_khz: u32,
+    /// From stop to go, ns, by the host TSC.
+    pub downtime_ns: u64,
+    /// Every `KVM_VCPU_TSC_OFFSET` is the same.
+    pub offsets_bit_identical: bool,
+    /// Every record that a guest read is the same, `version` aside.
+    pub record_bit_identical: bool,
+    /// Worst TSC error over vCPUs and readings, ticks.
+    pub tsc_error_ticks: i64,
+    /// Worst kvmclock error, ns.
+    pub kvmclock_error_ns: i64,
+    /// Worst skew, ns.
+    pub tsc_kvmclock_skew_ns: i64,
+    /// Steps back that the guest saw since it was saved, all kinds.
+    pub backwards_steps: u64,
+    /// Where it was saved.
+    pub saved: Boot,
+    /// Where it was restored.
+    pub restored: Boot,
+    /// What mode exact lost.
+    pub first_error: Option<String>,
+}
+
+impl Outcome {
+    pub(super) fn new(
+        method: Method,
+        mode: Option<Mode>,
+        before: &Reading,
+        after: &Reading,
+        saved: Boot,
+        restored: Boot,
+    ) -> Result<Self, Contradiction> {
+        let found = compare(before, after)?;
+        let down_ticks = after.host_run.wrapping_sub(before.host_stop);
+        let mut outcome = Self {
+            method,
+            mode,
+            // CAST: a guest has room for some hundred.
+            vcpus: after.vcpus.len() as u32,
+            tsc_khz: after.tsc_khz,
+            // CAST: wraps only if the TSC was reset, and then it is no time anyway.
+            downtime_ns: (u128::from(down_ticks) * 1_000_000 / u128::from(restored.tsc_khz.max(1)))
+                as u64,
+            offsets_bit_identical: found.offsets_identical,
+            record_bit_identical: found.records_identical,
+            tsc_error_ticks: found.error.tsc_ticks,
+            kvmclock_error_ns: found.error.kvmclock_ns,
+            tsc_kvmclock_skew_ns: found.error.skew_ns,
+            backwards_steps: (after.backwards() - before.backwards()).total(),
+            saved,
+            restored,
+            first_error: None,
+        };
+        if mode == Some(Mode::Exact) && !outcome.is_exact() {
+            outcome.first_error = Some(format!(
+                "not exact: TSC off by {} ticks, kvmclock by {} ns, offsets {}, record {}, {} steps \
+                 back",
+                outcome.tsc_error_ticks,
+                outcome.kvmclock_error_ns,
+                identical(outcome.offsets_bit_identical),
+                identical(outcome.record_bit_identical),
+                outcome.backwards_steps,
+            ));
+        }
+        Ok(outcome)
+    }
+
+    /// Nothing was lost: same bits, no error, no step back.
+    pub fn is_exact(&self) -> bool {
+        self.offsets_bit_identical
+            && self.record_bit_identical
+            && self.tsc_error_ticks == 0
+            && self.kvmclock_error_ns == 0
+            && self.backwards_steps == 0
+    }
+
+    /// Some lines for a reader.
+    pub fn to_text(&self) -> String {
+        format!(
+            "live update by {}{}: {} vCPUs, down {:.1} ms, TSC {} kHz\n\
+             \x20 boot            {} before, {} after\n\
+             \x20 host TSC        {} at {} kHz before, {} at {} kHz after\n\
+             \x20 TSC error       {:+} ticks; offsets {}\n\
+             \x20 kvmclock error  {:+} ns; record {}\n\
+             \x20 skew            {:+} ns\n\
+             \x20 backward steps  {}\n\
+             \x20 first error     {}\n",
+            self.method.name(),
+            self.mode
+                .map_or(String::new(), |mode| format!(", mode {}", mode.name())),
+            self.vcpus,
+            self.downtime_ns as f64 / 1e6,
+            self.tsc_khz,
+            self.saved.boot_id,
+            self.restored.boot_id,
+            self.saved.tsc,
+            self.saved.tsc_khz,
+            self.restored.tsc,
+            self.restored.tsc_khz,
+            self.tsc_error_ticks,
+            identical(self.offsets_bit_identical),
+            self.kvmclock_error_ns,
+            identical(self.record_bit_identical),
+            self.tsc_kvmclock_skew_ns,
+            self.backwards_steps,
+            self.first_error.as_deref().unwrap_or("none"),
+        )
+    }
+}
+
+fn identical(is: bool) -> &'static str {
+    if is {
+        "bit-identical"
+    } else {
+        "changed"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::tests::{
+        reading,
+        record,
+        unscaled,
+        KHZ, //
+    };
+
+    const START: u64 = 1 << 40;
+
+    fn boot(tsc_khz: u32) -> Boot {
+        Boot {
+            boot_id: tsc_khz.to_string(),
+            tsc_khz,
+            tsc: START,
+            uptime_ms: 0,
+        }
+    }
+
+    fn outcome(mode: Option<Mode>, change: impl FnOnce(&mut Reading)) -> Outcome {
+        let before = Reading {
+            host_stop: START + 500,
+            ..reading(unscaled(5), record(START, 1_000), START)
+        };
+        let mut after = before.clone();
+        after.host_run = START + 500 + 3 * u64::from(KHZ);
+        change(&mut after);
+        Outcome::new(
+            Method::Atomic,
+            mode,
+            &before,
+            &after,
+            boot(KHZ + 7),
+            boot(KHZ),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn another_calibration_is_no_error() {
+        let outcome = outcome(Some(Mode::Exact), |_| ());
+        assert!(outcome.is_exact() && outcome.first_error.is_none());
+        assert_eq!(outcome.downtime_ns, 3_000_000);
+        assert!(outcome.to_text().contains("offsets bit-identical"));
+    }
+
+    #[test]
+    fn exact_may_lose_nothing() {
+        let changes: [fn(&mut Reading); 3] = [
+            |after| {
+                *after = reading(unscaled(6), record(START, 1_000), START + 9);
+            },
+            |after| {
+                *after = reading(unscaled(5), record(START, 1_001), START + 9);
+            },
+            |after| after.vcpus[0].backwards.cross_kvmclock += 1,
+        ];
+        for change in changes {
+            let found = outcome(Some(Mode::Exact), change);
+            assert!(found.first_error.is_some(), "{found:?}");
+            // What the other modes and methods lose is a result.
+            assert_eq!(outcome(Some(Mode::Advance), change).first_error, None);
+            assert_eq!(outcome(None, change).first_error, None);
+        }
+    }
+}
