@@ -58,7 +58,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     ///
-    /// [`Error`], but for [`Error::Kind`] and [`Error::Malformed`].
+    /// [`enum@Error`], but for [`Error::Kind`] and [`Error::Malformed`].
     pub fn next_frame(&mut self) -> Result<Frame> {
         let number = self.number;
         let mut first = [0];
@@ -117,7 +117,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     ///
-    /// [`Error`], but for [`Error::Malformed`].
+    /// [`enum@Error`], but for [`Error::Malformed`].
     pub fn read_raw(&mut self, kind: Kind) -> Result<Vec<u8>> {
         self.next_frame()?.into_raw(kind)
     }
@@ -126,7 +126,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`enum@Error`].
     pub fn read<M: DeserializeOwned>(&mut self, kind: Kind) -> Result<M> {
         self.next_frame()?.message(kind)
     }

@@ -16,12 +16,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Error)]
 pub enum Error {
     /// An ioctl or a mapping failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {errno}")]
     Sys {
         /// The call, by its name in KVM's API.
         what: &'static str,
         /// Its errno.
-        source: vmm_sys_util::errno::Error,
+        errno: vmm_sys_util::errno::Error,
     },
     /// A vCPU left KVM_RUN for a reason this guest does not give.
     #[error("vCPU {index} left KVM_RUN unexpectedly: {exit}")]
@@ -48,7 +48,7 @@ pub enum Error {
     #[error("saved state: {0}")]
     State(String),
     /// Reading or writing a saved state failed.
-    #[error("saved state: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// A saved state in a stream that is refused.
     #[error(transparent)]
@@ -66,6 +66,6 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for std::result::Result<T, vmm_sys_util::errno::Error> {
     fn context(self, what: &'static str) -> Result<T> {
-        self.map_err(|source| Error::Sys { what, source })
+        self.map_err(|errno| Error::Sys { what, errno })
     }
 }

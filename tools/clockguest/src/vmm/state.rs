@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is saved of a VM, and how it is put into a [stream](crate::stream): a frame with vCPUs and
+//! What is saved of a VM, and how it is put into a [`stream`]: a frame with vCPUs and
 //! clocks, and one with guest memory.
 
 use super::error::{

@@ -51,6 +51,9 @@ const PTE_LARGE: u64 = 0x80;
 const CR0_PE_MP_ET_NE_PG: u64 = 0x8000_0033;
 const CR4_PAE: u64 = 0x20;
 const EFER_LME_LMA: u64 = 0x500;
+/// Bit 1 is always set. Interrupts are enabled, though none is for the guest: in Bochs 2.7 the host's
+/// do not end a guest that has them disabled.
+const RFLAGS: u64 = 0x202;
 
 /// The three pages above 3 GiB that VMX without unrestricted guest would need.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -344,8 +347,7 @@ fn enter_long_mode(fd: &VcpuFd, index: usize) -> Result<()> {
         rdi: layout::sample_area(index),
         rsi: layout::pvclock_page(index),
         r15: layout::SHARED,
-        // Bit 1 is always set.
-        rflags: 2,
+        rflags: RFLAGS,
         ..kvm_regs::default()
     };
     fd.set_regs(&regs).context("KVM_SET_REGS")

@@ -76,6 +76,7 @@ const CUT: fn() -> Damage = || Damage::Cut;
 const HANG_UP: fn() -> Damage = || Damage::HangUp;
 const FLIP: fn() -> Damage = || Damage::Flip;
 const VERSION: fn() -> Damage = || Damage::Version;
+const RESET: fn() -> Damage = || Damage::Reset;
 const TWICE: fn() -> Damage = || Damage::Twice;
 
 use Fate::{
@@ -114,6 +115,8 @@ const ROWS: &[Row] = &[
     row(Src, Kind::Go, CUT, "truncated", Resumes),
     row(Src, Kind::Go, FLIP, "corrupted", Resumes),
     row(Src, Kind::Go, HANG_UP, "may run there", Lost),
+    // Its answer cannot be sent.
+    row(Src, Kind::Go, RESET, "may run there", Gone),
     row(Dst, Kind::Running, FLIP, "may run there", Gone),
     row(Dst, Kind::Running, HANG_UP, "may run there", Gone),
 ];

@@ -21,6 +21,7 @@ use std::{
         TcpListener,
         TcpStream, //
     },
+    os::fd::AsRawFd,
     sync::{
         Arc,
         Mutex, //
@@ -48,6 +49,8 @@ pub(crate) enum Damage {
     Cut,
     /// The connection ends before it, in both directions.
     HangUp,
+    /// It arrives, and nothing after it: the connection is reset.
+    Reset,
     /// One bit of its last byte is another.
     Flip,
     /// It is of the next version of the format.
@@ -175,6 +178,12 @@ impl Pump {
                 let _ = self.from.shutdown(Shutdown::Both);
                 return false;
             }
+            Damage::Reset => {
+                let _ = self.to.write_all(&frame);
+                reset(&self.to);
+                let _ = self.from.shutdown(Shutdown::Both);
+                return false;
+            }
             Damage::Flip => {
                 if let Some(last) = frame.last_mut() {
                     *last ^= 0x10;
@@ -198,6 +207,19 @@ impl Pump {
         self.from.read_exact(&mut frame[HEADER..]).ok()?;
         Some(frame)
     }
+}
+
+/// Ends a connection so that the other end can no longer send: connecting it to nowhere resets it.
+fn reset(stream: &TcpStream) {
+    let nowhere = libc::sockaddr {
+        // CAST: 0.
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    // CAST: Some bytes.
+    let len = size_of_val(&nowhere) as libc::socklen_t;
+    // SAFETY: The address is valid for reads of its length.
+    unsafe { libc::connect(stream.as_raw_fd(), &nowhere, len) };
 }
 
 /// Whether `frame` is of `kind`.
