@@ -48,7 +48,23 @@ check: setup ## every test; the last line counts them
 .PHONY: check-scaling
 check-scaling: scaling_option := --scaling
 check-scaling: setup ## the tests in a test host whose CPU scales a guest's TSC (5 min)
-	@scripts/check $(kdir_option) --scaling
+	@scripts/check $(kdir_option) scaling
+
+.PHONY: check-intel
+check-intel: intel_option := --intel
+check-intel: setup ## the tests that one CPU is enough for, on an emulated Intel CPU (4 min)
+	@scripts/check $(kdir_option) intel
+
+.PHONY: check-migrations
+check-migrations: scaling_option := --scaling
+check-migrations: setup ## all migrations between two emulated hosts, and live updates (10 min)
+	@scripts/check $(kdir_option) migrations
+
+.PHONY: check-all
+check-all: scaling_option := --scaling
+check-all: intel_option := --intel
+check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations
+	@scripts/check $(kdir_option) standard scaling intel migrations
 
 .PHONY: vm
 vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
@@ -56,7 +72,7 @@ vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/ru
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option) $(scaling_option)
+	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module

@@ -51,12 +51,10 @@ pub fn note(text: &str) {
 
 /// The whole of a test program's `main()`.
 ///
-/// With arguments, only the cases are run whose name has one of them in it.
+/// With arguments, only the cases are run whose name has one of them in it; arguments after
+/// `--without` leave out cases instead.
 pub fn main<C>(requirements: impl FnOnce() -> Result<C>, mut cases: Vec<Case<C>>) -> ExitCode {
-    let wanted: Vec<_> = env::args().skip(1).collect();
-    if !wanted.is_empty() {
-        cases.retain(|case| wanted.iter().any(|text| case.name.contains(text)));
-    }
+    choose(&mut cases, env::args().skip(1));
     match report(&mut io::stdout(), requirements, cases) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
@@ -64,6 +62,15 @@ pub fn main<C>(requirements: impl FnOnce() -> Result<C>, mut cases: Vec<Case<C>>
             ExitCode::from(KSFT_FAIL)
         }
     }
+}
+
+fn choose<C>(cases: &mut Vec<Case<C>>, mut args: impl Iterator<Item = String>) {
+    let wanted: Vec<_> = args.by_ref().take_while(|arg| arg != "--without").collect();
+    let unwanted: Vec<_> = args.collect();
+    cases.retain(|case| {
+        let has_one_of = |texts: &[String]| texts.iter().any(|text| case.name.contains(text));
+        (wanted.is_empty() || has_one_of(&wanted)) && !has_one_of(&unwanted)
+    });
 }
 
 fn report<C>(
@@ -158,6 +165,19 @@ mod tests {
              ok 3 scales # SKIP no TSC scaling\n\
              # Totals: pass:1 fail:1 xfail:0 xpass:0 skip:1 error:0\n"
         );
+    }
+
+    #[test]
+    fn arguments_choose_cases() {
+        let chosen = |args: &[&str]| {
+            let mut cases = vec![needs(1), needs(2), skips()];
+            choose(&mut cases, args.iter().map(|&arg| arg.to_owned()));
+            cases.into_iter().map(|case| case.name).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(&[]), ["needs 1", "needs 2", "scales"]);
+        assert_eq!(chosen(&["needs 2", "ales"]), ["needs 2", "scales"]);
+        assert_eq!(chosen(&["--without", "needs 2", "ales"]), ["needs 1"]);
+        assert_eq!(chosen(&["needs", "--without", "1"]), ["needs 2"]);
     }
 
     #[test]
