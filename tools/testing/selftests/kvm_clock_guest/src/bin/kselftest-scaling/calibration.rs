@@ -69,7 +69,11 @@ fn recalibrated(host: &Host, rate: &Rate) -> Result<()> {
     for ppm in [7, -7, 100, -100] {
         let (state, mut clock) = (vm.save()?, get(&vm)?);
         drop(vm);
-        let off_by = i64::from(rate.khz(host)) * ppm / 1_000_000;
+        // At least a kHz, which is 10 ppm of the slowest.
+        let off_by = match i64::from(rate.khz(host)) * ppm / 1_000_000 {
+            0 => ppm.signum(),
+            khz => khz,
+        };
         // CAST: A few kHz.
         let khz = rate.khz(host).wrapping_add_signed(off_by as i32);
         vm = Vm::empty_at_rate(&host.kvm, VCPUS, khz)?;
