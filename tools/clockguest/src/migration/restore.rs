@@ -86,7 +86,14 @@ pub(super) fn restore(
                 ..set(vm, &saved, clocks, here, trace)?
             })
         }
-        Saved::LegacyOffset(saved) => set_legacy_offset(vm, saved, clocks, here),
+        Saved::LegacyOffset(saved) => Ok(Restored {
+            lost: (clocks.method == Method::Atomic).then(|| {
+                "the source has no kvm_clock_guest, and the destination has none either, or the \
+                 guest's TSC is scaled: KVM derives a record of its own there"
+                    .into()
+            }),
+            ..set_legacy_offset(vm, saved, clocks, here)?
+        }),
         Saved::LegacyMsr(saved) => {
             saved.restore(vm)?;
             Ok(by("MSR_IA32_TSC, KVM_SET_CLOCK"))
