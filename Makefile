@@ -27,7 +27,7 @@ kbuild = mkdir -p build/$(1) && \
 help: ## this text
 	@echo "kvm-clock-guest: a KVM guest's TSC and kvmclock, saved and restored as one"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  KDIR=/path/to/tree   use a kernel tree of your own (in place, or its O= folder)"
 	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
