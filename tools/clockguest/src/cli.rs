@@ -158,11 +158,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct Migrate {
-    /// Address of the other host's `clockguest serve`, HOST:PORT
-    #[arg(long)]
-    pub(crate) to: String,
-
+pub(crate) struct Guest {
     /// vCPUs of the guest
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     pub(crate) vcpus: u32,
@@ -170,6 +166,16 @@ pub(crate) struct Migrate {
     /// TSC rate of the guest, kHz [default: the host's]
     #[arg(long)]
     pub(crate) tsc_khz: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Migrate {
+    /// Address of the other host's `clockguest serve`, HOST:PORT
+    #[arg(long)]
+    pub(crate) to: String,
+
+    #[command(flatten)]
+    pub(crate) guest: Guest,
 
     /// How its clocks are saved and restored
     #[arg(long, default_value = "atomic")]
@@ -210,13 +216,8 @@ pub(crate) struct Save {
     #[arg(long, value_name = "FILE")]
     pub(crate) to: PathBuf,
 
-    /// vCPUs of the guest
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
-    pub(crate) vcpus: u32,
-
-    /// TSC rate of the guest, kHz [default: the host's]
-    #[arg(long)]
-    pub(crate) tsc_khz: Option<u32>,
+    #[command(flatten)]
+    pub(crate) guest: Guest,
 
     /// How its clocks are saved, and later restored
     #[arg(long, default_value = "atomic")]

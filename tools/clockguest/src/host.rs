@@ -12,7 +12,7 @@ use std::{
         _mm_lfence,
         _rdtsc, //
     },
-    io,
+    fs, io,
     path::Path,
 };
 use thiserror::Error;
@@ -112,6 +112,27 @@ pub fn rdtsc_ordered() -> u64 {
         _mm_lfence();
         tsc
     }
+}
+
+/// What Linux calls this boot.
+///
+/// # Errors
+///
+/// That of the file in `/proc`.
+pub fn boot_id() -> io::Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(id.trim().to_owned())
+}
+
+/// Where tracefs may be.
+pub const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// The tracefs that has `file`, which is there to this user.
+pub fn tracefs_with(file: &str) -> Option<&'static Path> {
+    TRACEFS
+        .into_iter()
+        .map(Path::new)
+        .find(|path| path.join(file).exists())
 }
 
 /// `CLOCK_TAI`, ns.

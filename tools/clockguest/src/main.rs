@@ -134,8 +134,8 @@ fn cycle(config: &Config, json: bool, verbose: bool) -> Result<u8> {
 fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
     let config = MigrateConfig {
         to: args.to,
-        vcpus: args.vcpus,
-        tsc_khz: args.tsc_khz,
+        vcpus: args.guest.vcpus,
+        tsc_khz: args.guest.tsc_khz,
         method: args.method,
         mode: args.mode,
         sync: args.sync,
@@ -162,8 +162,8 @@ fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
 fn save(args: Save, any_kvm: bool) -> Result<u8> {
     let config = SaveConfig {
         to: args.to,
-        vcpus: args.vcpus,
-        tsc_khz: args.tsc_khz,
+        vcpus: args.guest.vcpus,
+        tsc_khz: args.guest.tsc_khz,
         method: args.method,
         any_kvm,
     };

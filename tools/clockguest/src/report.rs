@@ -224,7 +224,8 @@ fn downtime_ns(previous: &Reading, reading: &Reading) -> u64 {
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
-fn identical(is: bool) -> &'static str {
+/// What is said of bits that are the same or not.
+pub(crate) fn identical(is: bool) -> &'static str {
     if is {
         "bit-identical"
     } else {

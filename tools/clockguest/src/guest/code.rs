@@ -168,7 +168,18 @@ pub fn bytes() -> &'static [u8] {
     let start = &raw const clockguest_guest_start;
     let end = &raw const clockguest_guest_end;
     // SAFETY: Both symbols are defined by the one assembly block above, `end` after `start` in the
-    // same section, and what lies between is initialised and never written.
+    // same section, and what lies between is never written.
+    unsafe { between(start, end) }
+}
+
+/// The code of a guest from one symbol to another.
+///
+/// # Safety
+///
+/// `start` and `end` are in one section of this program, in this order, and what lies between is
+/// never written.
+pub unsafe fn between(start: *const u8, end: *const u8) -> &'static [u8] {
+    // SAFETY: As the caller promises; a program's sections are initialised, and live as long as it.
     unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }
 

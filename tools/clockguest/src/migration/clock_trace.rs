@@ -7,7 +7,13 @@
 //! root, tracefs and a kernel with kprobe events; for tests.
 
 use super::message::SetAt;
-use crate::vmm::ioctl::VmClock;
+use crate::{
+    host::{
+        tracefs_with,
+        TRACEFS, //
+    },
+    vmm::ioctl::VmClock,
+};
 use anyhow::{
     bail,
     Context,
@@ -30,9 +36,6 @@ use std::{
     },
 };
 use vmm_sys_util::errno;
-
-/// Where tracefs may be.
-const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// `cycles` and `systime` (CLOCK_MONOTONIC here) of `struct system_time_snapshot`, when the function
 /// that filled it in returns.
@@ -62,11 +65,7 @@ impl ClockTrace {
         static COUNT: AtomicU32 = AtomicU32::new(0);
 
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let Some(tracefs) = TRACEFS
-            .into_iter()
-            .map(Path::new)
-            .find(|path| path.join("kprobe_events").exists())
-        else {
+        let Some(tracefs) = tracefs_with("kprobe_events") else {
             bail!("no kprobe_events in tracefs at {TRACEFS:?}: this needs root, and a kernel with CONFIG_KPROBE_EVENTS");
         };
         let trace = Self {

@@ -28,7 +28,10 @@ use anyhow::{
     Result, //
 };
 use kvm_ioctls::Kvm;
-use pvclock::rate::TOLERANCE_PPM;
+use pvclock::{
+    rate::GuestRate,
+    tsc::Scale, //
+};
 
 /// What a destination has.
 #[derive(Debug)]
@@ -96,9 +99,12 @@ fn take_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(Gues
 
 /// A VM for the guest, at its TSC rate if this host can do that rate, or takes it for its own.
 fn prepare(host: &Host<'_>, offer: &Offer) -> Result<Vm> {
-    let here_khz = u64::from(host.hello.tsc_khz);
-    let off_by_khz = here_khz.abs_diff(offer.tsc_khz.into());
-    if host.hello.can_scale || off_by_khz * 1_000_000 <= here_khz * TOLERANCE_PPM {
+    let unscaled = |host_khz| GuestRate {
+        host_khz,
+        scale: Scale::IDENTITY,
+    };
+    let is_close = unscaled(host.hello.tsc_khz).is_close_to(unscaled(offer.tsc_khz));
+    if host.hello.can_scale || is_close {
         return Vm::empty_at_rate(host.kvm, offer.vcpus, offer.tsc_khz)
             .with_context(|| format!("a VM with a TSC of {} kHz", offer.tsc_khz));
     }

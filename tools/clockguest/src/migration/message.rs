@@ -62,11 +62,9 @@ impl Hello {
     /// This host.
     pub(super) fn of(kvm: &Kvm) -> Result<Self> {
         let vm = Vm::empty(kvm, 1)?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .context("cannot read this boot's id")?;
         let needed = [KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL];
         Ok(Self {
-            boot_id: boot_id.trim().to_owned(),
+            boot_id: host::boot_id().context("cannot read this boot's id")?,
             tsc_khz: vm.tsc_khz()?,
             clock_guest_cap: host::clock_guest_cap(vm.fd()),
             can_scale: needed

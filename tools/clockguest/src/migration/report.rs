@@ -25,6 +25,7 @@ use crate::{
         Mode,
         Saved, //
     },
+    report::identical,
     vmm::ioctl::VmClock,
 };
 use serde::Serialize;
@@ -331,7 +332,7 @@ impl Summary {
             or_unknown(self.clocks_bound_ticks_max.map(|ticks| format!("{ticks:.0}"))),
             or_unknown(self.kvmclock_error_ns_max),
             self.tsc_kvmclock_skew_ns_max,
-            if self.record_bit_identical { "bit-identical" } else { "changed" },
+            identical(self.record_bit_identical),
             self.backwards_steps,
         );
         let mut lost: Vec<_> = self

@@ -13,6 +13,7 @@ pub use outcome::Outcome;
 
 use crate::{
     host::{
+        boot_id,
         open_kvm,
         rdtsc_ordered, //
     },
@@ -62,19 +63,15 @@ pub struct Boot {
 
 impl Boot {
     fn current(kvm: &Kvm) -> Result<Self> {
+        let uptime = fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
         Ok(Self {
-            boot_id: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            boot_id: boot_id().context("cannot read this boot's id")?,
             // A vCPU for which nobody asked for another rate has the host's.
             tsc_khz: Vm::empty(kvm, 1)?.tsc_khz()?,
             tsc: rdtsc_ordered(),
-            uptime_ms: parse_uptime(&read("/proc/uptime")?)
-                .context("/proc/uptime does not begin with seconds")?,
+            uptime_ms: parse_uptime(&uptime).context("/proc/uptime does not begin with seconds")?,
         })
     }
-}
-
-fn read(path: &str) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
 }
 
 /// `/proc/uptime`'s first number, ms.

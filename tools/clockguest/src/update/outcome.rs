@@ -13,6 +13,7 @@ use crate::{
         Method,
         Mode, //
     },
+    report::identical,
 };
 use serde::Serialize;
 
@@ -133,14 +134,6 @@ impl Outcome {
             self.backwards_steps,
             self.first_error.as_deref().unwrap_or("none"),
         )
-    }
-}
-
-fn identical(is: bool) -> &'static str {
-    if is {
-        "bit-identical"
-    } else {
-        "changed"
     }
 }
 

@@ -8,6 +8,10 @@ use anyhow::{
     Context,
     Result, //
 };
+use clockguest::host::{
+    tracefs_with,
+    TRACEFS, //
+};
 use std::{
     fs,
     path::{
@@ -21,8 +25,6 @@ use std::{
     },
 };
 
-/// Where tracefs may be.
-const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 /// A VM's master clock is taken anew.
 const MASTER: &str = "kvm_update_master_clock";
 /// A vCPU's record is written.
@@ -61,11 +63,7 @@ impl Trace {
     pub fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
 
-        let Some(tracefs) = TRACEFS
-            .into_iter()
-            .map(Path::new)
-            .find(|path| path.join("events/kvm").join(MASTER).is_dir())
-        else {
+        let Some(tracefs) = tracefs_with(&format!("events/kvm/{MASTER}")) else {
             bail!(Skip(format!(
                 "no tracepoint kvm:{MASTER} in tracefs at {TRACEFS:?}"
             )));

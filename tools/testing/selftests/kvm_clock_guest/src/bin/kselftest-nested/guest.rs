@@ -111,8 +111,8 @@ pub(crate) fn code() -> &'static [u8] {
     let start = &raw const clockguest_nested_start;
     let end = &raw const clockguest_nested_end;
     // SAFETY: Both symbols are defined by the one assembly block above, `end` after `start` in the
-    // same section, and what lies between is initialised and never written.
-    unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
+    // same section, and what lies between is never written.
+    unsafe { clockguest::guest::code::between(start, end) }
 }
 
 /// Guest physical address of the entry point of L2.
