@@ -20,14 +20,21 @@ die() { say "error: $*"; exit 1; }
 # key FILE...: 12 hex digits for the content of the files.
 key() { cat -- "$@" | sha256sum | cut -c1-12; }
 
+# series FOLDER: the patches in it, in order.
+series() { find "$repo/$1" -name '*.patch' 2>/dev/null | sort; }
+
 # The recipe is the key: versions are chosen when a folder is made and stay until
 # `make distclean`, so a warm cache needs no network.
 rust_dir=$cache/rust-$(key "$scripts/get-rust")
 bindgen_dir=$cache/bindgen-$(key "$scripts/get-bindgen" "$scripts/get-rust")
 vng_dir=$cache/virtme-ng-$(key "$scripts/get-virtme-ng")
 z3_dir=$cache/z3-$(key "$scripts/get-z3")
-mapfile -t qemu_patches < <(find "$repo/patches/qemu/7.2" -name '*.patch' 2>/dev/null | sort)
+mapfile -t qemu_patches < <(series patches/qemu/7.2)
 qemu_dir=$cache/qemu-$(key "$scripts/get-qemu" "${qemu_patches[@]}")
+mapfile -t clock_guest_patches < <(series samples/qemu)
+qemu_kvm_dir=$cache/qemu-kvm-$(key "$scripts/get-qemu-kvm")
+# Within the other, as it is the same source with the series.
+qemu_clock_guest_dir=$qemu_kvm_dir/clock-guest-$(key /dev/null "${clock_guest_patches[@]}")
 linux_dir=$cache/linux-7.3-$(key "$scripts/get-linux")
 linux_src=$linux_dir/src
 linux_lock=$linux_dir/lock
@@ -60,9 +67,53 @@ linux_build_dir() {
 # The series that the source in the cache must carry.
 series_key() {
 	local patches
-	mapfile -t patches < <(find "$repo/patches/linux/7.3" -name '*.patch' 2>/dev/null | sort)
+	mapfile -t patches < <(series patches/linux/7.3)
 	if ((${#patches[@]})); then key "${patches[@]}"; else echo none; fi
 }
+
+# files_of PATCH...: the files that they name.
+files_of() { sed -n -E 's#^(---|\+\+\+) [ab]/([^\t]*).*#\2#p' /dev/null "$@" | sort -u; }
+
+# stage_files DIR STAGE FILE...: copy the files to STAGE, as DIR/src has them without any series.
+stage_files() {
+	local dir=$1 stage=$2 file
+	shift 2
+	for file; do
+		# Keep the file as Debian has it, before the first change to it.
+		if ! grep -qxF -- "$file" "$dir/touched" 2>/dev/null; then
+			if [[ -e $dir/src/$file ]]; then
+				install -D -p -m 644 "$dir/src/$file" "$dir/pristine/$file" || return
+			fi
+			echo "$file" >>"$dir/touched"
+		fi
+		if [[ -e $dir/pristine/$file ]]; then
+			install -D -p -m 644 "$dir/pristine/$file" "$stage/$file" || return
+		fi
+	done
+}
+
+# carry_series DIR PATCH...: make the source DIR/src carry exactly these patches, whatever it
+# carried before. The result is staged first: status 1, and nothing is changed, if one does
+# not apply. Files that stay the same keep their time stamps.
+carry_series() (
+	dir=$1
+	shift
+	stage=$(mktemp -d "$dir/stage.XXXXXX") || exit
+	trap 'rm -rf "$stage"' EXIT
+	mapfile -t files < <({ files_of "$@"; cat "$dir/touched" 2>/dev/null; } | sort -u)
+	stage_files "$dir" "$stage" "${files[@]}" || exit
+	for patch; do
+		say "applying ${patch##*/}"
+		patch --directory="$stage" -p1 --fuzz=0 --force --no-backup-if-mismatch <"$patch" || exit 1
+	done
+	for file in "${files[@]}"; do
+		if [[ ! -e $stage/$file ]]; then
+			rm -f "$dir/src/$file"
+		elif ! cmp -s "$stage/$file" "$dir/src/$file"; then
+			install -D -m 644 "$stage/$file" "$dir/src/$file" || exit
+		fi
+	done
+)
 
 # once DIR FUNCTION: make DIR with FUNCTION unless it is complete.
 once() {
@@ -96,24 +147,27 @@ debian_mirror() {
 		sed -n 's/^Packages .* Debian \(.*\)$/\1/p' | head -n1
 }
 
-# private_apt DIR TYPE SUITE: from now on, apt of this process knows TYPE (deb, deb-src) of
-# SUITE of Debian's main archive and nothing else, and keeps all it writes in DIR.
+# private_apt DIR TYPE SUITE...: from now on, apt of this process knows TYPE (deb, deb-src) of
+# these suites of Debian's main archive and nothing else, and keeps all it writes in DIR.
 private_apt() {
-	local dir=$1 uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	local dir=$1 type=$2 uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 	uri=$(debian_mirror)
 	if [[ -z $uri ]]; then
 		as_root apt-get update -q
 		uri=$(debian_mirror)
 	fi
 	[[ -n $uri ]] || die "no Debian archive among this system's apt sources"
+	shift 2
 	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
-	echo "$2 [signed-by=$keyring] $uri $3 main" >"$dir/sources.list"
+	printf "$type [signed-by=$keyring] $uri %s main\n" "$@" >"$dir/sources.list"
 	cat >"$dir/apt.conf" <<-CONF
 		Dir::State::Lists "$dir/lists";
 		Dir::Cache "$dir/cache";
 		Dir::Etc::SourceList "$dir/sources.list";
 		Dir::Etc::SourceParts "/dev/null";
 		Acquire::Languages "none";
+		// A mirror may lag behind; what it has is signed all the same.
+		Acquire::Check-Valid-Until "false";
 	CONF
 	export APT_CONFIG=$dir/apt.conf
 	apt-get update -q
