@@ -2,10 +2,7 @@
 
 //! The host: which KVM it has, and its TSC.
 
-use kvm_ioctls::{
-    Kvm,
-    VmFd, //
-};
+use kvm_ioctls::Kvm;
 use pvclock::abi;
 use std::{
     arch::x86_64::{
@@ -94,13 +91,6 @@ pub fn open_kvm(any: bool) -> Result<Kvm, Unavailable> {
         return Err(Unavailable::NotVendorKvm);
     }
     Ok(kvm)
-}
-
-/// `KVM_CAP_CLOCK_GUEST` of `vm`: `CAP_*` bits, 0 without the module.
-pub fn clock_guest_cap(vm: &VmFd) -> u32 {
-    let bits = vm.check_extension_raw(abi::KVM_CAP_CLOCK_GUEST.into());
-    // A kernel that does not even have the hook says 0; a negative answer is an errno.
-    u32::try_from(bits).unwrap_or(0)
 }
 
 /// The host TSC (ticks), read after everything before it and before everything after it.

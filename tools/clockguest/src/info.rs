@@ -5,7 +5,6 @@
 use crate::{
     host::{
         self,
-        clock_guest_cap,
         module_loaded,
         Unavailable,
         Vendor, //
@@ -13,13 +12,16 @@ use crate::{
     vmm::{
         self,
         error::Context,
-        vcpu_ioctl::tsc_scale,
         Vm, //
     },
 };
 use kvm_bindings::{
     kvm_clock_data,
     KVM_CLOCK_HOST_TSC, //
+};
+use kvm_clock_ioctls::{
+    clock_guest_cap,
+    tsc_scale, //
 };
 use kvm_ioctls::{
     Cap,

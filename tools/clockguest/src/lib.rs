@@ -6,8 +6,7 @@
 //!
 //! - [`guest`]: some dozens of instructions that read RDTSC and the pvclock page at full speed, and
 //!   the host's view of what they publish,
-//! - [`vmm`]: a VM made of that guest: memory, vCPU threads, what is saved of it, and the ioctls
-//!   that kvm-ioctls does not have,
+//! - [`vmm`]: a VM made of that guest: memory, vCPU threads, what is saved of it,
 //! - [`method`]: the ways to save and restore its clocks,
 //! - [`scenario`]: what happens to the VM in between: pause, snapshot, migration,
 //! - [`stream`]: what a saved guest travels in,
@@ -21,7 +20,6 @@
 // The guest and the RDTSC brackets are x86 code.
 #![cfg(target_arch = "x86_64")]
 
-pub mod bits;
 pub mod duration;
 pub mod guest;
 pub mod host;

@@ -74,7 +74,7 @@ pub struct VcpuReading {
     /// The relation in force, read after it was stopped.
     pub tsc: TscRelation,
     /// The record that the guest read last.
-    #[serde(with = "crate::bits")]
+    #[serde(with = "kvm_clock_ioctls::bits")]
     pub record: ClockGuest,
     /// Readings made meanwhile.
     pub samples: Vec<Bracketed>,

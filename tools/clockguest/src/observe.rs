@@ -12,12 +12,12 @@ use crate::{
     },
     vmm::{
         error::Context,
-        vcpu_ioctl::tsc_scale,
         Error,
         Result,
         Vm, //
     },
 };
+use kvm_clock_ioctls::tsc_scale;
 use kvm_ioctls::VcpuFd;
 use std::{
     thread::sleep,

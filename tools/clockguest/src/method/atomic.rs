@@ -8,13 +8,13 @@ use super::{
 };
 use crate::vmm::{
     error::Context,
-    ioctl::{
-        get_vm_clock_guest,
-        set_vm_clock_guest,
-        VmClock, //
-    },
     Result,
     Vm, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use serde::{
     Deserialize,

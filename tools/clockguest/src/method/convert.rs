@@ -7,12 +7,12 @@ use super::{
     atomic,
     legacy_offset, //
 };
-use crate::vmm::ioctl::VmClock;
 use kvm_bindings::{
     kvm_clock_data,
     KVM_CLOCK_HOST_TSC,
     KVM_CLOCK_REALTIME, //
 };
+use kvm_clock_ioctls::VmClock;
 use pvclock::{
     abi::{
         ClockGuest,

@@ -8,7 +8,6 @@
 use super::SavedClocks;
 use crate::vmm::{
     error::Context,
-    vcpu_ioctl::set_tsc_offset,
     Error,
     Result,
     Vm, //
@@ -18,6 +17,7 @@ use kvm_bindings::{
     KVM_CLOCK_HOST_TSC,
     KVM_CLOCK_REALTIME, //
 };
+use kvm_clock_ioctls::set_tsc_offset;
 use serde::{
     Deserialize,
     Serialize, //

@@ -8,15 +8,13 @@ pub mod legacy_msr;
 pub mod legacy_offset;
 
 use crate::{
-    host::{
-        clock_guest_cap,
-        Unavailable, //
-    },
+    host::Unavailable,
     vmm::{
         Result,
         Vm, //
     },
 };
+use kvm_clock_ioctls::clock_guest_cap;
 use pvclock::abi;
 use serde::{
     Deserialize,

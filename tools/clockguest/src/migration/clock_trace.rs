@@ -7,18 +7,16 @@
 //! root, tracefs and a kernel with kprobe events; for tests.
 
 use super::message::SetAt;
-use crate::{
-    host::{
-        tracefs_with,
-        TRACEFS, //
-    },
-    vmm::ioctl::VmClock,
+use crate::host::{
+    tracefs_with,
+    TRACEFS, //
 };
 use anyhow::{
     bail,
     Context,
     Result, //
 };
+use kvm_clock_ioctls::VmClock;
 use std::{
     fs::{
         self,

@@ -21,8 +21,8 @@ use crate::{
         Mode,
         Saved, //
     },
-    vmm::ioctl::VmClock,
 };
+use kvm_clock_ioctls::VmClock;
 use pvclock::plan::knows_tai;
 
 const NSEC_PER_SEC: i64 = 1_000_000_000;

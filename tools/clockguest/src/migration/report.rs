@@ -25,9 +25,9 @@ use crate::{
         Mode,
         Saved, //
     },
-    report::identical,
-    vmm::ioctl::VmClock,
+    report::identical, //
 };
+use kvm_clock_ioctls::VmClock;
 use serde::Serialize;
 use std::fmt::Write;
 

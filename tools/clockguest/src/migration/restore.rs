@@ -24,20 +24,18 @@ use crate::{
         Saved,
         SavedClocks, //
     },
-    vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            set_vm_clock_guest,
-            VmClock, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use anyhow::{
     anyhow,
     bail,
     Context,
     Result, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::{
     CAP_ADVANCE,

@@ -3,11 +3,9 @@
 //! A VM of the [`guest`](crate::guest): memory, one thread per vCPU, and what is saved of it.
 
 pub mod error;
-pub mod ioctl;
 pub mod memory;
 pub mod state;
 pub mod vcpu;
-pub mod vcpu_ioctl;
 pub mod vm;
 
 pub use error::{

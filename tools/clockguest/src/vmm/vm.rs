@@ -8,14 +8,12 @@ use super::{
         Error,
         Result, //
     },
-    ioctl,
     memory::GuestMemory,
     state::{
         VcpuState,
         VmState, //
     },
-    vcpu::Vcpu,
-    vcpu_ioctl, //
+    vcpu::Vcpu, //
 };
 use crate::guest::{
     code::{
@@ -33,6 +31,10 @@ use kvm_bindings::{
     CpuId,
     Msrs,
     KVM_MAX_CPUID_ENTRIES, //
+};
+use kvm_clock_ioctls::{
+    set_tsc_khz,
+    tsc_offset, //
 };
 use kvm_ioctls::{
     Kvm,
@@ -137,7 +139,7 @@ impl Vm {
         fd.set_tss_address(TSS_ADDRESS)
             .context("KVM_SET_TSS_ADDR")?;
         if let Some(tsc_khz) = tsc_khz {
-            ioctl::set_tsc_khz(&fd, tsc_khz).context("KVM_SET_TSC_KHZ")?;
+            set_tsc_khz(&fd, tsc_khz).context("KVM_SET_TSC_KHZ")?;
         }
 
         let memory = GuestMemory::new(layout::memory_size(nr_vcpus))?;
@@ -227,7 +229,7 @@ impl Vm {
     pub fn tsc_offsets(&self) -> Result<Vec<u64>> {
         self.vcpus
             .iter()
-            .map(|vcpu| vcpu_ioctl::tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET"))
+            .map(|vcpu| tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET"))
             .collect()
     }
 

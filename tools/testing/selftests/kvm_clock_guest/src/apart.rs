@@ -11,10 +11,8 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    vcpu_ioctl::set_tsc_offset,
-    Vm, //
-};
+use clockguest::vmm::Vm;
+use kvm_clock_ioctls::set_tsc_offset;
 use kvm_ioctls::Kvm;
 
 /// How far each vCPU's TSC is ahead of the first one's, ticks.

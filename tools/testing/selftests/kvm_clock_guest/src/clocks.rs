@@ -19,15 +19,13 @@ use clockguest::{
         TscRelation,
         VcpuReading, //
     },
-    vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            VmClock, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    VmClock, //
+};
 use pvclock::abi::{
     ClockGuest,
     STATUS_KEPT, //

@@ -10,12 +10,10 @@ use anyhow::{
 };
 use clockguest::{
     measure::Reading,
-    vmm::{
-        ioctl::VmClock,
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_clock_ioctls::VmClock;
 use pvclock::abi::{
     ClockGuest,
     VmClockGuest, //

@@ -11,14 +11,12 @@ use clockguest::host::rdtsc_ordered;
 use clockguest::{
     measure::Reading,
     observe,
-    vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            set_vm_clock_guest,
-            VmClock, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::{

@@ -24,14 +24,8 @@ use clockguest::{
         PML4, //
     },
     vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            set_vm_clock_guest,
-            VmClock, //
-        },
         memory::GuestMemory,
         vcpu::Vcpu,
-        vcpu_ioctl,
         vm::{
             get_msr,
             set_msr, //
@@ -49,6 +43,13 @@ use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP,
     KVM_MAX_CPUID_ENTRIES,
     KVM_MP_STATE_RUNNABLE, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_vm_clock_guest,
+    tsc_offset,
+    tsc_scale,
+    VmClock, //
 };
 use kvm_ioctls::{
     Kvm,
@@ -240,14 +241,14 @@ impl Machine {
     /// Those of the ioctls.
     pub fn relation(&self, vcpu: usize) -> Result<Relation> {
         let fd = self.vcpus[vcpu].fd();
-        let scale = match vcpu_ioctl::tsc_scale(&fd) {
+        let scale = match tsc_scale(&fd) {
             // CAST: at most 63.
             Ok(scale) => Scale::new(scale.tsc_ratio, scale.tsc_frac_bits as u32)
                 .context("KVM_VCPU_TSC_SCALE is no ratio")?,
             Err(e) if e.errno() == libc::ENXIO => Scale::IDENTITY,
             Err(e) => return Err(e).context("KVM_VCPU_TSC_SCALE"),
         };
-        let offset = vcpu_ioctl::tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
+        let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
         Ok(Relation { scale, offset })
     }
 }

@@ -3,7 +3,7 @@
 //! Arguments of the ioctls in pages of their own, so that they can end at an inaccessible address,
 //! be longer than the structure, or be write-protected.
 
-use clockguest::vmm::ioctl::{
+use kvm_clock_ioctls::{
     raw,
     VmClock, //
 };

@@ -11,14 +11,7 @@ use anyhow::{
 };
 use clockguest::{
     observe,
-    vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            set_vm_clock_guest,
-            VmClock, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
@@ -43,6 +36,11 @@ use kvm_clock_guest_selftests::{
     },
     refusal::ensure_errno,
     require, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{

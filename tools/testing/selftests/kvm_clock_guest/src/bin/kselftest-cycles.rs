@@ -8,10 +8,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     expect::{
@@ -32,6 +29,7 @@ use kvm_clock_guest_selftests::{
     },
     require,
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     FLAG_ALLOW_BACKWARDS,

@@ -10,10 +10,7 @@ use anyhow::{
 use clockguest::{
     host::rdtsc_ordered,
     observe,
-    vmm::{
-        ioctl::VmClock,
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::{
@@ -38,6 +35,7 @@ use kvm_clock_guest_selftests::{
     },
     require,
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::{
     abi::{

@@ -8,10 +8,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::pages,
     expect::{
@@ -42,6 +39,7 @@ use kvm_clock_guest_selftests::{
     },
     require,
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_ADVANCE;
 use std::{

@@ -8,11 +8,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    vcpu_ioctl::tsc_offset,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     apart::{
         apart,
@@ -39,6 +35,10 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+};
+use kvm_clock_ioctls::{
+    tsc_offset,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{

@@ -11,7 +11,6 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::ioctl::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     expect::{
         ticks,
@@ -26,6 +25,7 @@ use kvm_clock_guest_selftests::{
     ktap::Case,
     refusal::ensure_refused,
 };
+use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     FLAG_ALLOW_BACKWARDS,

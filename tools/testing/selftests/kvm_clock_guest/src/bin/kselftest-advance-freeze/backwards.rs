@@ -12,10 +12,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::set_vm_clock_guest,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     expect::{
         elapsed_ns,
@@ -35,6 +32,7 @@ use kvm_clock_guest_selftests::{
     },
     refusal::ensure_refused,
 };
+use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     FLAG_ALLOW_BACKWARDS,

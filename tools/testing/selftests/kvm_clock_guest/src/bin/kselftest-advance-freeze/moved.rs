@@ -7,10 +7,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     expect::{
@@ -30,6 +27,7 @@ use kvm_clock_guest_selftests::{
     },
     ktap::note,
 };
+use kvm_clock_ioctls::VmClock;
 use pvclock::abi::{
     ClockGuest,
     MODE_ADVANCE, //

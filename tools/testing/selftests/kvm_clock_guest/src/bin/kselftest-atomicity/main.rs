@@ -15,10 +15,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::{
         function,
@@ -34,6 +31,7 @@ use kvm_clock_guest_selftests::{
     ktap,
     require, //
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     MODE_ADVANCE,

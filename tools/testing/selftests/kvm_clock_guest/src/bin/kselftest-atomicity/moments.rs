@@ -16,13 +16,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    vcpu_ioctl::{
-        get_clock_guest,
-        set_clock_guest, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::{
         function,
@@ -45,6 +39,10 @@ use kvm_clock_guest_selftests::{
     },
     payload::Payload,
     refusal::ensure_changes_nothing,
+};
+use kvm_clock_ioctls::{
+    get_clock_guest,
+    set_clock_guest, //
 };
 use pvclock::abi::{
     VmClockGuest,

@@ -14,17 +14,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::{
-        set_vm_clock_guest,
-        VmClock, //
-    },
-    vcpu_ioctl::{
-        set_tsc_offset,
-        tsc_offset, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::pages,
     fixture::{
@@ -42,6 +32,12 @@ use kvm_clock_guest_selftests::{
         Trace,
         Updates, //
     },
+};
+use kvm_clock_ioctls::{
+    set_tsc_offset,
+    set_vm_clock_guest,
+    tsc_offset,
+    VmClock, //
 };
 use pvclock::abi::{
     MODE_ADVANCE,

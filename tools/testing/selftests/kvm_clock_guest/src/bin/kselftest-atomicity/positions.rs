@@ -13,10 +13,6 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::ioctl::{
-    set_vm_clock_guest,
-    VmClock, //
-};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{
@@ -29,6 +25,10 @@ use kvm_clock_guest_selftests::{
         ensure_errno,
         ensure_refused, //
     },
+};
+use kvm_clock_ioctls::{
+    set_vm_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::ClockGuestVcpu;
 

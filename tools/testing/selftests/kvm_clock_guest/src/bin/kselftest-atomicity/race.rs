@@ -13,13 +13,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::{
-        set_vm_clock_guest,
-        VmClock, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{
@@ -30,6 +24,10 @@ use kvm_clock_guest_selftests::{
         note,
         Case, //
     },
+};
+use kvm_clock_ioctls::{
+    set_vm_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::{
     ClockGuest,

@@ -12,10 +12,7 @@ mod state;
 mod xen;
 
 use anyhow::Result;
-use clockguest::vmm::{
-    ioctl::VmClock,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     ktap::{
         self,
@@ -24,6 +21,7 @@ use kvm_clock_guest_selftests::{
     },
     require,
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use state::{
     Kept,

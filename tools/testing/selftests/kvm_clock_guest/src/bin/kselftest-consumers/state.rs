@@ -7,17 +7,17 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    vcpu_ioctl::set_tsc_offset,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::fixture::{
     get,
     move_to_domain,
     reference_relation,
     run_a_little,
     set, //
+};
+use kvm_clock_ioctls::{
+    set_tsc_offset,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::{

@@ -17,15 +17,15 @@ use anyhow::{
 };
 use clockguest::{
     host::rdtsc_ordered,
-    vmm::{
-        ioctl::VmClock,
-        vcpu_ioctl::set_tsc_offset,
-        vm::get_msr, //
-    },
+    vmm::vm::get_msr, //
 };
 use kvm_clock_guest_selftests::{
     ktap::note,
     machine::Machine, //
+};
+use kvm_clock_ioctls::{
+    set_tsc_offset,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::{

@@ -20,10 +20,6 @@ use armed::{
     MSEC_NS,
     SECOND_NS, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    vcpu_ioctl::set_tsc_offset, //
-};
 use guest::Wait;
 use kvm_clock_guest_selftests::{
     fixture::move_to_domain,
@@ -33,6 +29,10 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+};
+use kvm_clock_ioctls::{
+    set_tsc_offset,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{

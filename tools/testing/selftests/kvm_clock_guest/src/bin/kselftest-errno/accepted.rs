@@ -11,11 +11,6 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::ioctl::{
-    get_vm_clock_guest_or_fall_back,
-    set_vm_clock_guest,
-    VmClock, //
-};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{
@@ -28,6 +23,11 @@ use kvm_clock_guest_selftests::{
         Payload,
         PAGE, //
     },
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest_or_fall_back,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::{
     ClockGuest,

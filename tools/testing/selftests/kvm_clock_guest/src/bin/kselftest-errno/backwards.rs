@@ -14,10 +14,7 @@ use anyhow::{
 };
 use clockguest::{
     host::rdtsc_ordered,
-    vmm::{
-        ioctl::set_vm_clock_guest,
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::{
@@ -35,6 +32,7 @@ use kvm_clock_guest_selftests::{
     ktap::Case,
     refusal::ensure_refused,
 };
+use kvm_clock_ioctls::set_vm_clock_guest;
 use pvclock::{
     abi::{
         FLAG_ALLOW_BACKWARDS,

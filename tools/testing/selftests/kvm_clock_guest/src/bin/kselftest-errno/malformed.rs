@@ -4,10 +4,6 @@
 
 use crate::Host;
 use anyhow::Result;
-use clockguest::vmm::ioctl::{
-    set_vm_clock_guest,
-    VmClock, //
-};
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
@@ -20,6 +16,10 @@ use kvm_clock_guest_selftests::{
         ensure_errno,
         ensure_refused, //
     },
+};
+use kvm_clock_ioctls::{
+    set_vm_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::{
     ClockGuestVcpu,

@@ -7,10 +7,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::VmClock,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
@@ -23,6 +20,7 @@ use kvm_clock_guest_selftests::{
     },
     refusal::ensure_refused,
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::VmFd;
 use pvclock::abi::{
     VmClockGuest,

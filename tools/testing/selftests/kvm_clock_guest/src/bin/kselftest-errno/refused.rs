@@ -11,16 +11,6 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::{
-        get_vm_clock_guest,
-        set_vm_clock_guest, //
-    },
-    vcpu_ioctl::{
-        set_tsc_offset,
-        tsc_offset, //
-    },
-};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{
@@ -36,6 +26,12 @@ use kvm_clock_guest_selftests::{
         ensure_errno,
         ensure_refused, //
     },
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_tsc_offset,
+    set_vm_clock_guest,
+    tsc_offset, //
 };
 use pvclock::abi::{
     MODE_ADVANCE,

@@ -18,14 +18,7 @@ use anyhow::{
 };
 use clockguest::{
     host::rdtsc_ordered,
-    vmm::{
-        ioctl::{
-            get_vm_clock_guest_or_fall_back,
-            set_vm_clock_guest,
-            VmClock, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::pages,
@@ -34,6 +27,11 @@ use kvm_clock_guest_selftests::{
     ktap,
     refusal::ensure_errno,
     require, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest_or_fall_back,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{

@@ -15,14 +15,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::get_vm_clock_guest,
-    vcpu_ioctl::{
-        get_clock_guest,
-        set_tsc_offset, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::{
         pages,
@@ -47,6 +40,11 @@ use kvm_clock_guest_selftests::{
     },
     ktap::Case,
     snippet, //
+};
+use kvm_clock_ioctls::{
+    get_clock_guest,
+    get_vm_clock_guest,
+    set_tsc_offset, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{

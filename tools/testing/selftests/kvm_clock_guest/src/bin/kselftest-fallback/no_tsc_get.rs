@@ -15,13 +15,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::{
-        get_vm_clock_guest,
-        VmClock, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::{
         function,
@@ -44,6 +38,10 @@ use kvm_clock_guest_selftests::{
         set, //
     },
     ktap::Case, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::{
     MODE_EXACT,

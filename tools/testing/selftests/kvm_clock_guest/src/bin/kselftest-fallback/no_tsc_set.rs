@@ -20,11 +20,7 @@ use anyhow::{
 };
 use clockguest::{
     host::rdtsc_ordered,
-    vmm::{
-        ioctl::VmClock,
-        vcpu_ioctl::set_tsc_offset,
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_bindings::kvm_clock_data;
 use kvm_clock_guest_selftests::{
@@ -46,6 +42,10 @@ use kvm_clock_guest_selftests::{
         note,
         Case, //
     },
+};
+use kvm_clock_ioctls::{
+    set_tsc_offset,
+    VmClock, //
 };
 use pvclock::{
     abi::{

@@ -21,15 +21,6 @@ use clockguest::{
         layout::pvclock_page, //
     },
     vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            get_vm_clock_guest_or_fall_back,
-            VmClock, //
-        },
-        vcpu_ioctl::{
-            get_clock_guest,
-            set_clock_guest, //
-        },
         vm::set_msr,
         Vm, //
     },
@@ -47,6 +38,13 @@ use kvm_clock_guest_selftests::{
     },
     ktap::Case,
     require, //
+};
+use kvm_clock_ioctls::{
+    get_clock_guest,
+    get_vm_clock_guest,
+    get_vm_clock_guest_or_fall_back,
+    set_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::{
     MODE_ADVANCE,

@@ -11,14 +11,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::{
-        get_vm_clock_guest,
-        set_vm_clock_guest,
-        VmClock, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::{
         pages,
@@ -39,6 +32,11 @@ use kvm_clock_guest_selftests::{
     },
     refusal::ensure_errno,
     require, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use module::Module;

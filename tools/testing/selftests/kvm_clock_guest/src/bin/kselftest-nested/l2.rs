@@ -19,10 +19,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::ioctl::VmClock, //
-};
+use clockguest::host::rdtsc_ordered;
 use kvm_bindings::KVM_STATE_NESTED_GUEST_MODE;
 use kvm_clock_guest_selftests::{
     ktap::note,
@@ -31,6 +28,7 @@ use kvm_clock_guest_selftests::{
         Machine, //
     },
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::{
     Kvm,
     KvmNestedStateBuffer, //

@@ -12,10 +12,7 @@ use anyhow::{
     ensure,
     Result, //
 };
-use clockguest::{
-    host::Vendor,
-    vmm::ioctl::VmClock, //
-};
+use clockguest::host::Vendor;
 use kvm_clock_guest_selftests::{
     fixture::move_to_domain,
     ktap::{
@@ -25,6 +22,7 @@ use kvm_clock_guest_selftests::{
     },
     require,
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::{
     Cap,
     Kvm, //

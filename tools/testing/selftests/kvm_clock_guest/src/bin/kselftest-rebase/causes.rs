@@ -14,10 +14,6 @@ use clockguest::{
         layout, //
     },
     vmm::{
-        vcpu_ioctl::{
-            set_tsc_offset,
-            tsc_offset, //
-        },
         vm::{
             get_msr,
             set_msr,
@@ -35,6 +31,10 @@ use kvm_clock_guest_selftests::{
     hyperv,
     snippet,
     trace::Updates, //
+};
+use kvm_clock_ioctls::{
+    set_tsc_offset,
+    tsc_offset, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{

@@ -8,7 +8,6 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::vcpu_ioctl::tsc_offset;
 use kvm_clock_guest_selftests::{
     clocks::{
         function,
@@ -21,6 +20,7 @@ use kvm_clock_guest_selftests::{
     },
     trace::Trace,
 };
+use kvm_clock_ioctls::tsc_offset;
 use kvm_ioctls::Kvm;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {

@@ -25,10 +25,7 @@ use causes::{
 use clockguest::{
     host::rdtsc_ordered,
     observe,
-    vmm::{
-        ioctl::VmClock,
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::{
@@ -53,6 +50,7 @@ use kvm_clock_guest_selftests::{
     require,
     trace::Trace,
 };
+use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     ClockGuest,

@@ -14,11 +14,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::set_vm_clock_guest,
-    vcpu_ioctl::tsc_scale,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{
@@ -31,6 +27,10 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     refusal::ensure_refused,
+};
+use kvm_clock_ioctls::{
+    set_vm_clock_guest,
+    tsc_scale, //
 };
 use pvclock::{
     abi::MODE_EXACT,

@@ -18,14 +18,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::set_vm_clock_guest,
-    vcpu_ioctl::{
-        get_clock_guest,
-        set_clock_guest, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_guest_selftests::{
     clocks::{
@@ -45,6 +38,11 @@ use kvm_clock_guest_selftests::{
         ensure_errno,
         ensure_refused, //
     },
+};
+use kvm_clock_ioctls::{
+    get_clock_guest,
+    set_clock_guest,
+    set_vm_clock_guest, //
 };
 use pvclock::{
     abi::{

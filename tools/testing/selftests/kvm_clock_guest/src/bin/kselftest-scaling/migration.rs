@@ -16,13 +16,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::{
-        set_vm_clock_guest,
-        VmClock, //
-    },
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
@@ -37,6 +31,10 @@ use kvm_clock_guest_selftests::{
         ensure_changes_nothing,
         ensure_errno, //
     },
+};
+use kvm_clock_ioctls::{
+    set_vm_clock_guest,
+    VmClock, //
 };
 use pvclock::abi::{
     VmClockGuest,

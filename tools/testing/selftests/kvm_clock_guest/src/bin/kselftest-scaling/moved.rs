@@ -19,10 +19,7 @@ use anyhow::{
 };
 use clockguest::{
     host::rdtsc_ordered,
-    vmm::{
-        ioctl::VmClock,
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
@@ -41,6 +38,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
 };
+use kvm_clock_ioctls::VmClock;
 use pvclock::abi::{
     MODE_ADVANCE,
     MODE_FREEZE, //

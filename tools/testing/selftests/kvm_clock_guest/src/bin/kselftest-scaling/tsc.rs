@@ -10,14 +10,12 @@ use anyhow::{
 };
 use clockguest::{
     measure::Reading,
-    vmm::{
-        ioctl::VmClock,
-        vcpu_ioctl::{
-            tsc_offset,
-            tsc_scale, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
+};
+use kvm_clock_ioctls::{
+    tsc_offset,
+    tsc_scale,
+    VmClock, //
 };
 
 /// `((host TSC * ratio) >> frac_bits) + offset`, mod 2^64.

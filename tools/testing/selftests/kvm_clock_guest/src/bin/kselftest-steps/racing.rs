@@ -9,10 +9,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    ioctl::set_vm_clock_guest,
-    Vm, //
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
@@ -24,6 +21,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
 };
+use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_ADVANCE;
 use std::{

@@ -8,13 +8,7 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::{
-    vcpu_ioctl::{
-        get_clock_guest,
-        set_clock_guest, //
-    },
-    Vm,
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     apart::{
         apart,
@@ -27,6 +21,10 @@ use kvm_clock_guest_selftests::{
         note,
         Case, //
     },
+};
+use kvm_clock_ioctls::{
+    get_clock_guest,
+    set_clock_guest, //
 };
 use kvm_ioctls::{
     Kvm,

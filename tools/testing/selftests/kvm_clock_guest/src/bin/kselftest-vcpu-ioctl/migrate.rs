@@ -27,13 +27,7 @@ use clockguest::{
         compare,
         ClockError, //
     },
-    vmm::{
-        vcpu_ioctl::{
-            set_tsc_offset,
-            tsc_offset, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_bindings::{
     kvm_clock_data,
@@ -50,6 +44,10 @@ use kvm_clock_guest_selftests::{
         note,
         Case, //
     },
+};
+use kvm_clock_ioctls::{
+    set_tsc_offset,
+    tsc_offset, //
 };
 use kvm_ioctls::VcpuFd;
 

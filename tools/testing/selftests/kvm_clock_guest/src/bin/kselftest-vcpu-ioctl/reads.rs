@@ -21,10 +21,7 @@ use anyhow::{
 };
 use clockguest::{
     observe,
-    vmm::{
-        vcpu_ioctl::set_tsc_offset,
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::{
@@ -39,6 +36,7 @@ use kvm_clock_guest_selftests::{
     halting,
     ktap::Case, //
 };
+use kvm_clock_ioctls::set_tsc_offset;
 use pvclock::tsc::Relation;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

@@ -19,19 +19,7 @@ use anyhow::{
 };
 use clockguest::{
     observe,
-    vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            get_vm_clock_guest_or_fall_back,
-            set_vm_clock_guest,
-            VmClock, //
-        },
-        vcpu_ioctl::{
-            get_clock_guest,
-            set_clock_guest, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     clocks::{
@@ -59,6 +47,14 @@ use kvm_clock_guest_selftests::{
     },
     refusal::ensure_errno,
     require, //
+};
+use kvm_clock_ioctls::{
+    get_clock_guest,
+    get_vm_clock_guest,
+    get_vm_clock_guest_or_fall_back,
+    set_clock_guest,
+    set_vm_clock_guest,
+    VmClock, //
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{

@@ -17,13 +17,7 @@ use anyhow::{
 };
 use clockguest::{
     host::rdtsc_ordered,
-    vmm::{
-        ioctl::{
-            get_vm_clock_guest,
-            set_vm_clock_guest, //
-        },
-        Vm, //
-    },
+    vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
     continued::{
@@ -42,6 +36,10 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     refusal::ensure_errno, //
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_vm_clock_guest, //
 };
 use pvclock::{
     abi::{

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! vCPU ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`, and the TSC attributes.
+//! On a vCPU's descriptor: the two ioctls of `kvm_clock_guest`, and the TSC attributes.
 
 use kvm_bindings::{
     kvm_device_attr,
@@ -49,6 +49,17 @@ mod nr {
 ///   a stable TSC, or the vCPUs' TSCs run at different rates.
 /// - `EBUSY`: the host's TSC rate is momentarily not known.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::get_clock_guest;
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// let record = get_clock_guest(&vcpu).unwrap();
+/// println!("kvmclock was {} ns at TSC {}", record.system_time, record.tsc_timestamp);
+/// ```
 pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
     let mut record = ClockGuest::default();
     // SAFETY: The kernel writes one record, which is borrowed here.
@@ -70,6 +81,18 @@ pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
 /// - `EINVAL`: padding is not 0, `mul` is 0, `shift` is outside -31..=31, or `tsc_timestamp` lies ahead
 ///   of the vCPU's TSC.
 /// - `ERANGE`: the record implies a rate more than 1 kHz from that of the vCPU's TSC.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::{get_clock_guest, set_clock_guest};
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// let record = get_clock_guest(&vcpu).unwrap();
+/// // The guest stands still for a while.
+/// set_clock_guest(&vcpu, &record).unwrap();
+/// ```
 pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> {
     // SAFETY: The kernel reads one record, which is borrowed here.
     let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_CLOCK_GUEST.into(), record) };
@@ -86,6 +109,16 @@ pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> 
 /// # Errors
 ///
 /// `ENXIO` if KVM does not have the attribute.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::tsc_offset;
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// println!("the guest's TSC is the host's plus {}", tsc_offset(&vcpu).unwrap());
+/// ```
 pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
     get_attr(vcpu, KVM_VCPU_TSC_OFFSET.into())
 }
@@ -97,6 +130,17 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
 /// # Errors
 ///
 /// `ENXIO` if KVM does not have the attribute, or the hardware cannot scale.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::tsc_scale;
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// let scale = tsc_scale(&vcpu).unwrap();
+/// println!("the guest's TSC counts {} in 2^{} ticks", scale.tsc_ratio, scale.tsc_frac_bits);
+/// ```
 pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
     get_attr(vcpu, KVM_VCPU_TSC_SCALE)
 }
@@ -108,6 +152,18 @@ pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
 /// # Errors
 ///
 /// `ENXIO` if KVM does not have the attribute.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// let offset = tsc_offset(&vcpu).unwrap();
+/// // The guest's TSC leaps by 1000 ticks.
+/// set_tsc_offset(&vcpu, offset.wrapping_add(1000)).unwrap();
+/// ```
 pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> errno::Result<()> {
     let attr = tsc_attr(KVM_VCPU_TSC_OFFSET.into(), (&raw const offset).addr());
     // SAFETY: The kernel reads 8 bytes at `attr.addr`, which is `offset`.

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! VM ioctls that kvm-ioctls does not have: the two of `kvm_clock_guest`, and `KVM_SET_TSC_KHZ`.
+//! On a VM's descriptor: the two ioctls of `kvm_clock_guest` with their capability, and
+//! `KVM_SET_TSC_KHZ`.
 
+use super::raw;
 use kvm_ioctls::VmFd;
 use pvclock::abi::{
     ClockGuestVcpu,
     VmClockGuest,
-    FLAG_FALLBACK, //
+    FLAG_FALLBACK,
+    KVM_CAP_CLOCK_GUEST, //
 };
 use serde::{
     Deserialize,
@@ -24,59 +27,6 @@ mod nr {
     const KVMIO: u32 = 0xae;
 
     ioctl_io_nr!(KVM_SET_TSC_KHZ, KVMIO, 0xa2);
-}
-
-/// The bare calls, for who must send what no correct caller would.
-pub mod raw {
-    use pvclock::abi::{
-        KVM_GET_VM_CLOCK_GUEST,
-        KVM_SET_VM_CLOCK_GUEST, //
-    };
-    use std::{
-        ffi::c_void,
-        os::fd::AsRawFd, //
-    };
-    use vmm_sys_util::{
-        errno,
-        ioctl::ioctl_with_mut_ptr, //
-    };
-
-    /// `KVM_GET_VM_CLOCK_GUEST` on any descriptor, with any argument.
-    ///
-    /// # Errors
-    ///
-    /// The errno, as the kernel gave it.
-    ///
-    /// # Safety
-    ///
-    /// Where `arg` can be written, it points to a structure that begins with its own size, and its
-    /// `vcpus`, where that can be written, to `nr_vcpus` entries; all of it may be written for the
-    /// duration of the call. (An address that cannot be written gives `EFAULT`.)
-    pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
-        // SAFETY: The kernel writes what the caller says may be written.
-        check(unsafe { ioctl_with_mut_ptr(fd, KVM_GET_VM_CLOCK_GUEST.into(), arg) })
-    }
-
-    /// `KVM_SET_VM_CLOCK_GUEST` on any descriptor, with any argument.
-    ///
-    /// # Errors
-    ///
-    /// The errno, as the kernel gave it.
-    ///
-    /// # Safety
-    ///
-    /// As of [`get`], but that the array is only read.
-    pub unsafe fn set(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
-        // SAFETY: The kernel writes what the caller says may be written.
-        check(unsafe { ioctl_with_mut_ptr(fd, KVM_SET_VM_CLOCK_GUEST.into(), arg) })
-    }
-
-    fn check(ret: i32) -> errno::Result<()> {
-        if ret < 0 {
-            return errno::errno_result();
-        }
-        Ok(())
-    }
 }
 
 /// The clocks of a whole VM: the ABI's header, and the array it points to.
@@ -109,6 +59,23 @@ impl VmClock {
     }
 }
 
+/// `KVM_CAP_CLOCK_GUEST` of `vm`: a set of [`CAP_*`](pvclock::abi::CAP_EXACT) bits, 0 without the
+/// `kvm_clock_guest` module.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::{abi::CAP_EXACT, clock_guest_cap};
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// assert!(clock_guest_cap(&vm) & CAP_EXACT != 0, "the kvm_clock_guest module is not loaded");
+/// ```
+pub fn clock_guest_cap(vm: &VmFd) -> u32 {
+    let bits = vm.check_extension_raw(KVM_CAP_CLOCK_GUEST.into());
+    // A kernel that does not even have the hook says 0; a negative answer is an errno.
+    u32::try_from(bits).unwrap_or(0)
+}
+
 /// Reads the clocks of `vm`, all at one host TSC value; changes nothing, and works while vCPUs run.
 ///
 /// Needs `KVM_CAP_CLOCK_GUEST` with `CAP_EXACT`.
@@ -124,12 +91,12 @@ impl VmClock {
 /// # Example
 ///
 /// ```no_run
-/// # use clockguest::{host::open_kvm, vmm::{ioctl::get_vm_clock_guest, Vm}};
-/// let kvm = open_kvm(false).unwrap();
-/// let vm = Vm::new(&kvm, 2).unwrap();
-/// vm.run().unwrap();
-/// let clock = get_vm_clock_guest(vm.fd()).unwrap();
-/// assert_eq!(clock.vcpus.len(), 2);
+/// # use kvm_clock_ioctls::get_vm_clock_guest;
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpus = [vm.create_vcpu(0).unwrap(), vm.create_vcpu(1).unwrap()];
+/// let clock = get_vm_clock_guest(&vm).unwrap();
+/// assert_eq!(clock.vcpus.len(), vcpus.len());
 /// assert_eq!(clock.header.record.kvmclock_ns(clock.header.guest_tsc), clock.header.kvmclock_ns);
 /// ```
 pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
@@ -145,6 +112,17 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 ///
 /// As of [`get_vm_clock_guest`]; `ENODATA` only if the vCPUs' TSCs run at different rates, or if there
 /// is no vCPU.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::get_vm_clock_guest_or_fall_back;
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// let clock = get_vm_clock_guest_or_fall_back(&vm).unwrap();
+/// println!("these clocks are good to {} ns", clock.header.precision_ns);
+/// ```
 pub fn get_vm_clock_guest_or_fall_back(vm: &VmFd) -> errno::Result<VmClock> {
     get(vm, FLAG_FALLBACK)
 }
@@ -180,8 +158,7 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// Writes the clocks of `vm`, all or none; the caller sets `clock.header.mode` and `.flags`.
 ///
 /// `clock.header.rate_diff_hz` (Hz) is filled in, with `ERANGE` too; on success, also `status` and
-/// `precision_ns`. Needs `KVM_CAP_CLOCK_GUEST`
-/// with the mode's bit.
+/// `precision_ns`. Needs `KVM_CAP_CLOCK_GUEST` with the mode's bit.
 ///
 /// # Errors
 ///
@@ -198,15 +175,14 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// # Example
 ///
 /// ```no_run
-/// # use clockguest::{host::open_kvm, vmm::{ioctl::*, Vm}};
-/// # use pvclock::abi::MODE_EXACT;
-/// let kvm = open_kvm(false).unwrap();
-/// let vm = Vm::new(&kvm, 2).unwrap();
-/// vm.run().unwrap();
-/// vm.stop().unwrap();
-/// let mut clock = get_vm_clock_guest(vm.fd()).unwrap();
+/// # use kvm_clock_ioctls::{abi::MODE_EXACT, get_vm_clock_guest, set_vm_clock_guest};
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// let mut clock = get_vm_clock_guest(&vm).unwrap();
+/// // The guest stands still for a while.
 /// clock.header.mode = MODE_EXACT;
-/// set_vm_clock_guest(vm.fd(), &mut clock).unwrap();
+/// set_vm_clock_guest(&vm, &mut clock).unwrap();
 /// ```
 pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
     let mut header = clock.prepared();
@@ -223,6 +199,17 @@ pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
 /// # Errors
 ///
 /// `EINVAL` if the VM has vCPUs already, or if the CPU cannot scale to that rate.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock_ioctls::set_tsc_khz;
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// set_tsc_khz(&vm, 2_000_000).unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// assert_eq!(vcpu.get_tsc_khz().unwrap(), 2_000_000);
+/// ```
 pub fn set_tsc_khz(vm: &VmFd, tsc_khz: u32) -> errno::Result<()> {
     // SAFETY: The argument is a number.
     let ret = unsafe { ioctl_with_val(vm, nr::KVM_SET_TSC_KHZ(), tsc_khz.into()) };

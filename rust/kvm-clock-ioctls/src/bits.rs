@@ -2,7 +2,14 @@
 
 //! Serde for ABI structures: their bytes, so that a saved one comes back bit for bit.
 //!
-//! For use as `#[serde(with = "bits")]`.
+//! # Example
+//!
+//! ```
+//! use kvm_clock_ioctls::{abi::ClockGuest, bits};
+//!
+//! #[derive(serde::Serialize, serde::Deserialize)]
+//! struct Saved(#[serde(with = "bits")] ClockGuest);
+//! ```
 
 use serde::{
     de::Error,
