@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The smallest VMM that saves and restores a guest without its clocks noticing: see `snapshot.rs`.
+
+mod snapshot;
+mod vm;
+
+use anyhow::{ensure, Context, Result};
+use snapshot::Snapshot;
+use std::{env, fs, process, thread, time::Duration, time::Instant};
+use vm::{Reading, Vm};
+
+const USAGE: &str = "\
+usage: vmm-sample save FILE     run a guest of 2 vCPUs for a moment, and save it to FILE
+       vmm-sample restore FILE  let it go on, and tell what it read before and after
+exit status: 1 if a clock of the guest stepped, or something failed; 2 for a wrong usage";
+
+fn main() -> Result<()> {
+    let args: Vec<_> = env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["save", file] => save(file).with_context(|| file.to_owned()),
+        ["restore", file] => restore(file).with_context(|| file.to_owned()),
+        ["--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            process::exit(2)
+        }
+    }
+}
+
+fn save(file: &str) -> Result<()> {
+    let mut vm = Vm::new(None)?;
+    vm.boot()?;
+    // Twice: KVM chooses a new guest's record as its vCPUs run for the first time.
+    vm.read_clocks()?;
+    let readings = vm.read_clocks()?;
+    let snapshot = Snapshot::save(&vm, readings)?;
+    Ok(fs::write(file, serde_json::to_vec(&snapshot)?)?)
+}
+
+fn restore(file: &str) -> Result<()> {
+    let saved: Snapshot = serde_json::from_slice(&fs::read(file)?)?;
+    let mut vm = saved.restore()?;
+    let (start, mut after) = (Instant::now(), vm.read_clocks()?);
+    // Timers were armed before.
+    while !after.iter().all(|reading| reading.fired) {
+        ensure!(start.elapsed().as_secs() < 30, "no timer interrupt");
+        thread::sleep(Duration::from_millis(5));
+        after = vm.read_clocks()?;
+    }
+    let mut vcpus = saved.readings.iter().zip(&after);
+    vcpus.try_for_each(|(before, after)| compare(before, after, saved.tsc_khz))
+}
+
+/// Prints what a vCPU read before and after, and fails unless its clocks just went on.
+fn compare(before: &Reading, after: &Reading, tsc_khz: u32) -> Result<()> {
+    // CAST: a difference mod 2^64, as TSC values are.
+    let ns = |ticks: u64| i128::from(ticks as i64) * 1_000_000 / i128::from(tsc_khz);
+    let passed = ns(after.tsc.wrapping_sub(before.tsc));
+    // By the host's clock, which may be 500 ppm faster or slower than its TSC.
+    let least = after.when.start.duration_since(before.when.end)?.as_nanos() as i128;
+    let most = after.when.end.duration_since(before.when.start)?.as_nanos() as i128;
+    // kvmclock has to be the function of the TSC that it was.
+    let kvmclock = i128::from(after.record.kvmclock_ns(after.tsc));
+    let off = kvmclock - i128::from(before.record.kvmclock_ns(after.tsc));
+    // A timer may fire early by what the rates of KVM's timer and of the TSC differ by.
+    let late = ns(after.tsc.wrapping_sub(after.deadline));
+    println!("TSC: {passed} ns passed, {least} to {most} by the host");
+    println!("kvmclock: {kvmclock} ns, off by {off}; timer: {late} ns late");
+    let span = least - least / 2000..=most + most / 2000;
+    ensure!(off == 0, "kvmclock stepped");
+    ensure!(span.contains(&passed), "the TSC stepped");
+    ensure!(late > -1_000_000, "the timer was early");
+    Ok(())
+}
