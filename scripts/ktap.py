@@ -29,8 +29,10 @@ def _one(match):
     return Result(name.strip(), FAIL if failed else PASS, directive.strip())
 
 
-def parse(lines):
+def parse(lines, ended=True):
     """Results of the leaves in `lines`; a block that reports fewer tests than it planned adds a failure.
+
+    Without `ended`, those of a text that goes on: what follows only adds to them.
 
     >>> text = '''KTAP version 1
     ... 1..2
@@ -44,6 +46,8 @@ def parse(lines):
     [('add', 'PASS'), ('sub', 'FAIL'), ('tsc', 'SKIP')]
     >>> [(r.name, r.status) for r in parse(['1..3', 'ok 1 a', 'ok 2 b'])]
     [('a', 'PASS'), ('b', 'PASS'), ('planned 3 tests, reported 2', 'FAIL')]
+    >>> [(r.name, r.status) for r in parse(['1..3', 'ok 1 a', 'ok 2 b'], ended=False)]
+    [('a', 'PASS'), ('b', 'PASS')]
     >>> [(r.name, r.status) for r in parse(['1..0 # SKIP no KVM'])]
     [('all', 'SKIP')]
     """
@@ -72,5 +76,6 @@ def parse(lines):
             deepest = indent
             if not is_parent:
                 results.append(_one(match))
-    close(0)
+    if ended:
+        close(0)
     return results
