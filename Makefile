@@ -14,6 +14,9 @@ kdir_option := $(if $(KDIR),--kdir '$(KDIR)')
 # The test host whose CPU scales a guest's TSC.
 SCALING ?=
 scaling_option := $(if $(SCALING),--scaling)
+# QEMU for guests inside the test host; never by a variable of the environment.
+QEMU :=
+qemu_option := $(if $(QEMU),--qemu)
 # Known only after setup, hence asked for in the recipes.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
@@ -32,6 +35,7 @@ help: ## this text
 	@echo "  KDIR=/path/to/tree   use a kernel tree of your own (in place, or its O= folder)"
 	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
 	@echo "  SCALING=1            'make vm' and 'make setup' with a CPU that scales a guest's TSC"
+	@echo "  QEMU=1               'make setup' with the two QEMUs that 'make qemu-check' compares"
 	@echo "  CYCLES=N             how often 'make demo' saves and restores ($(CYCLES))"
 
 # Enough to see the difference; the promise is tested with more.
@@ -60,11 +64,17 @@ check-migrations: scaling_option := --scaling
 check-migrations: setup ## all migrations between two emulated hosts, and live updates (10 min)
 	@scripts/check $(kdir_option) migrations
 
+.PHONY: qemu-check
+qemu-check: qemu_option := --qemu
+qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (25 min; first 3 to build it)
+	@scripts/check $(kdir_option) qemu
+
 .PHONY: check-all
 check-all: scaling_option := --scaling
 check-all: intel_option := --intel
-check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations
-	@scripts/check $(kdir_option) standard scaling intel migrations
+check-all: qemu_option := --qemu
+check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check
+	@scripts/check $(kdir_option) standard scaling intel migrations qemu
 
 .PHONY: vm
 vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
@@ -72,7 +82,7 @@ vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/ru
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option)
+	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module

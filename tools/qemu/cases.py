@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which guests there are, what is done to each, and how that is judged."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import judge
+
+STOP = "stop/cont, 5 s"
+SAVE, LOAD, LOAD_NEW = "savevm while running", "loadvm, same process", "savevm, loadvm in a new process"
+UNIX, FILE, TO_FILE = "migration, unix socket", "migration, file", "migration to a file, cont"
+# In the order of a chain: each finds the guest as the one before left it.
+CHAIN = [STOP, SAVE, LOAD, LOAD_NEW, UNIX, FILE,
+         "cpr-reboot", "cpr-transfer", "cpr-exec", "migration cancelled", "migration failed"]
+# With TSC deadlines for timers, as the guests of today's hosts have.
+CPU = "qemu64,+tsc-deadline"
+
+
+@dataclasses.dataclass
+class Check:
+    """A guest, what is done to it, and the judgements of what that came to, with their names."""
+
+    name: str
+    binary: str
+    clocksource: str
+    vcpus: int
+    operations: list[dict]
+    verdicts: Callable
+    results: list[str]
+    properties: list[str]
+    machine: str = "pc"
+    cpu: str = CPU
+    # QEMU's address of where the guest comes from, if it is not booted; a file is one of the results.
+    incoming: str = ""
+    # A row of the table.
+    in_table: bool = False
+    # Tells it from others of its name.
+    detail: str = ""
+
+    @property
+    def title(self):
+        return f"{self.name}: {self.detail}" if self.detail else self.name
+
+    @property
+    def slug(self):
+        return re.sub(r"\W+", "-", self.title).strip("-")
+
+    def plan(self, results):
+        """What `drive` has to know of it; files are in the folder `results`."""
+        keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations")
+        return {**{key: getattr(self, key) for key in keys}, "incoming": self.incoming.replace("file:", f"file:{results}/")}
+
+
+def operations(*names, **options):
+    return [{"name": name, "options": options} for name in names]
+
+
+def each(judgement, life):
+    """Judge each operation by itself, then the guest's whole life."""
+
+    def verdicts(case):
+        if not case.operations:
+            return []
+        baseline = judge.Baseline(case)
+        return [judgement(operation, baseline) for operation in case.operations] + [life(case, baseline)]
+
+    return verdicts
+
+
+def last(judgement):
+    """Judge the last operation; those before it prepare for it."""
+    return lambda case: [judgement(case.operations[-1])] if case.operations and not case.error else []
+
+
+def name_of(*words, vcpus):
+    return ", ".join([*words, f"{vcpus} vCPU" + "s" * (vcpus > 1)])
+
+
+def exact(clocksource, vcpus, names=CHAIN, also=(), **other):
+    """Patched QEMU, on one host: as if nothing had been done."""
+    life = judge.chain_life if names is CHAIN else judge.exact_life
+    return Check(name_of("patched", *also, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*names),
+                 each(judge.same_host, life), [*names, judge.LIFE], ["clock-guest=on"], **other)
+
+
+def stock(name, clocksource, vcpus, binary="stock"):
+    """A guest of its own for each operation: what one did to a guest's TSC is for good."""
+    qemu = "stock" if binary == "stock" else "patched, clock-guest=off"
+    steps = [SAVE, LOAD] if name == LOAD else [name]
+    return Check(name_of(qemu, clocksource, vcpus=vcpus), binary, clocksource, vcpus, operations(*steps),
+                 last(judge.measured), [name], [], in_table=binary == "stock", detail=name)
+
+
+def with_module():
+    both = [(clocksource, vcpus) for clocksource in ("kvm-clock", "tsc") for vcpus in (1, 2)]
+    plain = [STOP, SAVE, LOAD, UNIX, FILE]
+    frozen = [STOP, LOAD_NEW, UNIX, FILE, "cpr-transfer"]
+    mixed = operations(UNIX, binary="stock", properties=[])
+    return [
+        *(exact(*which, in_table=True) for which in both),
+        exact("kvm-clock", 2, [STOP, UNIX], ["q35, LAPIC timer"], machine="q35", cpu="qemu64"),
+        exact("kvm-clock", 1, [STOP, UNIX], ["microvm"], machine="microvm"),
+        Check(name_of("patched, freeze", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(*frozen),
+              each(judge.frozen, judge.life), [*frozen, judge.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
+        Check(name_of("patched, freeze", "tsc", vcpus=1), "patched", "tsc", 1, operations(*frozen),
+              each(judge.frozen, judge.life), [*frozen, judge.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
+        Check(name_of("patched, guest without kvmclock", vcpus=2), "patched", "acpi_pm", 2, operations(*plain),
+              each(judge.tsc_kept, judge.no_error), [*plain, judge.LIFE], ["clock-guest=on"],
+              cpu=CPU + ",-kvmclock,-kvmclock-stable-bit"),
+        Check("patched to stock, which refuses what it does not know", "patched", "kvm-clock", 2, operations("migration refused"),
+              each(judge.same_host, judge.exact_life), ["migration refused", judge.LIFE], ["clock-guest=on"]),
+        Check("patched, clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
+              last(judge.moved), [UNIX], ["clock-guest=on", "clock-guest-migrate=off"]),
+        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["clock-guest=on"]),
+              last(judge.moved), [UNIX], []),
+        exact("kvm-clock", 1, [TO_FILE], ["for a host without the module"]),
+        *(stock(STOP, *which, binary="patched") for which in both),
+        *(stock(name, *which) for name in CHAIN for which in both),
+    ]
+
+
+def without_module():
+    return [
+        Check("patched, clock-guest=on", "patched", "kvm-clock", 1, [], judge.refuses("clock-guest=on requires KVM_CAP_CLOCK_GUEST"),
+              ["refuses to start"], ["clock-guest=on"]),
+        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
+              last(judge.measured), [STOP], ["clock-guest=auto"]),
+        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
+              last(judge.moved), [UNIX], ["clock-guest=auto"]),
+        Check("patched, from a file of a host with the module", "patched", "kvm-clock", 1, [],
+              judge.arrives("KVM cannot restore TSC and kvmclock as one"), ["goes on, and it is said what is lost"],
+              ["clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-1-vCPU/guest.file"),
+    ]
+
+
+def hosts():
+    """Test hosts: (name, options of tools/vm/run, checks)."""
+    return [("test host", [], with_module()), ("test host without the module", ["--no-module"], without_module())]
+
+
+@dataclasses.dataclass
+class Pair:
+    """Two test hosts, a guest that moves from one to the other, and how that is judged by what both have of it."""
+
+    name: str
+    options: list[str]
+    source: Check
+    destination: Check
+    verdict: Callable
+
+
+def pair(name, options, clocksource, properties, verdict):
+    halves = [Check(side, "patched", clocksource, 1, steps, None, [], properties, incoming=incoming)
+              for side, steps, incoming in (("source", operations("migration, another host"), ""),
+                                            ("destination", [], "tcp:$CLOCK_GUEST_ADDRESS:4444"))]
+    # One of two hosts emulates its CPUs in turn (tools/vm/run): a guest does not get far on a host with two of them.
+    return Pair(name, ["--cpus-a", "1", "--cpus-b", "1", *options], *halves, verdict)
+
+
+def pairs():
+    on, auto = ["clock-guest=on"], ["clock-guest=auto"]
+    return [
+        pair("two hosts, kvm-clock", [], "kvm-clock", on, judge.other_host),
+        pair("two hosts, tsc", ["--wall-b", "1"], "tsc", on, judge.other_host),
+        pair("two hosts, the other's clock 60 s behind", ["--wall-b", "-60"], "kvm-clock", on, judge.other_host_behind),
+        pair("two hosts, the other without the module", ["--no-module-b"], "kvm-clock", auto,
+             judge.falls_back("KVM cannot restore TSC and kvmclock as one")),
+    ]

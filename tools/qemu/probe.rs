@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Reads the clocks of the Linux that it runs in, over and over.
+//!
+//! `probe ring` does it in a guest, on every vCPU, and leaves what it read in pages of the guest's
+//! memory, where `readings.py` finds it from outside: nothing is to be sent. Each reading follows a
+//! sleep, so that it tells as well whether a timer came in time; two threads sleep for longer.
+//!
+//! `probe lines` prints its readings, as the test host's own clocks are to be known too.
+
+use std::{
+    arch::x86_64::{
+        _mm_lfence,
+        _rdtsc, //
+    },
+    fs,
+    hint,
+    io::Write,
+    mem,
+    process,
+    ptr,
+    sync::atomic::{
+        fence,
+        AtomicU64,
+        Ordering, //
+    },
+    thread,
+    time::Duration, //
+};
+
+const PAGE: usize = 4096;
+/// Pages of a ring: some 25 seconds of readings.
+const PAGES: usize = 8;
+const SLOT_WORDS: usize = 16;
+/// The first slot of a page is its header.
+const SLOTS: usize = PAGE / (SLOT_WORDS * 8) - 1;
+/// With 1 added to each half, so that it is nowhere but in the rings.
+const MAGIC: [u64; 2] = [0x6b63_6f6c_632d_6d76, 0x2d67_6e69_722d_7472];
+
+/// Between two readings.
+const PERIOD_NS: u64 = 100_000_000;
+/// How long those threads sleep that do nothing else.
+const LONG_SLEEPS_NS: [u64; 2] = [4_000_000_000, 15_000_000_000];
+/// The tightest of so many readings counts.
+const ATTEMPTS: usize = 16;
+
+/// What a ring carries: see `readings.py`.
+const READINGS: u64 = 0;
+const SLEEPS: u64 = 1;
+
+const CLOCK_REALTIME: i32 = 0;
+const CLOCK_MONOTONIC: i32 = 1;
+const CLOCK_MONOTONIC_RAW: i32 = 4;
+const TIMER_ABSTIME: i32 = 1;
+const MCL_CURRENT_AND_FUTURE: i32 = 3;
+
+#[repr(C)]
+struct Timespec {
+    sec: i64,
+    nsec: i64,
+}
+
+// SAFETY: As the C library declares them.
+unsafe extern "C" {
+    fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
+    fn clock_nanosleep(clock: i32, flags: i32, until: *const Timespec, left: *mut Timespec) -> i32;
+    fn sched_setaffinity(thread: i32, size: usize, cpus: *const u64) -> i32;
+    fn mlockall(flags: i32) -> i32;
+}
+
+fn tsc() -> u64 {
+    // SAFETY: Every x86-64 CPU has both; they touch no memory. The fences keep the reading in its place.
+    unsafe {
+        _mm_lfence();
+        let ticks = _rdtsc();
+        _mm_lfence();
+        ticks
+    }
+}
+
+fn now(clock: i32) -> u64 {
+    let mut time = Timespec { sec: 0, nsec: 0 };
+    // SAFETY: `time` is there to be written to.
+    unsafe { clock_gettime(clock, &mut time) };
+    time.sec as u64 * 1_000_000_000 + time.nsec as u64
+}
+
+fn sleep_until(due: u64) {
+    let until = Timespec {
+        sec: (due / 1_000_000_000) as i64,
+        nsec: (due % 1_000_000_000) as i64,
+    };
+    // SAFETY: `until` is valid, and with an absolute time nobody asks what is left.
+    while unsafe { clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, ptr::null_mut()) } != 0 {
+    }
+}
+
+/// The clocks between two readings of the TSC.
+#[derive(Clone, Copy)]
+struct Reading {
+    before: u64,
+    monotonic: u64,
+    realtime: u64,
+    raw: u64,
+    after: u64,
+    record: [u64; 4],
+}
+
+impl Reading {
+    fn take(record: Option<*const u64>) -> Self {
+        let mut best: Option<Self> = None;
+        for _ in 0..ATTEMPTS {
+            let mut reading = Self {
+                before: tsc(),
+                monotonic: now(CLOCK_MONOTONIC),
+                realtime: now(CLOCK_REALTIME),
+                raw: now(CLOCK_MONOTONIC_RAW),
+                after: tsc(),
+                record: [0; 4],
+            };
+            if let Some(record) = record {
+                reading.record = read_record(record);
+            }
+            if best.is_none_or(|best| {
+                reading.after.wrapping_sub(reading.before) < best.after.wrapping_sub(best.before)
+            }) {
+                best = Some(reading);
+            }
+        }
+        best.expect("there was an attempt")
+    }
+}
+
+/// A pvclock record by its protocol: the version is odd while it is written, and another one afterwards.
+fn read_record(at: *const u64) -> [u64; 4] {
+    loop {
+        // SAFETY: The kernel maps its page of records into every process, for good.
+        let words = [0, 1, 2, 3].map(|word| unsafe { at.add(word).read_volatile() });
+        fence(Ordering::Acquire);
+        // SAFETY: As before.
+        let version = unsafe { at.read_volatile() };
+        if words[0] as u32 == version as u32 && version & 1 == 0 {
+            return words;
+        }
+    }
+}
+
+/// The kernel's page of pvclock records, which has one of 64 bytes for each CPU, or nothing if it does without.
+fn record_page() -> Option<usize> {
+    let sources =
+        fs::read_to_string("/sys/devices/system/clocksource/clocksource0/available_clocksource")
+            .ok()?;
+    if !sources.contains("kvm-clock") {
+        return None;
+    }
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("[vvar_vclock]"))?;
+    usize::from_str_radix(line.split('-').next()?, 16).ok()
+}
+
+fn stay_on(cpu: usize) {
+    let set = 1u64 << cpu;
+    // SAFETY: `set` is a set of 64 CPUs.
+    let failed = unsafe { sched_setaffinity(0, mem::size_of_val(&set), &set) };
+    assert_eq!(failed, 0, "cannot run on CPU {cpu}");
+}
+
+/// Pages of which each says what it is.
+struct Ring {
+    pages: *mut u64,
+    written: u64,
+}
+
+impl Ring {
+    fn new(kind: u64, number: u64) -> Self {
+        let layout =
+            std::alloc::Layout::from_size_align(PAGES * PAGE, PAGE).expect("a power of two");
+        // SAFETY: The layout's size is not 0.
+        let pages = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<u64>();
+        assert!(!pages.is_null());
+        for page in 0..PAGES {
+            let magic = hint::black_box(MAGIC);
+            let header = [
+                magic[0] + 1,
+                magic[1] + 1,
+                kind << 32 | number,
+                page as u64,
+                PAGES as u64,
+            ];
+            for (word, value) in header.into_iter().enumerate() {
+                // SAFETY: Within the allocation, as 5 words fit into a page.
+                unsafe { pages.add(page * PAGE / 8 + word).write_volatile(value) };
+            }
+        }
+        Self { pages, written: 0 }
+    }
+
+    /// The first word of a slot is the number of what it holds, from 1; 0 while it is written.
+    fn push(&mut self, words: &[u64]) {
+        let index = (self.written % (PAGES * SLOTS) as u64) as usize;
+        self.written += 1;
+        // SAFETY: `index` is within the ring, and `words` are fewer than a slot has.
+        unsafe {
+            let slot = self
+                .pages
+                .add(index / SLOTS * PAGE / 8 + (index % SLOTS + 1) * SLOT_WORDS);
+            (*slot.cast::<AtomicU64>()).store(0, Ordering::SeqCst);
+            for (word, value) in words.iter().enumerate() {
+                slot.add(1 + word).write_volatile(*value);
+            }
+            (*slot.cast::<AtomicU64>()).store(self.written, Ordering::SeqCst);
+        }
+    }
+}
+
+fn read_for_ever(cpu: usize, page: Option<usize>) -> ! {
+    stay_on(cpu);
+    let record = page.map(|page| (page + cpu * 64) as *const u64);
+    let mut ring = Ring::new(READINGS, cpu as u64);
+    loop {
+        let due = now(CLOCK_MONOTONIC) + PERIOD_NS;
+        sleep_until(due);
+        let woke = now(CLOCK_MONOTONIC);
+        let woke_tsc = tsc();
+        let Reading {
+            before,
+            monotonic,
+            realtime,
+            raw,
+            after,
+            record,
+        } = Reading::take(record);
+        let [r0, r1, r2, r3] = record;
+        ring.push(&[
+            before, monotonic, realtime, raw, after, r0, r1, r2, r3, due, woke, woke_tsc,
+        ]);
+    }
+}
+
+fn sleep_for_ever(number: usize, period: u64) -> ! {
+    let mut ring = Ring::new(SLEEPS, number as u64);
+    loop {
+        let began = tsc();
+        let due = now(CLOCK_MONOTONIC) + period;
+        sleep_until(due);
+        let woke = now(CLOCK_MONOTONIC);
+        ring.push(&[began, due, woke, tsc()]);
+    }
+}
+
+fn ring() -> ! {
+    // SAFETY: It has no arguments but these flags.
+    assert_eq!(
+        unsafe { mlockall(MCL_CURRENT_AND_FUTURE) },
+        0,
+        "cannot lock memory"
+    );
+    let page = record_page();
+    for (number, period) in LONG_SLEEPS_NS.into_iter().enumerate() {
+        thread::spawn(move || sleep_for_ever(number, period));
+    }
+    let cpus = thread::available_parallelism()
+        .expect("the number of CPUs")
+        .get();
+    for cpu in 1..cpus {
+        thread::spawn(move || read_for_ever(cpu, page));
+    }
+    read_for_ever(0, page)
+}
+
+fn lines() -> ! {
+    loop {
+        let Reading {
+            before,
+            monotonic,
+            realtime,
+            raw,
+            after,
+            ..
+        } = Reading::take(None);
+        let line = format!("{before} {monotonic} {realtime} {raw} {after}\n");
+        if std::io::stdout().write_all(line.as_bytes()).is_err() {
+            process::exit(0);
+        }
+        thread::sleep(Duration::from_nanos(PERIOD_NS));
+    }
+}
+
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        Some("ring") => ring(),
+        Some("lines") => lines(),
+        _ => {
+            eprintln!("usage: probe ring|lines");
+            process::exit(2);
+        }
+    }
+}

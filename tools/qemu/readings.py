@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the probe (probe.rs) left in the guest's memory, and how it is kept in a file."""
+
+import mmap
+import os
+import struct
+from typing import NamedTuple
+
+PAGE = 4096
+SLOT = struct.Struct("<16Q")
+MAGIC = struct.pack("<2Q", 0x6B63_6F6C_632D_6D76 + 1, 0x2D67_6E69_722D_7472 + 1)
+HEADER = struct.Struct("<16s3Q")
+READINGS, SLEEPS = 0, 1
+# How many threads of the probe only sleep.
+LONG_SLEEPERS = 2
+
+
+# The guest clears it in its copy, by itself: it is no part of the clock.
+GUEST_STOPPED = 2
+
+
+class Record(NamedTuple):
+    """A pvclock record without what is no part of the clock: how often it was written, and whether the guest was stopped."""
+
+    tsc_timestamp: int
+    system_time: int
+    mul: int
+    shift: int
+    flags: int
+
+
+class Reading(NamedTuple):
+    """All clocks of a vCPU between two readings of its TSC, and the sleep that came before."""
+
+    number: int
+    before: int
+    monotonic: int
+    realtime: int
+    raw: int
+    after: int
+    record: Record | None
+    due: int
+    woke: int
+    woke_tsc: int
+
+
+class Sleep(NamedTuple):
+    """A sleep by CLOCK_MONOTONIC, and the TSC when it began and ended."""
+
+    number: int
+    began: int
+    due: int
+    woke: int
+    woke_tsc: int
+
+
+def reading(slot):
+    number, before, monotonic, realtime, raw, after, *words, due, woke, woke_tsc = SLOT.unpack(slot)[:13]
+    _, _, timestamp, system_time, mul, shift, flags = struct.unpack("<IIQQIbB2x", struct.pack("<4Q", *words))
+    record = Record(timestamp, system_time, mul, shift, flags & ~GUEST_STOPPED) if mul else None
+    return Reading(number, before, monotonic, realtime, raw, after, record, due, woke, woke_tsc)
+
+
+def sleep(slot):
+    return Sleep(*SLOT.unpack(slot)[:5])
+
+
+class Memory:
+    """A guest's memory, as the file that QEMU keeps it in."""
+
+    def __init__(self, path):
+        self._file = open(path, "rb")
+        self._map = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
+
+    def close(self):
+        self._map.close()
+        self._file.close()
+
+    def _data(self):
+        """Where the file has anything: to read a hole would fill it."""
+        begin = 0
+        while True:
+            try:
+                begin = os.lseek(self._file.fileno(), begin, os.SEEK_DATA)
+            except OSError:
+                return
+            end = os.lseek(self._file.fileno(), begin, os.SEEK_HOLE)
+            yield begin, end
+            begin = end
+
+    def rings(self):
+        """Offsets of the pages of each ring there is: {(kind, number): [offset, ...]}."""
+        rings = {}
+        for begin, end in self._data():
+            at = self._map.find(MAGIC, begin, end)
+            while at >= 0:
+                if at % PAGE == 0:
+                    _, which, page, pages = HEADER.unpack_from(self._map, at)
+                    rings.setdefault((which >> 32, which & 0xFFFF_FFFF), {})[page] = (at, pages)
+                at = self._map.find(MAGIC, at + 1, end)
+        return {which: [found[page][0] for page in sorted(found)] for which, found in rings.items()
+                if len(found) == next(iter(found.values()))[1]}
+
+    def slots(self, offsets):
+        """What is in a ring, by number; a slot that is just being written is left out."""
+        found = {}
+        for offset in offsets:
+            page = self._map[offset:offset + PAGE]
+            for at in range(SLOT.size, PAGE, SLOT.size):
+                number, = struct.unpack_from("<Q", page, at)
+                if number:
+                    found[number] = page[at:at + SLOT.size]
+        return found
+
+
+class Timeline:
+    """All that was seen in a ring, as the guest remembers it: what followed a snapshot is dropped when that is loaded."""
+
+    def __init__(self):
+        # Its slots; the first is the one after `skipped`, which were overwritten before anyone looked.
+        self.slots, self.skipped = None, 0
+
+    @property
+    def count(self):
+        """How many the guest has written."""
+        return self.skipped + len(self.slots)
+
+    def update(self, found):
+        """Take what a ring holds now. Returns how many of those known before are still true."""
+        if self.slots is None:
+            self.slots, self.skipped = [], min(found, default=1) - 1
+        newest = max(found, default=0)
+        while self.slots and (self.count > newest or found.get(self.count, self.slots[-1]) != self.slots[-1]):
+            self.slots.pop()
+        known = self.count
+        if found and min(found) > known + 1:
+            raise LookupError(f"the probe's reading {known + 1} was overwritten before anyone looked")
+        # The pages are not read at once: a gap will be closed next time.
+        while slot := found.get(self.count + 1):
+            self.slots.append(slot)
+        return known
+
+    def part(self, begin, end):
+        """Those after the first `begin`, up to `end` of all."""
+        return self.slots[max(0, begin - self.skipped):max(0, end - self.skipped)]

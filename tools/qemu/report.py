@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The table: what each operation did to a guest's clocks, with stock and with patched QEMU."""
+
+import cases
+
+
+def summary(check, case):
+    """All that was measured of a guest, in a form for JSON."""
+    return {
+        "guest": check.name, "in_table": check.in_table, "qemu": check.binary, "properties": check.properties,
+        "machine": check.machine, "clocksource": check.clocksource, "vcpus": check.vcpus, "error": case.error,
+        "operations": [{
+            "operation": operation.name, "tsc_unstable": operation.unstable,
+            "stopped_or_moved_s": (operation.runs_ns - operation.began_ns) / 1e9,
+            "offsets_identical": operation.offsets[0] == operation.offsets[1],
+            "vcpus": [{
+                "tsc_ahead_of_kvmclock_ns": step.change_ns, "tsc_lost_ticks": step.tsc_lost_ticks,
+                **{f"{name}_lost_ns": lost.ns for name, lost in step.lost.items()},
+                **{f"{name}_lost_bound_ns": lost.allowed for name, lost in step.lost.items()},
+                "raw_against_tsc_ns": step.raw.ns, "raw_against_tsc_bound_ns": step.raw.allowed,
+                "elapsed_ns": step.elapsed_ns,
+            } for step in operation.steps()],
+        } for operation in case.operations if operation.complete],
+    }
+
+
+def pair_summary(pair, apart):
+    """What a move to another host did, for JSON."""
+    return {"hosts": pair.name, "tsc_from_home_ticks": [ticks for ticks, _ in apart],
+            "bound_ticks": [allowed for _, allowed in apart]}
+
+
+def worst(values):
+    return max(values, key=abs, default=None)
+
+
+def cell(summaries, qemu, operation, clocksource):
+    """The worst of all guests: [TSC against kvmclock, time lost, unstable]."""
+    found = [entry for summary in summaries for entry in summary["operations"]
+             if summary["in_table"] and summary["qemu"] == qemu and summary["clocksource"] == clocksource
+             and entry["operation"] == operation
+             # Where it was not only to prepare for another.
+             and (qemu == "patched" or entry is summary["operations"][-1])]
+    if not found:
+        return ["", "", ""]
+    steps = [step for entry in found for step in entry["vcpus"]]
+    change = worst(step["tsc_ahead_of_kvmclock_ns"] or 0 for step in steps)
+    lost = max(steps, key=lambda step: abs(step["monotonic_lost_ns"]))
+    unstable = sum(entry["tsc_unstable"] for entry in found)
+    return [milliseconds(change), within(lost["monotonic_lost_ns"], lost["monotonic_lost_bound_ns"]),
+            f"yes, {unstable} of {len(found)}" if unstable else "no"]
+
+
+def milliseconds(ns):
+    return "0" if ns == 0 else f"{ns / 1e6:+,.3f} ms"
+
+
+def within(ns, allowed):
+    return f"0 ± {allowed:,.0f} ns" if abs(ns) <= allowed else milliseconds(ns)
+
+
+def table(summaries):
+    head = ["operation", "clocksource", *["TSC - kvmclock", "time lost", "tsc unstable"] * 2]
+    rows = [head]
+    for operation in cases.CHAIN:
+        for clocksource in ("kvm-clock", "tsc"):
+            row = [*cell(summaries, "stock", operation, clocksource), *cell(summaries, "patched", operation, clocksource)]
+            if any(row):
+                rows.append([operation, clocksource, *row])
+    if len(rows) == 1:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    stock, patched = sum(widths[2:5]) + 4, sum(widths[5:]) + 4
+    print("# worst of guests with 1 and 2 vCPUs; time lost: by the guest's CLOCK_MONOTONIC against the host's")
+    print(f"# {'':{widths[0]}}  {'':{widths[1]}}  {'stock':^{stock}}  {'patched':^{patched}}".rstrip())
+    for row in rows:
+        left = "  ".join(text.ljust(width) for text, width in zip(row[:2], widths))
+        print("# " + left + "  " + "  ".join(text.rjust(width) for text, width in zip(row[2:], widths[2:])))
+
+
+def pairs(summaries):
+    """How far a guest's TSC is from what it would read at home, by the clocks of both hosts."""
+    for summary in summaries:
+        for ticks, bound in zip(summary["tsc_from_home_ticks"], summary["bound_ticks"]):
+            print(f"# {summary['hosts']}: the guest's TSC is {ticks:+,} ticks from what it would read at home, known to {bound:,.0f}")
