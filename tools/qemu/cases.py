@@ -77,11 +77,17 @@ def name_of(*words, vcpus):
     return ", ".join([*words, f"{vcpus} vCPU" + "s" * (vcpus > 1)])
 
 
-def exact(clocksource, vcpus, names=CHAIN, also=(), **other):
+def exact(clocksource, vcpus, names=CHAIN, also=(), migrate="on", **other):
     """Patched QEMU, on one host: as if nothing had been done."""
     life = judge.chain_life if names is CHAIN else judge.exact_life
     return Check(name_of("patched", *also, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*names),
-                 each(judge.same_host, life), [*names, judge.LIFE], ["clock-guest=on"], **other)
+                 each(judge.same_host, life), [*names, judge.LIFE], ["clock-guest=on", f"clock-guest-migrate={migrate}"], **other)
+
+
+def sends(check, judgement):
+    """Judge the stream, too, that the guest was saved to."""
+    return dataclasses.replace(check, verdicts=lambda case: [*check.verdicts(case), judgement(case)],
+                               results=[*check.results, "the stream"])
 
 
 def stock(name, clocksource, vcpus, binary="stock"):
@@ -114,7 +120,10 @@ def with_module():
               last(judge.moved), [UNIX], ["clock-guest=on", "clock-guest-migrate=off"]),
         Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["clock-guest=on"]),
               last(judge.moved), [UNIX], []),
-        exact("kvm-clock", 1, [TO_FILE], ["for a host without the module"]),
+        sends(exact("kvm-clock", 2, [TO_FILE], ["for a host without the module"]), judge.one_instant(relation=True)),
+        sends(exact("kvm-clock", 2, [TO_FILE], ["clock-guest-migrate=off"], migrate="off"), judge.one_instant(relation=False)),
+        sends(Check(name_of("stock, to a file", vcpus=2), "stock", "kvm-clock", 2, operations(TO_FILE), last(judge.moved),
+                    [TO_FILE], []), judge.two_instants),
         *(stock(STOP, *which, binary="patched") for which in both),
         *(stock(name, *which) for name in CHAIN for which in both),
     ]
@@ -128,9 +137,9 @@ def without_module():
               last(judge.measured), [STOP], ["clock-guest=auto"]),
         Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
               last(judge.moved), [UNIX], ["clock-guest=auto"]),
-        Check("patched, from a file of a host with the module", "patched", "kvm-clock", 1, [],
+        Check("patched, from a file of a host with the module", "patched", "kvm-clock", 2, [],
               judge.arrives("KVM cannot restore TSC and kvmclock as one"), ["goes on, and it is said what is lost"],
-              ["clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-1-vCPU/guest.file"),
+              ["clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
     ]
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What each operation must come to: functions that return why it did not, or nothing."""
 
-from clocks import rate_error, signed
+import stream
+from clocks import kvmclock, rate_error, signed
 from measure import UNSTABLE
 
 # A timer that was lost would not come at all.
@@ -165,6 +166,36 @@ def chain_life(case, baseline):
                for operation in case.operations for sleep in all_sleeps):
         return "no sleep was pending from before an operation until after it"
     return None
+
+
+def set_apart(case):
+    """What a stream does to kvmclock against the TSC, if it is restored as it is: the stream, and that in ns for each vCPU."""
+    sent, baseline = stream.read(case.folder / "guest.file"), Baseline(case)
+    return sent, [kvmclock(record, tsc) - sent.clock for record, tsc in zip(baseline.records, sent.tsc, strict=True)]
+
+
+def one_instant(relation):
+    """What every QEMU knows of the clocks is of one instant; the subsection is there if it is to be."""
+
+    def verdict(case):
+        if case.error:
+            return case.error
+        sent, apart_ns = set_apart(case)
+        if bool(sent.relation) != relation:
+            return f"the stream has {'a' if sent.relation else 'no'} subsection"
+        return f"the TSC is {apart_ns} ns ahead of kvmclock" if any(apart_ns) else None
+
+    return verdict
+
+
+def two_instants(case):
+    """Stock QEMU's clocks are not, or the above measures nothing."""
+    if case.error:
+        return case.error
+    sent, apart_ns = set_apart(case)
+    if sent.relation:
+        return "the stream has a subsection"
+    return None if all(abs(ns) > STOCK_ERROR_NS for ns in apart_ns) else f"the clocks are {apart_ns} ns apart only"
 
 
 def moved(operation):

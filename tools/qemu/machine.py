@@ -18,7 +18,7 @@ KVM_DEBUG = pathlib.Path("/sys/kernel/debug/kvm")
 
 # Emulation within emulation, on a machine that may be busy.
 START_TIMEOUT = 120
-BOOT_TIMEOUT = 180
+BOOT_TIMEOUT = 120
 
 
 class GuestError(Exception):
@@ -47,8 +47,8 @@ class Process:
         guest = self.guest
         machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
         return [
-            str(guest.binaries[self.binary]), "-L", "/usr/share/qemu", "-L", "/usr/share/seabios",
-            "-accel", "kvm", "-machine", machine, "-cpu", guest.case["cpu"], "-smp", str(guest.case["vcpus"]),
+            str(guest.binaries[self.binary]), "-accel", "kvm", "-machine", machine,
+            "-cpu", guest.case["cpu"], "-smp", str(guest.case["vcpus"]),
             "-m", MEMORY, "-object", f"memory-backend-file,id=ram,size={MEMORY},mem-path={self.memory},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
@@ -161,6 +161,10 @@ class Guest:
                 raise GuestError(f"the guest did not boot within {BOOT_TIMEOUT} s")
             time.sleep(0.1)
         self.collect_until(end, 10)
+
+    def silent(self):
+        """It was booted, its QEMU runs, and nothing was heard of it."""
+        return not self.case["incoming"] and self.process.qmp and self.process.alive() and not self.console()
 
     def console(self):
         return "".join(process.console.read_text(errors="replace") for process in self.processes if process.console.exists())

@@ -164,6 +164,7 @@ class Case:
 
     def __init__(self, folder, host, trace):
         """From its folder, the test host's clocks, and KVM's trace."""
+        self.folder = folder
         result = json.loads((folder / "result.json").read_text())
         self.case, self.error, self.host = result["case"], result["error"], host
         self.vcpus, self.clocksource = self.case["vcpus"], self.case["clocksource"]
