@@ -66,7 +66,7 @@ check-migrations: setup ## all migrations between two emulated hosts, and live u
 
 .PHONY: qemu-check
 qemu-check: qemu_option := --qemu
-qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (25 min; first 3 to build it)
+qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (15 min; first 3 to build it)
 	@scripts/check $(kdir_option) qemu
 
 .PHONY: check-all

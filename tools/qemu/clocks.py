@@ -39,10 +39,11 @@ def khz(record):
 def rate_error(rate_khz):
     """What the slope of Linux' clocksource tsc may be off by, as a fraction: it multiplies by a whole number.
 
-    clocks_calc_mult_shift() makes it as large as 600 seconds of ticks allow, in 64 bits.
+    clocks_calc_mult_shift() makes it as large as 600 seconds of ticks allow, in 64 bits; timekeeping_adjust()
+    goes back and forth between the two around the right one.
 
     >>> round(rate_error(2596000) * 1e6, 3)
-    0.077
+    0.155
     """
     bits, left = 32, int(rate_khz) * 600_000 >> 32
     while left:
@@ -50,7 +51,7 @@ def rate_error(rate_khz):
         bits -= 1
     factor = next(factor for shift in range(32, 0, -1)
                   if (factor := ((10**6 << shift) + int(rate_khz) // 2) // int(rate_khz)) >> bits == 0)
-    return 0.5 / factor
+    return 1 / factor
 
 
 class HostClocks:

@@ -4,8 +4,9 @@
 import pathlib
 import subprocess
 
+from made import REPO
+
 HERE = pathlib.Path(__file__).resolve().parent
-REPO = HERE.parents[1]
 BUSYBOX = pathlib.Path("/usr/bin/busybox")
 
 

@@ -4,6 +4,7 @@
 import stream
 from clocks import kvmclock, rate_error, signed
 from measure import UNSTABLE
+from operations import PAUSE
 
 # A timer that was lost would not come at all.
 WAKE_LATE_NS = 2e9
@@ -11,8 +12,6 @@ WAKE_LATE_NS = 2e9
 WINDOW_NS = 50_000
 # Below that stock QEMU would have done nothing wrong.
 STOCK_ERROR_NS = 10_000
-# How long operations.py stops a guest.
-PAUSE_S = 5
 
 
 def goes_back(sequences, clocks=("monotonic", "realtime", "raw")):
@@ -98,7 +97,7 @@ def frozen(operation, baseline):
         return f"the vCPUs' TSCs stood still for {lost} ticks"
     ticks = lost.pop()
     stood_s = ticks * operation.steps()[0].ns_per_tick / 1e9
-    least, most = PAUSE_S if operation.name.startswith("stop") else 0, (operation.runs_ns - operation.began_ns) / 1e9
+    least, most = PAUSE if operation.name.startswith("stop") else 0, (operation.runs_ns - operation.began_ns) / 1e9
     if not least <= stood_s <= most or not ticks:
         return f"the clocks stood still for {stood_s:.3f} s, not for {least} to {most:.3f} s"
     return lost_but(operation, ticks)

@@ -2,12 +2,11 @@
 """What a migration stream holds of a guest's clocks, as QEMU's own scripts/analyze-migration.py reads it."""
 
 import json
-import pathlib
 import re
 import subprocess
 from typing import NamedTuple
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
+from made import made
 
 
 class Stream(NamedTuple):
@@ -23,8 +22,7 @@ class Stream(NamedTuple):
 
 def read(path):
     """From the file that a guest was migrated to."""
-    source = subprocess.run([REPO / "scripts/env", "qemu-source"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    said = subprocess.run(["/usr/bin/python3", f"{source}/scripts/analyze-migration.py", "-f", path, "-d", "state"],
+    said = subprocess.run(["/usr/bin/python3", f"{made('qemu-source')}/scripts/analyze-migration.py", "-f", path, "-d", "state"],
                           stdout=subprocess.PIPE, text=True, check=True).stdout
     devices = json.loads(said)
     cpus = sorted((int(match[1]), fields) for name, fields in devices.items() if (match := re.fullmatch(r"cpu \((\d+)\)", name)))
