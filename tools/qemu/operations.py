@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What QEMU does to a guest, as a management tool has it done: each function is one operation, on a running guest."""
 
+import json
 import os
 import shutil
 import time
@@ -126,8 +127,7 @@ def unix_channel(kind, path):
 def cpr_transfer(guest):
     """A new process gets the guest's memory as file descriptors."""
     main, cpr = guest.scratch / "cpr.main", guest.scratch / "cpr.cpr"
-    process = guest.spawn("-incoming", f"unix:{main}", "-incoming",
-                          '{"channel-type":"cpr","addr":{"transport":"socket","type":"unix","path":"%s"}}' % cpr,
+    process = guest.spawn("-incoming", f"unix:{main}", "-incoming", json.dumps(unix_channel("cpr", cpr)),
                           memory=guest.process.memory)
     # It has no monitor before it is told who it is.
     guest.qmp.wait("the channel", lambda: cpr.exists() or not process.alive(), TIMEOUT)
