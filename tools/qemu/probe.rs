@@ -129,6 +129,17 @@ impl Reading {
         }
         best.expect("there was an attempt")
     }
+
+    /// All but the record, as `readings.py` and `clocks.py` expect them.
+    fn clocks(&self) -> [u64; 5] {
+        [
+            self.before,
+            self.monotonic,
+            self.realtime,
+            self.raw,
+            self.after,
+        ]
+    }
 }
 
 /// A pvclock record by its protocol: the version is odd while it is written, and another one afterwards.
@@ -222,18 +233,15 @@ fn read_for_ever(cpu: usize, page: Option<usize>) -> ! {
         sleep_until(due);
         let woke = now(CLOCK_MONOTONIC);
         let woke_tsc = tsc();
-        let Reading {
-            before,
-            monotonic,
-            realtime,
-            raw,
-            after,
-            record,
-        } = Reading::take(record);
-        let [r0, r1, r2, r3] = record;
-        ring.push(&[
-            before, monotonic, realtime, raw, after, r0, r1, r2, r3, due, woke, woke_tsc,
-        ]);
+        let reading = Reading::take(record);
+        ring.push(
+            &[
+                &reading.clocks()[..],
+                &reading.record,
+                &[due, woke, woke_tsc],
+            ]
+            .concat(),
+        );
     }
 }
 
@@ -270,15 +278,8 @@ fn ring() -> ! {
 
 fn lines() -> ! {
     loop {
-        let Reading {
-            before,
-            monotonic,
-            realtime,
-            raw,
-            after,
-            ..
-        } = Reading::take(None);
-        let line = format!("{before} {monotonic} {realtime} {raw} {after}\n");
+        let words = Reading::take(None).clocks().map(|word| word.to_string());
+        let line = words.join(" ") + "\n";
         if std::io::stdout().write_all(line.as_bytes()).is_err() {
             process::exit(0);
         }
