@@ -93,11 +93,14 @@ impl<'a> ClocksGuard<'a> {
         }
     }
 
-    /// The master clock, if it is in use.
+    /// The master clock, if it is in use, and of the TSC that the host has: KVM gives it up at the
+    /// next run of a VM that saw the host's TSC restart.
     pub(crate) fn master_clock(&self) -> Option<MasterClock> {
-        // SAFETY: By the type invariant the lock that protects these fields is held.
+        // SAFETY: By the type invariant the lock that protects these fields is held; the host's TSC
+        // restarts while no task runs.
         unsafe {
-            (*self.arch()).use_master_clock.then(|| MasterClock {
+            let in_use = (*self.arch()).use_master_clock && !(*self.arch()).backwards_tsc_observed;
+            in_use.then(|| MasterClock {
                 host_tsc: (*self.arch()).master_cycle_now,
                 base_ns: (*self.arch()).master_kernel_ns,
             })
@@ -141,7 +144,7 @@ impl<'a> ClocksGuard<'a> {
         unsafe {
             Relation {
                 scale: scale_of(read_once!((*arch).l1_tsc_scaling_ratio)),
-                offset: read_once!((*arch).l1_tsc_offset),
+                offset: offset_of(vcpu),
             }
         }
     }
@@ -182,6 +185,22 @@ impl Drop for ClocksGuard<'_> {
 fn vcpu_arch(vcpu: &Vcpu) -> *const bindings::kvm_vcpu_arch {
     // SAFETY: Valid by `Vcpu`'s invariant; no reference is made.
     unsafe { core::ptr::addr_of!((*vcpu.as_raw()).arch) }
+}
+
+/// The L1 TSC offset of `vcpu` (ticks), with what KVM is to add when it next loads the vCPU, as the host's
+/// TSC restarted.
+///
+/// The caller holds `tsc_write_lock` or the vCPU's mutex, under each of which both parts change as one.
+pub(super) fn offset_of(vcpu: &Vcpu) -> u64 {
+    let arch = vcpu_arch(vcpu);
+    // SAFETY: `arch` is valid by `Vcpu`'s invariant; a running guest may write the offset at any time,
+    // hence `read_once!`.
+    unsafe {
+        // CAST: mod 2^64, as TSC values are; KVM only ever adds to it.
+        let pending = read_once!((*arch).tsc_offset_adjustment) as u64;
+        let scale = scale_of(read_once!((*arch).l1_tsc_scaling_ratio));
+        read_once!((*arch).l1_tsc_offset).wrapping_add(scale.apply(pending))
+    }
 }
 
 /// The scaling ratio that [`ClocksGuard::relation`] told of `vcpu`, as KVM has it.

@@ -6,7 +6,10 @@
 
 use super::{
     bindings,
-    clocks::ratio_of,
+    clocks::{
+        offset_of,
+        ratio_of, //
+    },
     vm::{
         Vcpu,
         VmGuard, //
@@ -52,9 +55,8 @@ impl<'a> HeldVcpus<'a> {
 
     /// The L1 TSC offset (ticks) of a vCPU of this VM.
     pub(crate) fn tsc_offset(&self, vcpu: &Vcpu) -> u64 {
-        // SAFETY: Valid by `Vcpu`'s invariant; the vCPU's mutex, held by the type invariant, keeps
-        // everybody from writing it.
-        unsafe { (*vcpu.as_raw()).arch.l1_tsc_offset }
+        // The vCPU's mutex, held by the type invariant, keeps everybody from writing it.
+        offset_of(vcpu)
     }
 }
 
