@@ -17,11 +17,16 @@ scaling_option := $(if $(SCALING),--scaling)
 # QEMU for guests inside the test host; never by a variable of the environment.
 QEMU :=
 qemu_option := $(if $(QEMU),--qemu)
+# Kernels that look closer at the module; never by a variable of the environment.
+DEBUG :=
+debug_option := $(if $(DEBUG),--debug)
 # Known only after setup, hence asked for in the recipes.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
 CARGO := scripts/env -- cargo
 rust_files = $$(find rust tools samples -name '*.rs' ! -name '*generated*' 2>/dev/null)
+# Where below build/ the module for this kernel goes.
+MODULE := module
 # $(call kbuild,FOLDER,ARGUMENTS): build the module into build/FOLDER.
 kbuild = mkdir -p build/$(1) && \
 	scripts/env --kdir $(kdir) -- $(MAKE) -C $(kdir) M='$(CURDIR)' MO='$(CURDIR)/build/$(1)' $(2)
@@ -36,6 +41,7 @@ help: ## this text
 	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
 	@echo "  SCALING=1            'make vm' and 'make setup' with a CPU that scales a guest's TSC"
 	@echo "  QEMU=1               'make setup' with the two QEMUs that 'make qemu-check' compares"
+	@echo "  DEBUG=1              'make setup' with the kernels of 'make check-debug'"
 	@echo "  CYCLES=N             how often 'make demo' saves and restores ($(CYCLES))"
 
 # Enough to see the difference; the promise is tested with more.
@@ -69,12 +75,18 @@ qemu-check: qemu_option := --qemu
 qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (15 min; first 3 to build it)
 	@scripts/check $(kdir_option) qemu
 
+.PHONY: check-debug
+check-debug: debug_option := --debug
+check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (XX min; first XX to build them)
+	@scripts/check $(kdir_option) debug kcsan
+
 .PHONY: check-all
 check-all: scaling_option := --scaling
 check-all: intel_option := --intel
 check-all: qemu_option := --qemu
-check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check
-	@scripts/check $(kdir_option) standard scaling intel migrations qemu
+check-all: debug_option := --debug
+check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check, check-debug
+	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan
 
 .PHONY: vm
 vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
@@ -82,12 +94,12 @@ vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/ru
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option)
+	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module
-	@$(call kbuild,module,modules) >&2
-	@test -e build/module/kvm_clock_guest.ko || { echo "error: Kbuild made no build/module/kvm_clock_guest.ko" >&2; exit 1; }
+	@$(call kbuild,$(MODULE),modules) >&2
+	@test -e build/$(MODULE)/kvm_clock_guest.ko || { echo "error: Kbuild made no build/$(MODULE)/kvm_clock_guest.ko" >&2; exit 1; }
 
 .PHONY: tools
 tools: setup ## the clockguest tool and the tests, in target/release

@@ -57,11 +57,34 @@ use_toolchain() {
 	true
 }
 
-# The kernel's build folder: one for each configuration and toolchain.
+# The major version of the newest clang of Debian's packages that has its linker and tools with it.
+llvm_version() {
+	local dir newest=
+	while read -r dir; do
+		[[ -x $dir/clang && -x $dir/ld.lld && -x $dir/llvm-ar ]] && newest=$dir
+	done < <(printf '%s\n' /usr/lib/llvm-*/bin | sort -V)
+	[[ $newest =~ llvm-([0-9]+)/ ]] && echo "${BASH_REMATCH[1]}"
+}
+
+# The kernels that there are: the one that is tested, and those that look closer at it.
+kernel_variants=(standard debug kcsan)
+
+# kernel_fragments VARIANT: the files that its configuration is made of; the last word counts.
+kernel_fragments() {
+	echo "$repo/tools/vm/kernel.config"
+	[[ $1 == standard ]] || echo "$repo/tools/vm/kernel-$1.config"
+}
+
+# linux_build_dir [VARIANT]: the kernel's build folder, one for each configuration and toolchain.
 linux_build_dir() {
-	local compilers
-	compilers=$(cat "$rust_dir/version" "$bindgen_dir/version" 2>/dev/null; gcc --version 2>/dev/null | head -n1)
-	echo "$linux_dir/build-$(key "$scripts/build-kernel" "$repo/tools/vm/kernel.config" - <<<"$compilers")"
+	local compilers fragments
+	set -- "${1:-standard}"
+	mapfile -t fragments < <(kernel_fragments "$1")
+	compilers=$(
+		cat "$rust_dir/version" "$bindgen_dir/version" 2>/dev/null
+		if [[ $1 == standard ]]; then gcc --version 2>/dev/null | head -n1; else llvm_version; fi
+	)
+	echo "$linux_dir/build-$(key "$scripts/build-kernel" "${fragments[@]}" - <<<"$compilers")"
 }
 
 # The series that the source in the cache must carry.
