@@ -2,9 +2,8 @@
 
 //! Each errno by each of its causes; a call that fails leaves every clock as it was.
 //!
-//! Three causes cannot be had here: `EINTR` reaches nobody, as the signal is fatal; `EOPNOTSUPP`
-//! needs a guest whose TSC is protected (SEV-SNP, TDX); and `EBUSY` for a host TSC rate that is
-//! momentarily unknown needs a host that has not calibrated its TSC yet. `ENOTTY` is
+//! Two causes cannot be had here: `EINTR` reaches nobody, as the signal is fatal; and `EBUSY` for a host
+//! TSC rate that is momentarily unknown needs a host that has not calibrated its TSC yet. `ENOTTY` is
 //! kselftest-lifecycle's, `ENOMEM` kselftest-atomicity's, and `ENODATA` for a host that stops using
 //! its TSC kselftest-clocksource's, as it concerns the whole host.
 
@@ -13,6 +12,7 @@ mod backwards;
 mod malformed;
 mod memory;
 mod other_process;
+mod protected;
 mod refused;
 
 use anyhow::Result;
@@ -51,6 +51,7 @@ fn main() -> ExitCode {
     cases.extend(memory::cases());
     cases.extend(refused::cases());
     cases.extend(other_process::cases());
+    cases.extend(protected::cases());
     cases.extend(accepted::cases());
     cases.extend(backwards::cases());
     ktap::main(Host::new, cases)

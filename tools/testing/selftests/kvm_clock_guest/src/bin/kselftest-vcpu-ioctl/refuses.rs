@@ -2,8 +2,8 @@
 
 //! Each errno by each of its causes, and what is just inside the limits.
 //!
-//! `EBUSY` needs a host that does not know its TSC's rate, `EOPNOTSUPP` a protected guest: neither can
-//! be had here.
+//! `EBUSY` needs a host that does not know its TSC's rate, which cannot be had here; `EOPNOTSUPP` is
+//! kselftest-errno's.
 
 use crate::{
     edge::Edge,
