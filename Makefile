@@ -20,6 +20,9 @@ qemu_option := $(if $(QEMU),--qemu)
 # Kernels that look closer at the module; never by a variable of the environment.
 DEBUG :=
 debug_option := $(if $(DEBUG),--debug)
+# What fuzzes on this machine.
+FUZZ :=
+fuzz_option := $(if $(FUZZ),--fuzz)
 # Known only after setup, hence asked for in the recipes.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
@@ -41,6 +44,7 @@ help: ## this text
 	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
 	@echo "  SCALING=1            'make vm' and 'make setup' with a CPU that scales a guest's TSC"
 	@echo "  QEMU=1               'make setup' with the two QEMUs that 'make qemu-check' compares"
+	@echo "  SECONDS=N            how long 'make fuzz' gives each target ($(SECONDS))"
 	@echo "  DEBUG=1              'make setup' with the kernels of 'make check-debug'"
 	@echo "  CYCLES=N             how often 'make demo' saves and restores ($(CYCLES))"
 
@@ -77,8 +81,17 @@ qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (15 min; 
 
 .PHONY: check-debug
 check-debug: debug_option := --debug
+check-debug: scaling_option := --scaling
 check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (XX min; first XX to build them)
 	@scripts/check $(kdir_option) debug kcsan
+
+# Longer finds more: each target goes on from what it reached before.
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: fuzz_option := --fuzz
+fuzz: setup ## coverage-guided fuzzing on this machine: arithmetic, validation, streams (7 min)
+	@tools/fuzz/run --seconds $(SECONDS)
 
 .PHONY: check-all
 check-all: scaling_option := --scaling
@@ -94,7 +107,7 @@ vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/ru
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option)
+	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module

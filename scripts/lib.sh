@@ -27,6 +27,7 @@ series() { find "$repo/$1" -name '*.patch' 2>/dev/null | sort; }
 # `make distclean`, so a warm cache needs no network.
 rust_dir=$cache/rust-$(key "$scripts/get-rust")
 bindgen_dir=$cache/bindgen-$(key "$scripts/get-bindgen" "$scripts/get-rust")
+cargo_fuzz_dir=$cache/cargo-fuzz-$(key "$scripts/get-cargo-fuzz" "$scripts/get-rust")
 vng_dir=$cache/virtme-ng-$(key "$scripts/get-virtme-ng")
 z3_dir=$cache/z3-$(key "$scripts/get-z3")
 mapfile -t qemu_patches < <(series patches/qemu/7.2)
@@ -50,7 +51,7 @@ libclang_dir() {
 
 # Put our toolchain first in PATH.
 use_toolchain() {
-	export PATH=$rust_dir/bin:$bindgen_dir/bin:$vng_dir/bin:$PATH
+	export PATH=$rust_dir/bin:$bindgen_dir/bin:$vng_dir/bin:$cargo_fuzz_dir/bin:$PATH
 	LIBCLANG_PATH=$(libclang_dir) && export LIBCLANG_PATH
 	# Neither rustup's choice nor the caller's flags may change what is built.
 	unset RUSTC RUSTUP_TOOLCHAIN RUSTFLAGS CARGO_ENCODED_RUSTFLAGS LD_LIBRARY_PATH

@@ -3,10 +3,7 @@
 //! The arithmetic against integers without a width: at full width on random inputs, and on the
 //! vectors of `tools/prove`.
 
-use num_bigint::{
-    BigInt,
-    BigUint, //
-};
+use num_bigint::Sign;
 use proptest::prelude::*;
 use pvclock::{
     abi::{
@@ -35,9 +32,8 @@ use pvclock::{
 };
 
 mod common;
+mod oracle;
 mod vectors;
-
-const NSEC_PER_SEC: u64 = 1_000_000_000;
 
 #[test]
 fn vectors_hold() {
@@ -79,47 +75,18 @@ fn scale() -> impl Strategy<Value = Scale> {
     ]
 }
 
-/// Ratio and fraction bits such that no scaling needs no exception.
-fn fraction(scale: Scale) -> (BigUint, u32) {
-    match scale {
-        Scale::IDENTITY => (1u32.into(), 0),
-        _ => (scale.ratio().into(), scale.frac_bits()),
-    }
-}
-
-fn low_64(number: &BigUint) -> u64 {
-    number.iter_u64_digits().next().unwrap_or(0)
-}
-
-fn to_u64(number: BigUint) -> Option<u64> {
-    u64::try_from(number).ok()
-}
-
-/// ns that a record adds on the way of `ticks`, with the shifted ticks as 64 bits; no other width.
-fn ns_in(record: &ClockGuest, ticks: u64) -> u64 {
-    let shift = i32::from(record.tsc_shift);
-    let shifted = if shift < 0 {
-        BigUint::from(ticks) >> -shift
-    } else {
-        (BigUint::from(ticks) << shift) % (BigUint::from(1u32) << 64)
-    };
-    low_64(&((shifted * record.tsc_to_system_mul) >> 32))
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
     fn record_reads(record in record(), ticks in number()) {
         let tsc = record.tsc_timestamp.wrapping_add(ticks);
-        let expected = record.system_time.wrapping_add(ns_in(&record, ticks));
-        prop_assert_eq!(record.kvmclock_ns(tsc), expected);
+        prop_assert_eq!(record.kvmclock_ns(tsc), oracle::kvmclock_ns(&record, tsc));
     }
 
     #[test]
     fn scale_applies(scale in scale(), ticks in number()) {
-        let (ratio, frac_bits) = fraction(scale);
-        prop_assert_eq!(scale.apply(ticks), low_64(&((ratio * ticks) >> frac_bits)));
+        prop_assert_eq!(scale.apply(ticks), oracle::scaled(scale, ticks));
     }
 
     #[test]
@@ -132,35 +99,19 @@ proptest! {
 
     #[test]
     fn rate_counts(host_khz: u32, scale in scale(), ns in number()) {
-        let (ratio, frac_bits) = fraction(scale);
-        let exact = ((ratio * ns * host_khz * 1000u32) >> frac_bits) / NSEC_PER_SEC;
         let rate = GuestRate { host_khz, scale };
-        prop_assert_eq!(rate.ticks(ns), to_u64(exact));
+        prop_assert_eq!(rate.ticks(ns), oracle::ticks(rate, ns));
     }
 
     #[test]
     fn factor_is_the_quotient(khz in number()) {
-        let Some(Factor { mul, shift }) = Factor::of_khz(khz) else {
-            prop_assert!(khz == 0 || khz > u64::MAX / 1000);
-            return Ok(());
-        };
-        let hz = khz * 1000;
-        // Shifted into (10^9, 2 * 10^9]: by how much, and the bits that this loses, are KVM's choice.
-        let ticks = if shift < 0 { hz >> -shift } else { hz << shift };
-        let overshot = shift <= 0 && ticks == 2 * NSEC_PER_SEC + 1;
-        prop_assert!(overshot || (NSEC_PER_SEC + 1..=2 * NSEC_PER_SEC).contains(&ticks));
-        let quotient = (BigUint::from(NSEC_PER_SEC) << 32) / ticks.min(2 * NSEC_PER_SEC);
-        prop_assert_eq!(BigUint::from(mul), quotient);
+        prop_assert!(oracle::is_factor_of(Factor::of_khz(khz), khz));
     }
 
     #[test]
     fn factor_implies_a_rate(mul: u32, shift in -31i8..=31) {
-        let bits = u32::from(shift.unsigned_abs());
-        let (up, down) = if shift < 0 { (bits, 0) } else { (0, bits) };
-        let expected = (mul != 0)
-            .then(|| (BigUint::from(1_000_000u32) << (32 + up)) / (BigUint::from(mul) << down))
-            .and_then(to_u64);
-        prop_assert_eq!(Factor { mul, shift }.khz(), expected);
+        let factor = Factor { mul, shift };
+        prop_assert_eq!(factor.khz(), oracle::implied_khz(factor));
     }
 
     /// Two independent roundings: to a factor and back.
@@ -173,17 +124,11 @@ proptest! {
     fn moved_record_reads_the_same(record in record(), ahead in number(), later in number()) {
         let guest_tsc = record.tsc_timestamp.wrapping_sub(ahead);
         let Some(moved) = record.not_ahead_of(guest_tsc) else {
-            // No room: as many ticks, shifted, have more than 63 bits.
-            prop_assert!(record.tsc_shift > 0);
-            let step = BigUint::from(1u32) << record.lattice_bits();
-            let ticks = (ahead + &step - 1u32) / &step * step;
-            prop_assert!((ticks << record.tsc_shift.unsigned_abs() as usize) >= BigUint::from(1u32) << 63);
+            prop_assert!(oracle::is_stuck(&record, ahead));
             return Ok(());
         };
         prop_assert!(!is_ahead(moved.tsc_timestamp, guest_tsc));
-        let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
-        let left = u32::try_from(record.tsc_shift).unwrap_or(0);
-        let end = (1u128 << (64 - left)) - u128::from(ticks);
+        let end = oracle::common_reach(&record, &moved);
         let later = u64::try_from(u128::from(later) % end).unwrap();
         let tsc = record.tsc_timestamp.wrapping_add(later);
         prop_assert_eq!(moved.kvmclock_ns(tsc), record.kvmclock_ns(tsc));
@@ -198,9 +143,7 @@ proptest! {
     #[test]
     fn precision_rounds_up(spread in number(), khz in 1u32..) {
         let instant = Instant { spread, ..Default::default() };
-        let ticks = (BigUint::from(spread) + 1u32) / 2u32;
-        let ns = (ticks * 1_000_000u32 + khz - 1u32) / khz;
-        prop_assert_eq!(instant.precision_ns(khz), u32::try_from(ns).unwrap_or(u32::MAX));
+        prop_assert_eq!(instant.precision_ns(khz), oracle::precision_ns(spread, khz));
     }
 
     /// At full width and of either sign: whole days, centuries, and what fits no counter.
@@ -226,22 +169,9 @@ proptest! {
             return Ok(()); // Less than 1 Hz.
         };
 
-        let mut elapsed = BigInt::from(now.tai_ns) - taken;
-        if (offsets.0 < 10) != (offsets.1 < 10) {
-            elapsed -= (BigInt::from(offsets.1) - offsets.0) * NSEC_PER_SEC;
-        }
-        let (ratio, frac_bits) = fraction(scale);
-        let ticks = ((elapsed.magnitude() * ratio * host_khz * 1000u32) >> frac_bits) / NSEC_PER_SEC;
-        let is_back = elapsed.sign() == num_bigint::Sign::Minus;
-
-        // No more than half the ring away from where it was, or from its record.
-        let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
-        let half = BigUint::from(1u32) << 63;
-        let reach = ticks < half && (is_back || &ticks + age <= half);
-        let fits = u64::try_from(elapsed.magnitude()).is_ok();
-        let expected = to_u64(ticks).filter(|_| fits && reach).map(|ticks| {
-            header.guest_tsc.wrapping_add(if is_back { ticks.wrapping_neg() } else { ticks })
-        });
+        let elapsed = oracle::elapsed_ns(&header, &now);
+        let is_back = elapsed.sign() == Sign::Minus;
+        let expected = oracle::advanced(&header, &elapsed, request.rate);
         let planned = plan::plan(&request, vcpus[0].tsc_offset, &now, request.rate).ok().map(|plan| {
             let offset = vcpus[0].tsc_offset.wrapping_add(plan.offset_shift);
             Relation { scale, offset }.guest_tsc(now.host_tsc)

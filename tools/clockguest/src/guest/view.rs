@@ -56,10 +56,10 @@ impl Add for Backwards {
 
     fn add(self, other: Self) -> Self {
         Self {
-            own_tsc: self.own_tsc + other.own_tsc,
-            own_kvmclock: self.own_kvmclock + other.own_kvmclock,
-            cross_tsc: self.cross_tsc + other.cross_tsc,
-            cross_kvmclock: self.cross_kvmclock + other.cross_kvmclock,
+            own_tsc: self.own_tsc.saturating_add(other.own_tsc),
+            own_kvmclock: self.own_kvmclock.saturating_add(other.own_kvmclock),
+            cross_tsc: self.cross_tsc.saturating_add(other.cross_tsc),
+            cross_kvmclock: self.cross_kvmclock.saturating_add(other.cross_kvmclock),
         }
     }
 }
@@ -69,10 +69,10 @@ impl Sub for Backwards {
 
     fn sub(self, earlier: Self) -> Self {
         Self {
-            own_tsc: self.own_tsc - earlier.own_tsc,
-            own_kvmclock: self.own_kvmclock - earlier.own_kvmclock,
-            cross_tsc: self.cross_tsc - earlier.cross_tsc,
-            cross_kvmclock: self.cross_kvmclock - earlier.cross_kvmclock,
+            own_tsc: self.own_tsc.saturating_sub(earlier.own_tsc),
+            own_kvmclock: self.own_kvmclock.saturating_sub(earlier.own_kvmclock),
+            cross_tsc: self.cross_tsc.saturating_sub(earlier.cross_tsc),
+            cross_kvmclock: self.cross_kvmclock.saturating_sub(earlier.cross_kvmclock),
         }
     }
 }

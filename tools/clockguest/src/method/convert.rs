@@ -42,7 +42,10 @@ pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
     };
     let mut vcpus = saved.0.vcpus.clone();
     vcpus.sort_by_key(|vcpu| vcpu.vcpu_id);
-    let realtime_ns = header.tai_ns - i64::from(header.tai_offset_s) * NSEC_PER_SEC;
+    // Both directions wrap, so that there and back is the same whatever the other host says.
+    let realtime_ns = header
+        .tai_ns
+        .wrapping_sub(i64::from(header.tai_offset_s) * NSEC_PER_SEC);
     legacy_offset::Saved {
         clock: kvm_clock_data {
             clock: header.kvmclock_ns,
@@ -72,7 +75,7 @@ pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atom
         host_tsc: clock.host_tsc,
         guest_tsc,
         kvmclock_ns: clock.clock,
-        tai_ns: realtime_ns + i64::from(tai_offset_s) * NSEC_PER_SEC,
+        tai_ns: realtime_ns.wrapping_add(i64::from(tai_offset_s) * NSEC_PER_SEC),
         tai_offset_s,
         host_tsc_khz: saved.tsc_khz,
         precision_ns: REMADE_RECORD_NS,

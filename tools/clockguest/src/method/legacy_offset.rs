@@ -74,7 +74,8 @@ impl Saved {
         self.clock.realtime = self
             .clock
             .realtime
-            .wrapping_add_signed(ahead_ns + offset_ns);
+            .wrapping_add_signed(ahead_ns)
+            .wrapping_add_signed(offset_ns);
     }
 
     /// ofs_dst - ofs_src, ticks mod 2^64: `-(guest_src - guest_dest) * freq + (tsc_src - tsc_dest)`.

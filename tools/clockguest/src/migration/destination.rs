@@ -85,7 +85,7 @@ fn take_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(Gues
     peer.send(&restored)?;
 
     let Go {} = peer.receive()?;
-    let downtime_ns = tai_ns()? - clocks.saved_at_ns - clocks.shift.map_or(0, |shift| shift.tai_ns);
+    let downtime_ns = clocks.downtime_ns(tai_ns()?);
     let guest = Guest::run(vm)?;
     // If this is lost, so is what follows it.
     let _ = peer.send(&Running { downtime_ns });

@@ -43,6 +43,18 @@ pub(super) struct Exchange {
     t4: i64,
 }
 
+impl Exchange {
+    /// The ping that was sent at `t1` and whose answer came at `t4`.
+    pub(super) fn new(t1: i64, pong: &Pong, t4: i64) -> Self {
+        Self {
+            t1,
+            t2: pong.received_ns,
+            t3: pong.sent_ns,
+            t4,
+        }
+    }
+}
+
 /// Makes `count` pings.
 pub(super) fn ping(peer: &mut Peer, count: usize) -> Result<Vec<Exchange>> {
     let mut exchanges = Vec::with_capacity(count);
@@ -50,12 +62,7 @@ pub(super) fn ping(peer: &mut Peer, count: usize) -> Result<Vec<Exchange>> {
         let t1 = tai_ns()?;
         peer.send(&Ping {})?;
         let pong: Pong = peer.receive()?;
-        exchanges.push(Exchange {
-            t1,
-            t2: pong.received_ns,
-            t3: pong.sent_ns,
-            t4: tai_ns()?,
-        });
+        exchanges.push(Exchange::new(t1, &pong, tai_ns()?));
     }
     Ok(exchanges)
 }

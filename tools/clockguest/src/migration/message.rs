@@ -134,6 +134,15 @@ pub(super) struct Clocks {
     pub(super) returns: bool,
 }
 
+impl Clocks {
+    /// How long the guest stood still when the destination's clock reads `now_ns`, ns, saturating.
+    pub(super) fn downtime_ns(&self, now_ns: i64) -> i64 {
+        now_ns
+            .saturating_sub(self.saved_at_ns)
+            .saturating_sub(self.shift.map_or(0, |shift| shift.tai_ns))
+    }
+}
+
 /// What it took to put the clocks back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Restored {

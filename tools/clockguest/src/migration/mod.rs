@@ -28,6 +28,7 @@ mod clock_trace;
 mod connection;
 mod destination;
 mod exchange;
+pub mod heard;
 mod message;
 mod migrate;
 mod parts;

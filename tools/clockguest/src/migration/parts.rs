@@ -25,13 +25,13 @@ use crate::{
 use kvm_clock_ioctls::VmClock;
 use pvclock::plan::knows_tai;
 
-const NSEC_PER_SEC: i64 = 1_000_000_000;
+const NSEC_PER_SEC: i128 = 1_000_000_000;
 
 /// The source's clocks at one instant, and the guest's rate there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Anchor {
     pub(super) host_tsc: u64,
-    tai_ns: i64,
+    tai_ns: i128,
     tai_offset_s: i32,
     /// Guest TSC rate, Hz.
     hz: f64,
@@ -43,13 +43,15 @@ impl Anchor {
         match saved {
             Saved::Atomic(atomic::Saved(clock)) => {
                 let header = &clock.header;
-                let scale = match header.tsc_ratio {
-                    0 => 1.0,
-                    ratio => ratio as f64 / (1u64 << header.tsc_frac_bits) as f64,
+                // One that no hardware has is none.
+                let scale = match (header.tsc_ratio, header.tsc_frac_bits) {
+                    (0, 0) => 1.0,
+                    (ratio, bits @ 0..64) => ratio as f64 / (1u64 << bits) as f64,
+                    _ => return None,
                 };
                 Some(Self {
                     host_tsc: header.host_tsc,
-                    tai_ns: header.tai_ns,
+                    tai_ns: header.tai_ns.into(),
                     tai_offset_s: header.tai_offset_s,
                     hz: f64::from(header.host_tsc_khz) * 1000.0 * scale,
                 })
@@ -57,7 +59,7 @@ impl Anchor {
             Saved::LegacyOffset(saved) => Some(Self {
                 host_tsc: saved.clock.host_tsc,
                 // CAST: KVM's type for a time after 1970.
-                tai_ns: saved.clock.realtime as i64 + i64::from(tai_offset_s) * NSEC_PER_SEC,
+                tai_ns: i128::from(saved.clock.realtime as i64) + seconds(tai_offset_s),
                 tai_offset_s,
                 hz: f64::from(saved.tsc_khz) * 1000.0,
             }),
@@ -70,17 +72,14 @@ impl Anchor {
         self.elapsed_ns(shift, at) as f64 * self.hz / 1e9
     }
 
-    fn elapsed_ns(&self, shift: Option<ClockShift>, at: SetAt) -> i64 {
+    /// Either number may be anything: the other host said it.
+    fn elapsed_ns(&self, shift: Option<ClockShift>, at: SetAt) -> i128 {
+        let by_tai = i128::from(at.tai_ns) - self.tai_ns;
         match shift {
-            Some(shift) => at.tai_ns - (self.tai_ns + shift.tai_ns),
-            None if knows_tai(at.tai_offset_s) == knows_tai(self.tai_offset_s) => {
-                at.tai_ns - self.tai_ns
-            }
+            Some(shift) => by_tai - i128::from(shift.tai_ns),
+            None if knows_tai(at.tai_offset_s) == knows_tai(self.tai_offset_s) => by_tai,
             // One of them counts UTC.
-            None => {
-                let utc = |tai_ns: i64, offset_s: i32| tai_ns - i64::from(offset_s) * NSEC_PER_SEC;
-                utc(at.tai_ns, at.tai_offset_s) - utc(self.tai_ns, self.tai_offset_s)
-            }
+            None => by_tai - (seconds(at.tai_offset_s) - seconds(self.tai_offset_s)),
         }
     }
 
@@ -135,6 +134,11 @@ pub(super) fn own_error_ticks(
         }
     };
     Some(ahead_of(guest_tsc, header.guest_tsc) - due)
+}
+
+/// In ns.
+fn seconds(count: i32) -> i128 {
+    i128::from(count) * NSEC_PER_SEC
 }
 
 /// Difference of two TSC values, ticks.

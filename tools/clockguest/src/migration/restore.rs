@@ -99,6 +99,18 @@ pub(super) fn restore(
     }
 }
 
+/// The argument of `KVM_SET_VM_CLOCK_GUEST` on the host that `here` describes.
+pub(super) fn request(saved: &atomic::Saved, clocks: &Clocks, here: &Hello) -> VmClock {
+    let mut clock = saved.0.clone();
+    clock.header.mode = clocks.mode.to_abi();
+    if let Some(shift) = clocks.shift {
+        // By what the other host says; the kernel judges the sum.
+        clock.header.tai_ns = clock.header.tai_ns.saturating_add(shift.tai_ns);
+        clock.header.tai_offset_s = here.tai_offset_s;
+    }
+    clock
+}
+
 /// The clocks by `KVM_SET_VM_CLOCK_GUEST`.
 fn set(
     vm: &Vm,
@@ -107,12 +119,7 @@ fn set(
     here: &Hello,
     trace: Option<&ClockTrace>,
 ) -> Result<Restored> {
-    let mut clock = saved.0.clone();
-    clock.header.mode = clocks.mode.to_abi();
-    if let Some(shift) = clocks.shift {
-        clock.header.tai_ns += shift.tai_ns;
-        clock.header.tai_offset_s = here.tai_offset_s;
-    }
+    let mut clock = request(saved, clocks, here);
     let (result, set_at) = match trace {
         None => (set_vm_clock_guest(vm.fd(), &mut clock), None),
         Some(trace) => {

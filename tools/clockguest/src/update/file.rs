@@ -3,7 +3,10 @@
 //! The file that outlives the kernel.
 
 use super::Update;
-use crate::vmm::state::VmState;
+use crate::{
+    stream::Writer,
+    vmm::state::VmState, //
+};
 use anyhow::{
     anyhow,
     bail,
@@ -38,22 +41,35 @@ pub(super) fn write(path: &Path, state: &VmState, update: &Update) -> Result<()>
 
 /// Reads the file `path`, which has to be all of what [`write()`] wrote.
 pub(super) fn read(path: &Path) -> Result<(VmState, Update)> {
-    let read = || -> Result<(VmState, Update)> {
-        let mut input = BufReader::new(File::open(path)?);
-        let (state, update): (_, Update) = VmState::read(&mut input)?;
-        if input.read(&mut [0])? != 0 {
-            bail!("there is more in it than a saved VM");
-        }
-        if update.before.vcpus.len() != state.vcpus.len() {
-            bail!(
-                "{} vCPUs, but readings of {}",
-                state.vcpus.len(),
-                update.before.vcpus.len()
-            );
-        }
-        Ok((state, update))
-    };
+    let read = || parse(BufReader::new(File::open(path)?));
     read().map_err(|error| anyhow!("cannot restore {}: {error}", path.display()))
+}
+
+fn parse(mut input: impl Read) -> Result<(VmState, Update)> {
+    let (state, update): (_, Update) = VmState::read(&mut input)?;
+    if input.read(&mut [0])? != 0 {
+        bail!("there is more in it than a saved VM");
+    }
+    if update.before.vcpus.len() != state.vcpus.len() {
+        bail!(
+            "{} vCPUs, but readings of {}",
+            state.vcpus.len(),
+            update.before.vcpus.len()
+        );
+    }
+    Ok((state, update))
+}
+
+/// Reads what a file has to have, and writes it again as a stream of `session`: for `tools/fuzz`.
+///
+/// # Errors
+///
+/// Says why it is refused.
+pub fn read_and_write(input: impl Read, session: u64) -> Result<Vec<u8>> {
+    let (state, update) = parse(input)?;
+    let mut out = Vec::new();
+    state.send(&update, &mut Writer::new(&mut out, session))?;
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod file;
 mod outcome;
 
+pub use file::read_and_write;
 pub use outcome::Outcome;
 
 use crate::{

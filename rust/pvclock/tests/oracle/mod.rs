@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The arithmetic once more, with integers that have no width: what the crate's results are compared
+//! with, by `big_integers.rs` and by `tools/fuzz`.
+
+use num_bigint::{
+    BigInt,
+    BigUint,
+    Sign, //
+};
+use pvclock::{
+    abi::{
+        ClockGuest,
+        VmClockGuest, //
+    },
+    plan::Instant,
+    rate::{
+        Factor,
+        GuestRate, //
+    },
+    tsc::Scale,
+};
+
+const NSEC_PER_SEC: u64 = 1_000_000_000;
+
+/// Ratio and fraction bits such that no scaling needs no exception.
+fn fraction(scale: Scale) -> (BigUint, u32) {
+    match scale {
+        Scale::IDENTITY => (1u32.into(), 0),
+        _ => (scale.ratio().into(), scale.frac_bits()),
+    }
+}
+
+fn low_64(number: &BigUint) -> u64 {
+    number.iter_u64_digits().next().unwrap_or(0)
+}
+
+fn to_u64(number: BigUint) -> Option<u64> {
+    u64::try_from(number).ok()
+}
+
+/// kvmclock (ns) at guest TSC `tsc`, with the shifted ticks as 64 bits; no other width.
+pub(crate) fn kvmclock_ns(record: &ClockGuest, tsc: u64) -> u64 {
+    let ticks = BigUint::from(tsc.wrapping_sub(record.tsc_timestamp));
+    let shift = i32::from(record.tsc_shift);
+    let shifted = if shift < 0 {
+        ticks >> -shift
+    } else {
+        (ticks << shift) % (BigUint::from(1u32) << 64)
+    };
+    let ns = low_64(&((shifted * record.tsc_to_system_mul) >> 32));
+    record.system_time.wrapping_add(ns)
+}
+
+/// Host ticks to guest ticks, mod 2^64.
+pub(crate) fn scaled(scale: Scale, ticks: u64) -> u64 {
+    let (ratio, frac_bits) = fraction(scale);
+    low_64(&((ratio * ticks) >> frac_bits))
+}
+
+/// Guest ticks in `ns`, rounded down, however many they are.
+pub(crate) fn all_ticks(rate: GuestRate, ns: &BigUint) -> BigUint {
+    let (ratio, frac_bits) = fraction(rate.scale);
+    ((ns * ratio * rate.host_khz * 1000u32) >> frac_bits) / NSEC_PER_SEC
+}
+
+/// Guest ticks in `ns`, rounded down; `None` if they exceed 64 bits.
+pub(crate) fn ticks(rate: GuestRate, ns: u64) -> Option<u64> {
+    to_u64(all_ticks(rate, &ns.into()))
+}
+
+/// The rate that a pvclock factor is for, kHz, rounded down; `None` if it is none or exceeds 64 bits.
+pub(crate) fn implied_khz(factor: Factor) -> Option<u64> {
+    let bits = u32::from(factor.shift.unsigned_abs());
+    let (up, down) = if factor.shift < 0 {
+        (bits, 0)
+    } else {
+        (0, bits)
+    };
+    (factor.mul != 0)
+        .then(|| (BigUint::from(1_000_000u32) << (32 + up)) / (BigUint::from(factor.mul) << down))
+        .and_then(to_u64)
+}
+
+/// Whether `factor` is what KVM gives a guest of `khz` kHz.
+pub(crate) fn is_factor_of(factor: Option<Factor>, khz: u64) -> bool {
+    let Some(Factor { mul, shift }) = factor else {
+        return khz == 0 || khz > u64::MAX / 1000;
+    };
+    let hz = khz * 1000;
+    // Shifted into (10^9, 2 * 10^9]: by how much, and the bits that this loses, are KVM's choice.
+    let ticks = if shift < 0 { hz >> -shift } else { hz << shift };
+    let overshot = shift <= 0 && ticks == 2 * NSEC_PER_SEC + 1;
+    let quotient = (BigUint::from(NSEC_PER_SEC) << 32) / ticks.min(2 * NSEC_PER_SEC);
+    (overshot || (NSEC_PER_SEC + 1..=2 * NSEC_PER_SEC).contains(&ticks))
+        && BigUint::from(mul) == quotient
+}
+
+/// How far an instant that was read in `spread` ticks of `khz` kHz may be off, ns, saturating.
+pub(crate) fn precision_ns(spread: u64, khz: u32) -> u32 {
+    let ticks = (BigUint::from(spread) + 1u32) / 2u32;
+    let ns = (ticks * 1_000_000u32 + khz - 1u32) / khz;
+    u32::try_from(ns).unwrap_or(u32::MAX)
+}
+
+/// Whether there is no room to move `record`, which lies `ahead` ticks ahead, back behind that: as many
+/// ticks, shifted, have more than 63 bits.
+pub(crate) fn is_stuck(record: &ClockGuest, ahead: u64) -> bool {
+    let step = BigUint::from(1u32) << record.lattice_bits();
+    let ticks = (ahead + &step - 1u32) / &step * step;
+    record.tsc_shift > 0
+        && (ticks << usize::from(record.tsc_shift.unsigned_abs())) >= BigUint::from(1u32) << 63
+}
+
+/// How much later than `record.tsc_timestamp` both it and `moved` can be read, its timestamp being the
+/// earlier one: ticks, not included.
+pub(crate) fn common_reach(record: &ClockGuest, moved: &ClockGuest) -> u128 {
+    let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
+    let left = u32::try_from(record.tsc_shift).unwrap_or(0);
+    (1u128 << (64 - left)) - u128::from(ticks)
+}
+
+/// Time from the anchor of `saved` to `now`, ns: by TAI, or by UTC if one host does not know TAI.
+pub(crate) fn elapsed_ns(saved: &VmClockGuest, now: &Instant) -> BigInt {
+    let mut elapsed = BigInt::from(now.tai_ns) - saved.tai_ns;
+    if (saved.tai_offset_s < 10) != (now.tai_offset_s < 10) {
+        elapsed -= (BigInt::from(now.tai_offset_s) - saved.tai_offset_s) * NSEC_PER_SEC;
+    }
+    elapsed
+}
+
+/// The guest TSC, `elapsed` ns after the anchor of `saved`; `None` if that is half the ring or more away
+/// from where it was or from its record.
+pub(crate) fn advanced(saved: &VmClockGuest, elapsed: &BigInt, rate: GuestRate) -> Option<u64> {
+    let ticks = all_ticks(rate, elapsed.magnitude());
+    let is_back = elapsed.sign() == Sign::Minus;
+    let age = saved.guest_tsc.wrapping_sub(saved.record.tsc_timestamp);
+    let half = BigUint::from(1u32) << 63;
+    let reach = ticks < half && (is_back || &ticks + age <= half);
+    let fits = to_u64(elapsed.magnitude().clone()).is_some();
+    to_u64(ticks).filter(|_| fits && reach).map(|ticks| {
+        saved
+            .guest_tsc
+            .wrapping_add(if is_back { ticks.wrapping_neg() } else { ticks })
+    })
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! From a fuzzer's bytes to numbers: as they are, so that a change of one is a change of the other.
+
+use pvclock::{
+    abi::ClockGuest,
+    tsc::Scale, //
+};
+use zerocopy::{
+    FromBytes,
+    IntoBytes, //
+};
+
+/// `T` of the first bytes, 0 where they end; and the rest of them.
+pub(crate) fn take<T: FromBytes + IntoBytes>(bytes: &[u8]) -> (T, &[u8]) {
+    let (head, rest) = bytes.split_at(bytes.len().min(size_of::<T>()));
+    let mut value = T::new_zeroed();
+    value.as_mut_bytes()[..head.len()].copy_from_slice(head);
+    (value, rest)
+}
+
+/// The scale of the ABI's pair, or else the nearest that there is.
+pub(crate) fn scale(ratio: u64, frac_bits: u32) -> Scale {
+    Scale::new(ratio, frac_bits)
+        .or_else(|| Scale::new(ratio.max(1), frac_bits % 63 + 1))
+        .unwrap_or(Scale::IDENTITY)
+}
+
+/// `record` with what SET refuses mended.
+pub(crate) fn sound(record: ClockGuest) -> ClockGuest {
+    ClockGuest {
+        version: 0,
+        pad0: 0,
+        tsc_to_system_mul: record.tsc_to_system_mul.max(1),
+        tsc_shift: record.tsc_shift % 32,
+        flags: 0,
+        pad: [0; 2],
+        ..record
+    }
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A SET that is accepted does what the ABI says of its mode, and one that is refused has a reason.
+
+use crate::{
+    arithmetic,
+    input,
+    oracle, //
+};
+use num_bigint::Sign;
+use pvclock::{
+    abi::VmClockGuest,
+    plan::{
+        self,
+        Instant,
+        Plan,
+        Refusal, //
+    },
+    rate::GuestRate,
+    request::{
+        Mode,
+        SetRequest, //
+    },
+    tsc::{
+        Relation,
+        Scale, //
+    },
+};
+use zerocopy::{
+    FromBytes,
+    Immutable,
+    IntoBytes, //
+};
+
+/// What an input says: what was saved, and what is true here.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct Input {
+    header: VmClockGuest,
+    ref_offset: u64,
+    host_tsc: u64,
+    tai_ns: i64,
+    monotonic_raw_ns: i64,
+    boot_offset_ns: i64,
+    spread: u64,
+    ratio: u64,
+    told_ns: u64,
+    tai_offset_s: i32,
+    frac_bits: u32,
+    host_khz: u32,
+    padding: u32,
+}
+
+/// The target: a header that is made sound, an instant and a rate.
+///
+/// # Panics
+///
+/// If the plan is not what the ABI says.
+pub fn plan(bytes: &[u8]) {
+    let (input, _): (Input, _) = input::take(bytes);
+    let Some(request) = request(&input) else {
+        return;
+    };
+    let now = Instant {
+        host_tsc: input.host_tsc,
+        tai_ns: input.tai_ns,
+        tai_offset_s: input.tai_offset_s,
+        monotonic_raw_ns: input.monotonic_raw_ns,
+        boot_offset_ns: input.boot_offset_ns,
+        spread: input.spread,
+    };
+    let here = GuestRate {
+        host_khz: input.host_khz,
+        scale: input::scale(input.ratio, input.frac_bits),
+    };
+    let case = Case {
+        request,
+        ref_offset: input.ref_offset,
+        now,
+        here,
+    };
+    assert_eq!(
+        plan::rate_diff_hz(&case.request, here),
+        here.diff_hz(case.request.rate)
+    );
+    match plan::plan(&case.request, case.ref_offset, &now, here) {
+        Ok(plan) => case.ensure_planned(&plan, input.told_ns),
+        Err(refusal) => assert!(case.has(refusal), "{refusal:?}: {case:x?}"),
+    }
+}
+
+/// As the module asks for a plan: of a request that makes sense and does not contradict itself.
+fn request(input: &Input) -> Option<SetRequest> {
+    let mut header = input.header;
+    header.mode = header.mode % 3 + 1;
+    header.flags %= 8;
+    header.status %= 4;
+    header.record = input::sound(header.record);
+    let scale = input::scale(header.tsc_ratio, header.tsc_frac_bits);
+    (header.tsc_ratio, header.tsc_frac_bits) = (scale.ratio(), scale.frac_bits());
+    header.guest_tsc = oracle::scaled(scale, header.host_tsc).wrapping_add(input.ref_offset);
+    let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
+    if age > 1 << 63 {
+        header.record.tsc_timestamp = header.guest_tsc;
+    }
+    header.kvmclock_ns = oracle::kvmclock_ns(&header.record, header.guest_tsc);
+    // No rate is all that may still be wrong.
+    SetRequest::new(header).ok()
+}
+
+/// A sound request, and what is true here.
+#[derive(Debug)]
+struct Case {
+    request: SetRequest,
+    ref_offset: u64,
+    now: Instant,
+    here: GuestRate,
+}
+
+impl Case {
+    fn ensure_planned(&self, plan: &Plan, told_ns: u64) {
+        let (request, saved, now) = (&self.request, &self.request.saved, &self.now);
+        for refusal in [
+            Refusal::RateMismatch,
+            Refusal::Stale,
+            Refusal::Backwards,
+            Refusal::Unrepresentable,
+        ] {
+            assert!(!self.has(refusal), "no {refusal:?}: {self:x?}");
+        }
+
+        let offset = self.ref_offset.wrapping_add(plan.offset_shift);
+        let guest_tsc = oracle::scaled(plan.scale, now.host_tsc).wrapping_add(offset);
+        let mut precision_ns = u64::from(saved.precision_ns);
+        if request.mode == Mode::Exact {
+            assert_eq!(plan.offset_shift, 0, "{self:x?}");
+            assert_eq!(plan.record, saved.record, "{self:x?}");
+            assert_eq!(Some(plan.scale), self.exact_scale(), "{self:x?}");
+        } else {
+            assert_eq!(plan.scale, self.here.scale, "{self:x?}");
+            assert_eq!(Some(guest_tsc), self.due_tsc(), "{self:x?}");
+            let kept = saved.record.not_ahead_of(guest_tsc);
+            assert_eq!(Some(plan.record), kept, "{self:x?}");
+            let later = [0, 1, now.host_tsc, saved.host_tsc];
+            arithmetic::moved(&saved.record, guest_tsc, &later);
+        }
+        if request.mode == Mode::Advance {
+            let khz = self.here.host_khz.max(1);
+            precision_ns += u64::from(oracle::precision_ns(now.spread, khz));
+        }
+        let saturated = |ns: u64| u32::try_from(ns).unwrap_or(u32::MAX);
+        assert_eq!(plan.precision_ns, saturated(precision_ns), "{self:x?}");
+
+        // Where KVM's clock goes on instead.
+        let relation = Relation {
+            scale: plan.scale,
+            offset,
+        };
+        let khz = self.here.host_khz.max(1);
+        let unkept_ns = plan.precision_unkept_ns(relation, now, told_ns, khz);
+        let due_ns = oracle::kvmclock_ns(&plan.record, guest_tsc);
+        let off_by_ns = told_ns
+            .wrapping_sub(due_ns)
+            .min(due_ns.wrapping_sub(told_ns));
+        let sum = u64::from(saturated(off_by_ns))
+            + u64::from(oracle::precision_ns(now.spread, khz))
+            + u64::from(plan.precision_ns);
+        assert_eq!(unkept_ns, saturated(sum), "{self:x?}");
+    }
+
+    /// Whether there is this reason to refuse.
+    fn has(&self, refusal: Refusal) -> bool {
+        let (request, saved) = (&self.request, &self.request.saved);
+        let elapsed = oracle::elapsed_ns(saved, &self.now);
+        match refusal {
+            Refusal::RateMismatch => !request.allow_rate_mismatch && !self.is_same_rate(),
+            Refusal::Stale => {
+                let passed = self.now.host_tsc.wrapping_sub(saved.host_tsc);
+                request.mode == Mode::Exact && passed > 1 << 63
+            }
+            Refusal::Backwards => {
+                request.mode == Mode::Advance
+                    && !request.allow_backwards
+                    && elapsed.sign() == Sign::Minus
+            }
+            Refusal::Unrepresentable if request.mode == Mode::Exact => false,
+            Refusal::Unrepresentable => self.due_tsc().is_none_or(|tsc| {
+                let ahead = saved.record.tsc_timestamp.wrapping_sub(tsc);
+                (1..1 << 63).contains(&ahead) && oracle::is_stuck(&saved.record, ahead)
+            }),
+        }
+    }
+
+    /// The guest's TSC as it has to be here and now, but for exact.
+    fn due_tsc(&self) -> Option<u64> {
+        let (request, saved) = (&self.request, &self.request.saved);
+        match request.mode {
+            Mode::Exact | Mode::Freeze => Some(saved.guest_tsc),
+            Mode::Advance => {
+                let elapsed = oracle::elapsed_ns(saved, &self.now);
+                oracle::advanced(saved, &elapsed, request.rate)
+            }
+        }
+    }
+
+    fn is_same_rate(&self) -> bool {
+        match self.request.mode {
+            Mode::Exact => self.matching_scale().is_some(),
+            Mode::Advance | Mode::Freeze => is_close(self.request.rate, self.here),
+        }
+    }
+
+    fn exact_scale(&self) -> Option<Scale> {
+        let mismatch = self.request.allow_rate_mismatch.then_some(self.here.scale);
+        self.matching_scale().or(mismatch)
+    }
+
+    /// The ratio that exact puts back, if the rates are the same.
+    fn matching_scale(&self) -> Option<Scale> {
+        let (saved, here) = (self.request.rate.scale, self.here.scale);
+        let is_one = |scale: Scale| match (scale.ratio(), scale.frac_bits()) {
+            (0, 0) => true,
+            (ratio, bits) => ratio == 1 << bits,
+        };
+        let put_back = GuestRate {
+            scale: saved,
+            ..self.here
+        };
+        if is_one(saved) && is_one(here) {
+            return Some(here);
+        }
+        let fits = saved == here || saved.frac_bits() == here.frac_bits();
+        (fits && (saved == here || is_close(put_back, self.here))).then_some(saved)
+    }
+}
+
+/// Whether `other` is within 250 ppm of `rate`, both in whole Hz.
+fn is_close(rate: GuestRate, other: GuestRate) -> bool {
+    let hz = |rate| u128::from(oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX));
+    hz(rate).abs_diff(hz(other)) * 4000 <= hz(rate)
+}

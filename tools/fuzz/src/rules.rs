@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The rules of `Documentation/virt/kvm/clock-guest.rst` for what SET and GET take, read once more: each
+//! of them by itself, in no order.
+
+use crate::oracle;
+use pvclock::{
+    abi::{
+        ClockGuest,
+        ClockGuestVcpu,
+        VmClockGuest, //
+    },
+    rate::GuestRate,
+    request::Invalid,
+    tsc::Scale,
+};
+
+/// Whether there are other bits than the lowest `bits`.
+fn beyond(word: u32, bits: u32) -> bool {
+    word >> bits != 0
+}
+
+/// What is wrong with a record.
+pub(crate) fn broken_by_record(record: &ClockGuest) -> Vec<Invalid> {
+    let shift = i32::from(record.tsc_shift);
+    let rules = [
+        (
+            Invalid::Padding,
+            record.pad0 != 0 || record.pad.iter().any(|&byte| byte != 0),
+        ),
+        (Invalid::ZeroMul, record.tsc_to_system_mul == 0),
+        (Invalid::ShiftRange, shift.abs() > 31),
+    ];
+    broken(&rules)
+}
+
+/// What is wrong with the header of a GET.
+pub(crate) fn broken_by_get(header: &VmClockGuest) -> Vec<Invalid> {
+    let rules = [
+        // KVM_CLOCK_GUEST_FALLBACK alone, bit 2.
+        (Invalid::UnknownFlag, header.flags != 0 && header.flags != 4),
+        (Invalid::UnknownMode, header.mode != 0),
+    ];
+    broken(&rules)
+}
+
+/// The rate of a header, if it has one.
+fn rate(header: &VmClockGuest) -> Option<GuestRate> {
+    let scale = match (header.tsc_ratio, header.tsc_frac_bits) {
+        (0, 0) => Scale::IDENTITY,
+        (ratio, bits @ 1..=63) if ratio != 0 => Scale::new(ratio, bits)?,
+        _ => return None,
+    };
+    let rate = GuestRate {
+        host_khz: header.host_tsc_khz,
+        scale,
+    };
+    // Not a whole Hz is none.
+    (oracle::ticks(rate, 1_000_000_000) != Some(0)).then_some(rate)
+}
+
+/// What is wrong with the header of a SET.
+pub(crate) fn broken_by_set(header: &VmClockGuest) -> Vec<Invalid> {
+    let rules = [
+        (Invalid::UnknownMode, !(1..=3).contains(&header.mode)),
+        (
+            Invalid::UnknownFlag,
+            beyond(header.flags, 3) || beyond(header.status, 2),
+        ),
+        (Invalid::NoRate, rate(header).is_none()),
+    ];
+    let mut found = broken(&rules);
+    found.extend(broken_by_record(&header.record));
+    found
+}
+
+/// What is wrong with the array of a SET whose header is right, for a VM that has the vCPUs `ids`.
+pub(crate) fn broken_by_array(
+    header: &VmClockGuest,
+    entries: &[ClockGuestVcpu],
+    ids: &[u32],
+) -> Vec<Invalid> {
+    let times = |id: u32| entries.iter().filter(|entry| entry.vcpu_id == id).count();
+    let reference = header.ref_vcpu_id;
+    let mut rules = vec![
+        (Invalid::Padding, entries.iter().any(|entry| entry.pad != 0)),
+        (
+            Invalid::DuplicateVcpu,
+            entries.iter().any(|entry| times(entry.vcpu_id) > 1),
+        ),
+        (
+            Invalid::UnknownVcpu,
+            times(reference) == 0 || entries.iter().any(|entry| !ids.contains(&entry.vcpu_id)),
+        ),
+        (Invalid::MissingVcpu, ids.iter().any(|&id| times(id) == 0)),
+    ];
+    let found = entries.iter().find(|entry| entry.vcpu_id == reference);
+    if let (Some(entry), Some(rate)) = (found, rate(header)) {
+        let guest_tsc = oracle::scaled(rate.scale, header.host_tsc).wrapping_add(entry.tsc_offset);
+        let kvmclock_ns = oracle::kvmclock_ns(&header.record, header.guest_tsc);
+        let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
+        rules.extend([
+            (
+                Invalid::Contradiction,
+                guest_tsc != header.guest_tsc || kvmclock_ns != header.kvmclock_ns,
+            ),
+            // Half the ring away is neither ahead nor behind, and taken for behind.
+            (Invalid::RecordAhead, age > 1 << 63),
+        ]);
+    }
+    broken(&rules)
+}
+
+fn broken(rules: &[(Invalid, bool)]) -> Vec<Invalid> {
+    let broken = rules.iter().filter(|(_, is_broken)| *is_broken);
+    broken.map(|(reason, _)| *reason).collect()
+}
+
+/// Fails unless `result` is good if no rule is broken, and gives one of those that are if some are.
+pub(crate) fn ensure_justified<T>(
+    result: Result<T, Invalid>,
+    broken: &[Invalid],
+    of: &dyn std::fmt::Debug,
+) -> Option<T> {
+    match result {
+        Ok(value) => {
+            assert!(broken.is_empty(), "accepted, but {broken:?}: {of:x?}");
+            Some(value)
+        }
+        Err(reason) => {
+            assert!(
+                broken.contains(&reason),
+                "refused for {reason:?}, broken are {broken:?}: {of:x?}"
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What is accepted keeps all the rules of the ABI, what is refused breaks the one that it is refused for.
+
+use crate::{
+    input,
+    rules::{
+        broken_by_array,
+        broken_by_get,
+        broken_by_record,
+        broken_by_set,
+        ensure_justified, //
+    },
+};
+use pvclock::{
+    abi::{
+        ClockGuest,
+        ClockGuestVcpu,
+        VmClockGuest, //
+    },
+    request::{
+        check_record,
+        GetRequest,
+        SetRequest,
+        Vcpu, //
+    },
+};
+
+/// vCPUs that a VM has at most here.
+const MAX_VCPUS: usize = 8;
+
+/// The target: a header, the number and ids of the VM's vCPUs, and an array.
+///
+/// # Panics
+///
+/// If something is accepted or refused that should not be.
+pub fn validation(bytes: &[u8]) {
+    let (header, rest): (VmClockGuest, _) = input::take(bytes);
+    let (count, rest): (u8, _) = input::take(rest);
+    let (mut ids, mut rest): ([u8; MAX_VCPUS], _) = input::take(rest);
+    let mut entries = Vec::new();
+    while !rest.is_empty() && entries.len() <= MAX_VCPUS {
+        let entry: ClockGuestVcpu;
+        (entry, rest) = input::take(rest);
+        entries.push(entry);
+    }
+    // KVM gives no id twice.
+    let ids = &mut ids[..usize::from(count) % (MAX_VCPUS + 1)];
+    ids.sort_unstable();
+    let mut ids: Vec<_> = ids.iter().copied().map(u32::from).collect();
+    ids.dedup();
+
+    let get = GetRequest::new(&header);
+    if let Some(get) = ensure_justified(get, &broken_by_get(&header), &header) {
+        assert_eq!(get.fallback, header.flags != 0);
+    }
+    let checked = check_record(&header.record);
+    if let Some(checked) = ensure_justified(checked, &broken_by_record(&header.record), &header) {
+        assert_eq!(checked, unversioned(header.record));
+    }
+    set(header, &ids, &entries);
+}
+
+fn unversioned(record: ClockGuest) -> ClockGuest {
+    ClockGuest {
+        version: 0,
+        flags: 0,
+        ..record
+    }
+}
+
+fn set(header: VmClockGuest, ids: &[u32], entries: &[ClockGuestVcpu]) {
+    let request = SetRequest::new(header);
+    let Some(request) = ensure_justified(request, &broken_by_set(&header), &header) else {
+        return;
+    };
+    let saved = VmClockGuest {
+        record: unversioned(header.record),
+        ..header
+    };
+    assert_eq!(request.saved, saved);
+    let flags = [
+        request.allow_backwards,
+        request.allow_rate_mismatch,
+        request.fallback,
+    ];
+    assert_eq!(flags, [0, 1, 2].map(|bit| header.flags >> bit & 1 == 1));
+
+    let mut vcpus: Vec<_> = ids.iter().map(|&id| Vcpu { id, saved: None }).collect();
+    let matched = request.match_vcpus(&mut vcpus, entries);
+    let all = (header, entries, ids);
+    let broken = broken_by_array(&header, entries, ids);
+    let Some(ref_offset) = ensure_justified(matched, &broken, &all) else {
+        return;
+    };
+    let offset_of = |id| {
+        let found = entries.iter().find(|entry| entry.vcpu_id == id);
+        found.map(|entry| entry.tsc_offset)
+    };
+    assert_eq!(Some(ref_offset), offset_of(header.ref_vcpu_id), "{all:x?}");
+    for vcpu in &vcpus {
+        assert_eq!(vcpu.saved, offset_of(vcpu.id), "{all:x?}");
+    }
+}
