@@ -42,7 +42,11 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
     }
     // CAST: `usize` has 64 bits.
     let count = nr_vcpus as usize;
-    let mut vcpus = KVVec::from_elem(ClockGuestVcpu::default(), count, GFP_KERNEL_ACCOUNT)?;
+    let mut vcpus = KVVec::from_elem(
+        ClockGuestVcpu::default(),
+        count,
+        GFP_KERNEL_ACCOUNT | __GFP_NOWARN,
+    )?;
 
     let clocks = guard.clocks();
     let reference = guard.vcpus().next().ok_or(ENODATA)?;
@@ -55,7 +59,7 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
         entry.vcpu_id = vcpu.id();
         entry.tsc_offset = clocks.relation(vcpu).offset;
     }
-    let status = state::status(&clocks, &state.now);
+    let status = state::status(&clocks, &state.now, state.rate.scale);
     let ref_vcpu_id = state.reference.id();
     let State {
         relation,

@@ -50,13 +50,13 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let entries = user::read_vcpus(&header)?;
 
     let guard = vm.lock()?;
-    let mut vcpus = KVVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT)?;
+    let mut vcpus = KVVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
     for vcpu in guard.vcpus() {
         let vcpu = request::Vcpu {
             id: vcpu.id(),
             saved: None,
         };
-        vcpus.push(vcpu, GFP_KERNEL_ACCOUNT)?;
+        vcpus.push(vcpu, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
     }
     let ref_offset = request
         .match_vcpus(&mut vcpus, &entries)
@@ -67,7 +67,7 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
         let clocks = guard.clocks();
         let reference = guard.vcpus().next().ok_or(ENODATA)?;
         let state = State::new(&guard, &clocks, reference, request.fallback)?;
-        let status = state::status(&clocks, &state.now);
+        let status = state::status(&clocks, &state.now, state.rate.scale);
         (state, clocks.all_matched(), status)
     };
     // Before the commit, so that a fault here changes nothing.
@@ -126,7 +126,7 @@ fn are_in_place(
 fn outcome(guard: &VmGuard<'_>, state: &State<'_>, relation: Relation, plan: &Plan) -> (u32, u32) {
     let now = &state.now;
     let clocks = guard.clocks();
-    let status = state::status(&clocks, now);
+    let status = state::status(&clocks, now, relation.scale);
     if clocks.kept().is_some() {
         return (status, plan.precision_ns);
     }

@@ -13,7 +13,10 @@ use crate::{
         abi,
         plan::Instant,
         rate::GuestRate,
-        tsc::Relation, //
+        tsc::{
+            Relation,
+            Scale, //
+        },
     },
 };
 use kernel::prelude::*;
@@ -72,9 +75,13 @@ impl<'a> State<'a> {
     }
 }
 
-/// `STATUS_*` at `now`.
-pub(crate) fn status(clocks: &ClocksGuard<'_>, now: &Instant) -> u32 {
-    let kept = clocks.kept().map_or(0, |_| abi::STATUS_KEPT);
+/// `STATUS_*` at `now`, of a VM whose TSCs are scaled by `scale`: a record kept for another one is handed to
+/// no vCPU.
+pub(crate) fn status(clocks: &ClocksGuard<'_>, now: &Instant, scale: Scale) -> u32 {
+    let kept = clocks
+        .kept()
+        .filter(|kept| kept.relation.scale == scale)
+        .map_or(0, |_| abi::STATUS_KEPT);
     let fit = if now.is_host_tsc_fit() {
         abi::STATUS_HOST_TSC_FIT
     } else {

@@ -115,7 +115,11 @@ fn write_at(arg: UserPtr, offset: usize, bytes: &[u8]) -> Result {
 pub(crate) fn read_vcpus(header: &VmClockGuest) -> Result<KVVec<ClockGuestVcpu>> {
     // CAST: `usize` has 64 bits.
     let count = header.nr_vcpus as usize;
-    let mut vcpus = KVVec::from_elem(ClockGuestVcpu::default(), count, GFP_KERNEL_ACCOUNT)?;
+    let mut vcpus = KVVec::from_elem(
+        ClockGuestVcpu::default(),
+        count,
+        GFP_KERNEL_ACCOUNT | __GFP_NOWARN,
+    )?;
     let bytes = vcpus.as_mut_slice().as_mut_bytes();
     UserSlice::new(array(header), bytes.len())
         .reader()
