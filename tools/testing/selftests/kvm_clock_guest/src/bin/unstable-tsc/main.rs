@@ -4,8 +4,8 @@
 //! and FALLBACK does what is still possible.
 //!
 //! The host has no usable TSC from then on until it is rebooted, so this is not one of the programs
-//! that are run one after the other: `MARK_TSC_UNSTABLE=FILE unstable-tsc` by `tools/vm/run --allow`,
-//! FILE being `mark_tsc_unstable.ko`.
+//! that are run one after the other, but by `tools/vm/run --allow`. With `--at=online` the host finds
+//! out as one of its CPUs comes back.
 //!
 //! KVM keeps guests' TSCs going by hand on such a host: whenever a vCPU is loaded, be it for an ioctl,
 //! its offset is made anew. Where offsets matter they are told by GET here, which loads no vCPU.
@@ -39,6 +39,8 @@ use kvm_clock_guest_selftests::{
         run_a_little,
         set, //
     },
+    host_module,
+    hotplug::host_cpus,
     ktap::{
         self,
         note,
@@ -65,11 +67,6 @@ use pvclock::abi::{
     STATUS_KEPT, //
 };
 use std::{
-    env,
-    fs::File,
-    io,
-    os::fd::AsRawFd,
-    path::PathBuf,
     process::ExitCode,
     thread::sleep,
     time::{
@@ -130,19 +127,16 @@ impl Host {
         if clocksource != "tsc" {
             return Err(Skip(format!("the host's clocksource is {clocksource}, not tsc")).into());
         }
-        let module = env::var_os("MARK_TSC_UNSTABLE")
-            .map(PathBuf::from)
-            .context("MARK_TSC_UNSTABLE is to name mark_tsc_unstable.ko")?;
-        let module = File::open(&module).with_context(|| module.display().to_string())?;
+        let at = ktap::option("at", "load".to_owned())?;
+        let module = host_module::open("mark_tsc_unstable")?;
 
         let (running, stopped) = (Kept::new(&kvm)?, Kept::new(&kvm)?);
         let steps_back = steps_back(&running.vm);
         let _run = observe::run(&running.vm)?;
-        // SAFETY: The parameters are a C string, and the kernel only reads it.
-        let ret =
-            unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
-        if ret != 0 {
-            return Err(io::Error::last_os_error()).context("finit_module()");
+        host_module::load(&module, &format!("at={at}")).context("mark_tsc_unstable")?;
+        if at == "online" {
+            ensure!(clocksource::current()? == "tsc", "not by a CPU that comes");
+            host_cpus()?[0].go_offline()?.come_back()?;
         }
         Ok(Self {
             kvm,

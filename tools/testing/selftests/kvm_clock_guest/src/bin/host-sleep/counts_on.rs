@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The host TSC counts on while the host sleeps: nothing of a guest's clocks changes.
+
+use crate::{
+    expected::{
+        all_of,
+        ensure_advanced,
+        for_each,
+        read_and_stop,
+        Before, //
+    },
+    sleep::sleep_counting,
+    Host,
+    VCPUS, //
+};
+use anyhow::{
+    ensure,
+    Result, //
+};
+use clockguest::{
+    observe,
+    vmm::Vm, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    expect,
+    fixture::{
+        get,
+        run_a_little,
+        set, //
+    },
+    ktap::Case,
+};
+use pvclock::abi::{
+    MODE_ADVANCE,
+    MODE_EXACT, //
+};
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    vec![
+        Case::new("VMs that run when the host is suspended", running),
+        Case::new("VMs that are stopped then", stopped),
+        Case::new("3 times in a row", in_a_row),
+        Case::new("SET exact of what was saved before, into new VMs", into_new),
+        Case::new("SET advance of what was saved before", advance),
+    ]
+}
+
+fn running(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    for vm in &vms {
+        observe::run(vm)?;
+    }
+    sleep_counting()?;
+    for_each(&vms, &before, |vm, before| {
+        let reading = read_and_stop(vm)?;
+        before.ensure_kept(vm, &reading)
+    })
+}
+
+fn stopped(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    let saved = all_of(&vms, get)?;
+    sleep_counting()?;
+    // Before any vCPU is loaded.
+    for_each(&vms, &saved, |vm, saved| {
+        let now = get(vm)?;
+        let (header, was) = (now.header, saved.header);
+        ensure!(
+            (header.record, header.status, &now.vcpus) == (was.record, was.status, &saved.vcpus),
+            "GET tells {now:x?}, told {saved:x?}"
+        );
+        set(vm, &mut saved.clone(), MODE_EXACT)
+    })?;
+    for_each(&vms, &before, |vm, before| {
+        before.ensure_kept(vm, &run_a_little(vm)?)
+    })
+}
+
+fn in_a_row(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    for vm in &vms {
+        observe::run(vm)?;
+    }
+    for _ in 0..3 {
+        sleep_counting()?;
+    }
+    for_each(&vms, &before, |vm, before| {
+        let reading = read_and_stop(vm)?;
+        before.ensure_kept(vm, &reading)
+    })
+}
+
+/// As of a snapshot that is restored after the host slept.
+fn into_new(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let saved = all_of(&vms, |vm| {
+        Ok((vm.save()?, get(vm)?, vm.tsc_khz()?, Before::of(vm)?))
+    })?;
+    drop(vms);
+    sleep_counting()?;
+    for (state, clock, khz, before) in saved {
+        let vm = Vm::empty_at_rate(&host.kvm, VCPUS, khz)?;
+        vm.load(&state)?;
+        set(&vm, &mut clock.clone(), MODE_EXACT)?;
+        let reading = run_a_little(&vm)?;
+        before
+            .clocks
+            .ensure_is(&Clocks::of(&vm)?, "in the new VM")?;
+        before.clocks.ensure_reads(&reading)?;
+        before.progress.ensure_none_went_back(&vm, true)?;
+    }
+    Ok(())
+}
+
+/// What the host's clocks say, though those know of the sleep by the real time clock only.
+fn advance(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let saved = all_of(&vms, get)?;
+    sleep_counting()?;
+    for_each(&vms, &saved, |vm, saved| {
+        set(vm, &mut saved.clone(), MODE_ADVANCE)?;
+        let now = get(vm)?;
+        ensure_advanced(saved, &now)?;
+        expect::ensure_reads(
+            &run_a_little(vm)?,
+            &saved.header.record,
+            now.vcpus[0].tsc_offset,
+        )
+    })
+}

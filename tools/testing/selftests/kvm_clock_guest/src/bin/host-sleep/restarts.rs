@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The host TSC restarts while the host sleeps: KVM raises all offsets, and records go along.
+
+use crate::{
+    expected::{
+        all_of,
+        for_each,
+        own_steps_back,
+        read_and_stop,
+        Before, //
+    },
+    sleep::{
+        sleep_restarting,
+        Sleep, //
+    },
+    Host, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::{
+    observe,
+    vmm::Vm, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::function,
+    fixture::{
+        derived,
+        get,
+        reference_relation,
+        run_a_little, //
+    },
+    halting,
+    ktap::{
+        note,
+        Case, //
+    },
+    refusal::ensure_errno,
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    get_vm_clock_guest_or_fall_back,
+    tsc_offset,
+    VmClock, //
+};
+use pvclock::abi::{
+    ClockGuest,
+    PVCLOCK_TSC_STABLE,
+    STATUS_HOST_TSC_FIT,
+    STATUS_KEPT, //
+};
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    vec![
+        Case::new("VMs that run when the host is suspended", running),
+        Case::new("VMs that are stopped then", stopped),
+        Case::new("3 times in a row, stopped", in_a_row),
+        Case::new("a VM that keeps no record, before it runs", unkept),
+        Case::new("a vCPU that is added afterwards", added_afterwards),
+        Case::new("a VM that is created afterwards", created_afterwards),
+    ]
+}
+
+fn running(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    let saved = all_of(&vms, get)?;
+    for vm in &vms {
+        observe::run(vm)?;
+    }
+    let slept = sleep_restarting()?;
+    for_each(&vms, &before, |vm, before| {
+        let reading = read_and_stop(vm)?;
+        before.ensure_raised(vm, &reading)
+    })?;
+    for_each(&vms, &saved, |vm, saved| {
+        ensure_went_on(saved, &get(vm)?, slept, true)
+    })
+}
+
+/// Fails unless the guest TSC went on from where it was when the host went to sleep, by no more than the time
+/// that the host was awake; if the VM `ran`, or else perhaps from where it was at the last ioctl of any vCPU.
+fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Result<()> {
+    const SECOND_NS: u64 = 1_000_000_000;
+    /// What passes from that ioctl on, and in the kernel before it keeps time again.
+    const MOST_NS: u64 = 10 * SECOND_NS;
+
+    let (then, since) = (reference_relation(saved)?, reference_relation(now)?);
+    let khz = u64::from(now.header.host_tsc_khz);
+    // CAST: Some seconds are far below 2^63 ticks.
+    let ticks = |ns: u64| then.scale.apply(ns * khz / 1_000_000) as i64;
+    let went = since
+        .guest_tsc(slept.after)
+        .wrapping_sub(then.guest_tsc(slept.before));
+    // CAST: The sign of a difference mod 2^64 is the order.
+    let went = went as i64;
+    let least = if ran { 0 } else { -ticks(MOST_NS) };
+    let most = ticks(slept.awake_ns.unsigned_abs() + SECOND_NS);
+    ensure!(
+        (least..=most).contains(&went),
+        "the guest TSC went on by {went} ticks, expected {least} to {most}"
+    );
+    Ok(())
+}
+
+/// Fails unless GET, before any vCPU of the stopped `vm` is loaded, tells the clocks that the vCPUs are going
+/// to have.
+fn ensure_told(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
+    let told = get(vm)?;
+    let (header, was) = (told.header, saved.header);
+    ensure!(
+        header.status == STATUS_KEPT | STATUS_HOST_TSC_FIT,
+        "GET tells status {:#x}",
+        header.status
+    );
+    // CAST: The sign of a difference mod 2^64 is the order.
+    let went = header.guest_tsc.wrapping_sub(was.guest_tsc) as i64;
+    let kvmclock_went = header.kvmclock_ns.wrapping_sub(was.kvmclock_ns) as i64;
+    let offsets = vm.tsc_offsets()?;
+    let told_offsets: Vec<_> = told.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
+    ensure!(
+        told_offsets == offsets,
+        "GET tells TSC offsets {told_offsets:x?}, by KVM_VCPU_TSC_OFFSET they are {offsets:x?}; the guest \
+         TSC went on by {went} ticks then, kvmclock by {kvmclock_went} ns"
+    );
+    ensure!(
+        went >= 0 && kvmclock_went >= 0,
+        "since before the sleep the guest TSC went on by {went} ticks, kvmclock by {kvmclock_went} ns"
+    );
+    Ok(told)
+}
+
+fn stopped(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    let saved = all_of(&vms, get)?;
+    let slept = sleep_restarting()?;
+    for_each(&vms, &saved, |vm, saved| {
+        let told = ensure_told(vm, saved)?;
+        ensure_went_on(saved, &told, slept, false)
+    })?;
+    for_each(&vms, &before, |vm, before| {
+        before.ensure_raised(vm, &run_a_little(vm)?)
+    })
+}
+
+/// The changes add up until the vCPUs are loaded; where the TSC is scaled, KVM rounds their sum, and the
+/// record's each.
+fn in_a_row(host: &Host) -> Result<()> {
+    const TIMES: u64 = 3;
+
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    let saved = all_of(&vms, get)?;
+    for _ in 0..TIMES {
+        sleep_restarting()?;
+    }
+    for_each(&vms, &saved, |vm, saved| ensure_told(vm, saved).map(drop))?;
+    for_each(&vms, &before, |vm, before| {
+        let is_scaled = vm.tsc_khz()? != host.rates[0];
+        let off = if is_scaled { TIMES - 1 } else { 0 };
+        before.ensure_raised_to_within(vm, &run_a_little(vm)?, off)
+    })
+}
+
+/// Its master clock was of the TSC that is no more: ENODATA, and KVM's clock with FALLBACK.
+fn unkept(host: &Host) -> Result<()> {
+    let vms = host.derived()?;
+    let before = all_of(&vms, |vm| Ok((own_steps_back(vm), get(vm)?)))?;
+    sleep_restarting()?;
+    for_each(&vms, &before, |vm, (steps_back, saved)| {
+        for when in ["at once", "after the guest ran"] {
+            ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(drop)).context(when)?;
+            let told = get_vm_clock_guest_or_fall_back(vm.fd()).context("FALLBACK")?;
+            let (now, was) = (told.header, saved.header);
+            // CAST: The sign of a difference mod 2^64 is the order.
+            let went = now.kvmclock_ns.wrapping_sub(was.kvmclock_ns) as i64;
+            ensure!(
+                (0..600_000_000_000).contains(&went) && now.status == STATUS_HOST_TSC_FIT,
+                "{when}: kvmclock went on by {went} ns, {:x?}",
+                now
+            );
+            run_a_little(vm)?;
+        }
+        // Without a master clock, those of different vCPUs are no one clock.
+        ensure!(
+            own_steps_back(vm) == *steps_back,
+            "steps back of each vCPU's TSC and kvmclock were {steps_back:?}, are {:?}",
+            own_steps_back(vm)
+        );
+        Ok(())
+    })
+}
+
+/// KVM gives it the TSC that the others would have had, but all read one kvmclock.
+fn added_afterwards(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    sleep_restarting()?;
+    for_each(&vms, &before, |vm, before| {
+        before.ensure_raised(vm, &run_a_little(vm)?)?;
+        let mut fd = halting::add_vcpu(&host.kvm, vm)?;
+        let page = halting::record(vm, &mut fd)?;
+        let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
+        let ahead = offset.wrapping_sub(vm.tsc_offsets()?[0]);
+        // CAST: The sign of a difference mod 2^64 is the order.
+        note(&format!("its TSC is {} ticks ahead", ahead as i64));
+        let record = before.clocks.record;
+        let expected = ClockGuest {
+            tsc_timestamp: record.tsc_timestamp.wrapping_add(ahead),
+            ..function(record)
+        };
+        ensure!(
+            function(page) == expected,
+            "the new vCPU, {ahead:#x} ticks ahead, reads {page:x?}, the others {record:x?}"
+        );
+        before.ensure_raised(vm, &run_a_little(vm)?)
+    })
+}
+
+/// Nothing reminds of the TSC of before.
+fn created_afterwards(host: &Host) -> Result<()> {
+    sleep_restarting()?;
+    let vm = derived(&host.kvm, 2)?;
+    let header = get(&vm)?.header;
+    ensure!(
+        header.record.flags == PVCLOCK_TSC_STABLE && header.status == STATUS_HOST_TSC_FIT,
+        "GET tells {header:x?}"
+    );
+    let vms = host.kept()?;
+    for_each(&vms, &all_of(&vms, Before::of)?, |vm, before| {
+        before.clocks.ensure_reads(&run_a_little(vm)?)
+    })
+}

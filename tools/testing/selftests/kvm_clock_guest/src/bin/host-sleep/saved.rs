@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! SET after the host TSC restarted, before any vCPU is loaded: of what was saved before, and since.
+
+use crate::{
+    expected::{
+        all_of,
+        ensure_advanced,
+        for_each,
+        Before, //
+    },
+    sleep::{
+        sleep_restarting,
+        wait_for_tsc, //
+    },
+    Host, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::Vm;
+use kvm_clock_guest_selftests::{
+    clocks::{
+        function,
+        Clocks, //
+    },
+    expect,
+    fixture::{
+        get,
+        make_consistent,
+        reference_offset,
+        run_a_little,
+        set, //
+    },
+    ktap::Case,
+    refusal::ensure_errno,
+};
+use kvm_clock_ioctls::{
+    get_vm_clock_guest,
+    set_clock_guest,
+    set_vm_clock_guest,
+    VmClock, //
+};
+use pvclock::abi::{
+    VmClockGuest,
+    MODE_ADVANCE,
+    MODE_EXACT,
+    MODE_FREEZE, //
+};
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    vec![
+        Case::new("SET exact of what was saved before is stale", stale),
+        Case::new("SET exact of what GET tells at once", exact),
+        Case::new(
+            "SET exact of offsets that are those of before",
+            same_offsets,
+        ),
+        Case::new("SET advance of what was saved before", |host| {
+            moved(host, MODE_ADVANCE)
+        }),
+        Case::new("SET freeze of what was saved before", |host| {
+            moved(host, MODE_FREEZE)
+        }),
+        Case::new("KVM_SET_CLOCK_GUEST of the record of before", by_vcpu),
+        Case::new("KVM_SET_CLOCK, and a new record", replaced),
+    ]
+}
+
+/// The host TSC has not reached the anchor yet: nothing changes.
+fn stale(host: &Host) -> Result<()> {
+    /// Ticks that leave the time for all this.
+    const ENOUGH: u64 = 20_000_000_000;
+
+    let vms = host.kept()?;
+    wait_for_tsc(ENOUGH);
+    let (before, saved) = (all_of(&vms, Before::of)?, all_of(&vms, get)?);
+    sleep_restarting()?;
+    let refused = |vm: &Vm, saved: &VmClock| {
+        let mut clock = saved.clone();
+        clock.header.mode = MODE_EXACT;
+        ensure_errno(libc::ESTALE, set_vm_clock_guest(vm.fd(), &mut clock))
+    };
+    for_each(&vms, &saved, |vm, saved| {
+        refused(vm, saved).context("at once")
+    })?;
+    for_each(&vms, &before, |vm, before| {
+        before.ensure_raised(vm, &run_a_little(vm)?)
+    })?;
+    for_each(&vms, &saved, |vm, saved| {
+        refused(vm, saved).context("after the guest ran")
+    })?;
+    for_each(&vms, &before, |vm, before| {
+        before.ensure_raised(vm, &run_a_little(vm)?)
+    })
+}
+
+/// Fails unless the stopped `vm` has exactly the clocks that were SET, also when it runs.
+fn ensure_is_set(vm: &Vm, clock: &VmClock) -> Result<()> {
+    let expected: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
+    let record = function(clock.header.record);
+    let reading = run_a_little(vm)?;
+    let now = Clocks::of(vm)?;
+    ensure!(
+        now.offsets == expected && now.kept && function(now.record) == record,
+        "SET were offsets {expected:x?} and record {record:x?}, clocks are {now:x?}"
+    );
+    expect::ensure_reads(&reading, &record, reference_offset(clock))?;
+    now.ensure_unchanged(vm)
+}
+
+fn exact(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let before = all_of(&vms, Before::of)?;
+    sleep_restarting()?;
+    let told = all_of(&vms, get)?;
+    for_each(&vms, &told, |vm, told| {
+        set(vm, &mut told.clone(), MODE_EXACT)?;
+        ensure_is_set(vm, told)
+    })?;
+    for_each(&vms, &before, |vm, before| {
+        before.progress.ensure_none_went_back(vm, true)
+    })
+}
+
+/// A SET that has nothing to write, by what the vCPUs were last known to have.
+fn same_offsets(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    let saved = all_of(&vms, get)?;
+    sleep_restarting()?;
+    for_each(&vms, &saved, |vm, saved| {
+        let mut clock = saved.clone();
+        // An anchor of now; a guest that was saved long before it, as its TSC is to be behind.
+        clock.header.host_tsc = get(vm)?.header.host_tsc;
+        clock.header.record.tsc_timestamp = reference_offset(&clock);
+        make_consistent(&mut clock);
+        set(vm, &mut clock, MODE_EXACT)?;
+        ensure_is_set(vm, &clock)
+    })
+}
+
+fn moved(host: &Host, mode: u32) -> Result<()> {
+    let vms = host.kept()?;
+    let (before, saved) = (all_of(&vms, Before::of)?, all_of(&vms, get)?);
+    sleep_restarting()?;
+    for_each(&vms, &saved, |vm, saved| {
+        set(vm, &mut saved.clone(), mode)?;
+        let now = get(vm)?;
+        if mode == MODE_ADVANCE {
+            ensure_advanced(saved, &now)?;
+        } else {
+            let went = now.header.guest_tsc.wrapping_sub(saved.header.guest_tsc);
+            let second = u64::from(vm.tsc_khz()?) * 1000;
+            ensure!(went < 10 * second, "the guest TSC went on by {went} ticks");
+        }
+        let clock = VmClock {
+            header: VmClockGuest {
+                record: saved.header.record,
+                ..now.header
+            },
+            vcpus: now.vcpus,
+        };
+        ensure_is_set(vm, &clock)
+    })?;
+    for_each(&vms, &before, |vm, before| {
+        before.progress.ensure_none_went_back(vm, true)
+    })
+}
+
+/// It is for the TSC that the vCPU is going to have.
+fn by_vcpu(host: &Host) -> Result<()> {
+    // Such a record has to be for the vCPU's rate.
+    let vms = host.keeping(|clock| clock)?;
+    let (before, saved) = (all_of(&vms, Before::of)?, all_of(&vms, get)?);
+    sleep_restarting()?;
+    for_each(&vms, &saved, |vm, saved| {
+        let record = saved.header.record;
+        set_clock_guest(&vm.vcpus()[0].fd(), &record).context("KVM_SET_CLOCK_GUEST")
+    })?;
+    for_each(&vms, &before, |vm, before| {
+        before.ensure_raised(vm, &run_a_little(vm)?)
+    })
+}
+
+/// KVM takes no master clock for such a VM again, so there is none to GET; but a record can be SET.
+fn replaced(host: &Host) -> Result<()> {
+    let vms = host.kept()?;
+    sleep_restarting()?;
+    let told = all_of(&vms, get)?;
+    for_each(&vms, &told, |vm, told| {
+        let mut data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+        data.flags = 0;
+        vm.fd().set_clock(&data).context("KVM_SET_CLOCK")?;
+        run_a_little(vm)?;
+        ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(drop))?;
+        set(vm, &mut told.clone(), MODE_EXACT)?;
+        ensure_is_set(vm, told)
+    })
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Suspends the host.
+
+use anyhow::{
+    bail,
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::host::rdtsc_ordered;
+use kvm_clock_guest_selftests::{
+    host_clock::now_ns,
+    ktap::{
+        note,
+        Skip, //
+    },
+};
+use std::{
+    fs,
+    io,
+    str::FromStr,
+    thread,
+    time::Duration, //
+};
+
+const STATE: &str = "/sys/power/state";
+const MEM_SLEEP: &str = "/sys/power/mem_sleep";
+
+/// A suspension of the host.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sleep {
+    /// Host TSC (ticks) just before.
+    pub(crate) before: u64,
+    /// Host TSC (ticks) just after.
+    pub(crate) after: u64,
+    /// Time from the one to the other that the host was awake, ns.
+    pub(crate) awake_ns: i64,
+}
+
+impl Sleep {
+    /// Whether the TSC did not count all the time: it has more than a tick per ns.
+    fn is_restarted(&self) -> bool {
+        let counted = self.after.checked_sub(self.before);
+        counted.is_none_or(|ticks| ticks < self.awake_ns.unsigned_abs())
+    }
+}
+
+/// Makes "mem" mean ACPI's S3.
+pub(crate) fn prepare() -> Result<()> {
+    let states = fs::read_to_string(STATE).unwrap_or_default();
+    if !states.split_whitespace().any(|state| state == "mem") {
+        bail!(Skip(format!(
+            "{STATE} has {states:?}: no suspend to memory"
+        )));
+    }
+    fs::write(MEM_SLEEP, "deep").context(MEM_SLEEP)
+}
+
+/// Suspends the host; returns when somebody woke it.
+fn sleep() -> Result<Sleep> {
+    let clocks = || {
+        (
+            rdtsc_ordered(),
+            now_ns(libc::CLOCK_MONOTONIC),
+            now_ns(libc::CLOCK_BOOTTIME),
+        )
+    };
+    let (before, awake, booted) = clocks();
+    fs::write(STATE, "mem").context(STATE)?;
+    let (after, awake_later, booted_later) = clocks();
+    let slept = Sleep {
+        before,
+        after,
+        awake_ns: awake_later - awake,
+    };
+    note(&format!(
+        "{slept:?}, asleep for {} ns by CLOCK_BOOTTIME",
+        booted_later - booted - slept.awake_ns
+    ));
+    Ok(slept)
+}
+
+/// What the host TSC does meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostTsc {
+    CountsOn,
+    Restarts,
+}
+
+impl FromStr for HostTsc {
+    type Err = io::Error;
+
+    fn from_str(text: &str) -> io::Result<Self> {
+        match text {
+            "counts-on" => Ok(Self::CountsOn),
+            "restarts" => Ok(Self::Restarts),
+            _ => Err(io::Error::other("neither counts-on nor restarts")),
+        }
+    }
+}
+
+/// Suspends the host, whose TSC has to do as `tsc` says.
+pub(crate) fn sleep_as(tsc: HostTsc) -> Result<Sleep> {
+    match tsc {
+        HostTsc::CountsOn => sleep_counting(),
+        HostTsc::Restarts => sleep_restarting(),
+    }
+}
+
+/// Suspends the host, whose TSC has to count on.
+pub(crate) fn sleep_counting() -> Result<Sleep> {
+    let slept = sleep()?;
+    ensure!(!slept.is_restarted(), "the host TSC restarted: {slept:?}");
+    Ok(slept)
+}
+
+/// Suspends the host, whose TSC has to restart.
+pub(crate) fn sleep_restarting() -> Result<Sleep> {
+    /// More ticks than pass until KVM looks at the TSC, or else it would see no step back.
+    const ENOUGH: u64 = 8_000_000_000;
+
+    wait_for_tsc(ENOUGH);
+    let slept = sleep()?;
+    ensure!(slept.is_restarted(), "the host TSC counted on: {slept:?}");
+    Ok(slept)
+}
+
+/// Returns when the host TSC is at `least` ticks.
+pub(crate) fn wait_for_tsc(least: u64) {
+    while rdtsc_ordered() < least {
+        thread::sleep(Duration::from_millis(10));
+    }
+}
