@@ -25,6 +25,7 @@ use std::{
 };
 
 const FAILSLAB: &str = "/sys/kernel/debug/failslab";
+const FAIL_PAGE: &str = "/sys/kernel/debug/fail_page_alloc";
 const USERCOPY: &str = "/sys/kernel/debug/fail_usercopy";
 const NTH: &str = "/proc/thread-self/fail-nth";
 const MAKE_IT_FAIL: &str = "/proc/thread-self/make-it-fail";
@@ -42,6 +43,66 @@ pub enum Kind {
     /// All allocations once those before have had so many bytes, n times as many as the smallest has:
     /// `ENOMEM`. Not the n-th alone, as some are tried twice.
     Memory,
+    /// All allocations of pages once those before have had n: `ENOMEM`. Arrays of more than 8 KiB have
+    /// pages of their own.
+    Pages,
+    /// As `Memory`, while no two pages are to be had in one piece, so that such arrays are put together
+    /// of single ones.
+    Scattered,
+    /// The n-th of all these, in the order in which the kernel comes to them, and it alone.
+    Any,
+}
+
+/// Settings of a folder of debugfs.
+type Settings = &'static [(&'static str, &'static str)];
+
+/// Whatever is asked for, by whom it is asked.
+const ALWAYS: Settings = &[
+    // Those that may sleep fail too.
+    ("ignore-gfp-wait", "N"),
+    ("task-filter", "Y"),
+    ("interval", "1"),
+    ("probability", "100"),
+    ("space", "0"),
+    ("times", "0"),
+];
+const ANY_PAGE: Settings = &[("ignore-gfp-highmem", "N"), ("min-order", "0")];
+const PAGES_IN_ONE_PIECE: Settings = &[("ignore-gfp-highmem", "N"), ("min-order", "1")];
+/// No cache but those marked, of which there are none, so that allocations do not count.
+const NO_CACHE: Settings = &[("cache-filter", "Y")];
+/// Likewise.
+const NO_PAGE: Settings = &[("min-order", "64")];
+
+impl Kind {
+    /// What has to be set, beside that no stack is dumped for each fault: that would look like a kernel
+    /// in trouble.
+    fn settings(self) -> &'static [(&'static str, Settings)] {
+        const SLEEPERS: Settings = &[("ignore-gfp-wait", "N")];
+        match self {
+            Self::UserAccess => &[(FAILSLAB, NO_CACHE), (FAIL_PAGE, NO_PAGE)],
+            Self::Memory => &[(FAILSLAB, ALWAYS)],
+            Self::Pages => &[(FAIL_PAGE, ALWAYS), (FAIL_PAGE, ANY_PAGE)],
+            Self::Scattered => &[
+                (FAILSLAB, ALWAYS),
+                (FAIL_PAGE, ALWAYS),
+                (FAIL_PAGE, PAGES_IN_ONE_PIECE),
+            ],
+            Self::Any => &[
+                (FAILSLAB, SLEEPERS),
+                (FAIL_PAGE, SLEEPERS),
+                (FAIL_PAGE, ANY_PAGE),
+            ],
+        }
+    }
+
+    /// What is allowed before the `nth` fault, in the folder's unit.
+    fn space(self, nth: u32) -> Option<(&'static str, u32)> {
+        match self {
+            Self::UserAccess | Self::Any => None,
+            Self::Memory | Self::Scattered => Some((FAILSLAB, (nth - 1) * SMALLEST)),
+            Self::Pages => Some((FAIL_PAGE, nth - 1)),
+        }
+    }
 }
 
 /// Fault injection into this thread's system calls; dropping this restores its settings.
@@ -58,10 +119,10 @@ impl Faults {
     ///
     /// [`Skip`] if the kernel cannot inject faults; those of debugfs.
     pub fn new(kind: Kind) -> Result<Self> {
-        for path in [FAILSLAB, USERCOPY, NTH, MAKE_IT_FAIL] {
+        for path in [FAILSLAB, FAIL_PAGE, USERCOPY, NTH, MAKE_IT_FAIL] {
             if !Path::new(path).exists() {
                 bail!(Skip(format!(
-                    "no {path}: the kernel needs FAILSLAB and FAULT_INJECTION_USERCOPY"
+                    "no {path}: the kernel needs FAILSLAB, FAIL_PAGE_ALLOC and FAULT_INJECTION_USERCOPY"
                 )));
             }
         }
@@ -69,24 +130,12 @@ impl Faults {
             kind,
             former: Vec::new(),
         };
-        // A stack dump for each fault would look like a kernel in trouble.
-        faults.configure(USERCOPY, "verbose", "0")?;
-        faults.configure(FAILSLAB, "verbose", "0")?;
-        match kind {
-            // No cache but those marked, of which there are none, so that allocations do not count.
-            Kind::UserAccess => faults.configure(FAILSLAB, "cache-filter", "Y")?,
-            Kind::Memory => {
-                for (file, value) in [
-                    // Those that may sleep fail too.
-                    ("ignore-gfp-wait", "N"),
-                    ("task-filter", "Y"),
-                    ("interval", "1"),
-                    ("probability", "100"),
-                    ("space", "0"),
-                    ("times", "0"),
-                ] {
-                    faults.configure(FAILSLAB, file, value)?;
-                }
+        for folder in [FAILSLAB, FAIL_PAGE, USERCOPY] {
+            faults.configure(folder, "verbose", "0")?;
+        }
+        for (folder, settings) in kind.settings() {
+            for (file, value) in *settings {
+                faults.configure(folder, file, value)?;
             }
         }
         Ok(faults)
@@ -99,10 +148,22 @@ impl Faults {
     ///
     /// Those of procfs and debugfs.
     pub fn nth<R>(&self, nth: u32, call: impl FnOnce() -> R) -> Result<(R, bool)> {
-        match self.kind {
-            Kind::UserAccess => nth_user_access(nth, call).context(NTH),
-            Kind::Memory => with_memory((nth - 1) * SMALLEST, call).context(FAILSLAB),
+        let Some((folder, space)) = self.kind.space(nth) else {
+            return nth_alone(nth, call).context(NTH);
+        };
+        if self.kind == Kind::Scattered {
+            set_times(FAIL_PAGE, MANY)?;
         }
+        with_space(folder, space, call).context(folder)
+    }
+
+    /// How often the last call of [`Kind::Scattered`] was refused pages in one piece.
+    ///
+    /// # Errors
+    ///
+    /// Those of debugfs.
+    pub fn refused_pages(&self) -> Result<u32> {
+        Ok(MANY - times(FAIL_PAGE).context(FAIL_PAGE)?)
     }
 
     fn configure(&mut self, folder: &str, file: &str, value: &str) -> Result<()> {
@@ -125,7 +186,7 @@ impl Drop for Faults {
     }
 }
 
-fn nth_user_access<R>(nth: u32, call: impl FnOnce() -> R) -> io::Result<(R, bool)> {
+fn nth_alone<R>(nth: u32, call: impl FnOnce() -> R) -> io::Result<(R, bool)> {
     let control = OpenOptions::new().read(true).write(true).open(NTH)?;
     control.write_all_at(nth.to_string().as_bytes(), 0)?;
     let result = call();
@@ -146,17 +207,25 @@ fn left_over(control: &File) -> io::Result<u32> {
     }
 }
 
-/// Allocations fail once they would leave none of `bytes`.
-fn with_memory<R>(bytes: u32, call: impl FnOnce() -> R) -> io::Result<(R, bool)> {
-    let times = Path::new(FAILSLAB).join("times");
-    fs::write(Path::new(FAILSLAB).join("space"), bytes.to_string())?;
-    fs::write(&times, MANY.to_string())?;
+/// Allocations fail once they would leave none of `space`, in the unit of `folder`.
+fn with_space<R>(folder: &str, space: u32, call: impl FnOnce() -> R) -> io::Result<(R, bool)> {
+    fs::write(Path::new(folder).join("space"), space.to_string())?;
+    set_times(folder, MANY)?;
     let control = OpenOptions::new().write(true).open(MAKE_IT_FAIL)?;
     control.write_all_at(b"1", 0)?;
     let result = call();
     control.write_all_at(b"0", 0)?;
-    let left = number(&fs::read(&times)?)?;
-    Ok((result, left < MANY))
+    Ok((result, times(folder)? < MANY))
+}
+
+/// How many faults there may still be.
+fn times(folder: &str) -> io::Result<u32> {
+    number(&fs::read(Path::new(folder).join("times"))?)
+}
+
+/// How many faults there may be.
+fn set_times(folder: &str, times: u32) -> io::Result<()> {
+    fs::write(Path::new(folder).join("times"), times.to_string())
 }
 
 fn number(text: &[u8]) -> io::Result<u32> {

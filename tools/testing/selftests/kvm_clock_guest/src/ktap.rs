@@ -4,7 +4,10 @@
 //!
 //! See `Documentation/dev-tools/ktap.rst` and `tools/testing/selftests/kselftest.h`.
 
-use anyhow::Result;
+use anyhow::{
+    Context,
+    Result, //
+};
 use std::{
     env,
     io::{
@@ -12,6 +15,7 @@ use std::{
         Write, //
     },
     process::ExitCode,
+    str::FromStr,
 };
 use thiserror::Error;
 
@@ -49,10 +53,35 @@ pub fn note(text: &str) {
     let _ = diagnostic(&mut io::stdout().lock(), text);
 }
 
+/// The value of a program's own option, `--name=value`, or `default` if it was not given.
+///
+/// # Errors
+///
+/// If the value is no `T`.
+pub fn option<T>(name: &str, default: T) -> Result<T>
+where
+    T: FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    env::args()
+        .skip(1)
+        .find_map(|arg| Some(value(&arg, name)?.to_owned()))
+        .map_or(Ok(default), |value| {
+            value.parse().with_context(|| format!("--{name}={value}"))
+        })
+}
+
+/// What `arg` gives option `name`, if it does.
+fn value<'a>(arg: &'a str, name: &str) -> Option<&'a str> {
+    arg.strip_prefix("--")?
+        .strip_prefix(name)?
+        .strip_prefix('=')
+}
+
 /// The whole of a test program's `main()`.
 ///
 /// With arguments, only the cases are run whose name has one of them in it; arguments after
-/// `--without` leave out cases instead.
+/// `--without` leave out cases instead. `--name=value` is for [`option`].
 pub fn main<C>(requirements: impl FnOnce() -> Result<C>, mut cases: Vec<Case<C>>) -> ExitCode {
     choose(&mut cases, env::args().skip(1));
     match report(&mut io::stdout(), requirements, cases) {
@@ -64,7 +93,8 @@ pub fn main<C>(requirements: impl FnOnce() -> Result<C>, mut cases: Vec<Case<C>>
     }
 }
 
-fn choose<C>(cases: &mut Vec<Case<C>>, mut args: impl Iterator<Item = String>) {
+fn choose<C>(cases: &mut Vec<Case<C>>, args: impl Iterator<Item = String>) {
+    let mut args = args.filter(|arg| !(arg.starts_with("--") && arg.contains('=')));
     let wanted: Vec<_> = args.by_ref().take_while(|arg| arg != "--without").collect();
     let unwanted: Vec<_> = args.collect();
     cases.retain(|case| {
@@ -178,6 +208,15 @@ mod tests {
         assert_eq!(chosen(&["needs 2", "ales"]), ["needs 2", "scales"]);
         assert_eq!(chosen(&["--without", "needs 2", "ales"]), ["needs 1"]);
         assert_eq!(chosen(&["needs", "--without", "1"]), ["needs 2"]);
+        assert_eq!(chosen(&["--rounds=1", "needs 2"]), ["needs 2"]);
+    }
+
+    #[test]
+    fn options_have_values() {
+        assert_eq!(value("--rounds=20", "rounds"), Some("20"));
+        assert_eq!(value("--rounds=20", "round"), None);
+        assert_eq!(value("rounds=20", "rounds"), None);
+        assert_eq!(value("--without", "rounds"), None);
     }
 
     #[test]

@@ -8,15 +8,19 @@
 //! - [`clocks`]: all that can be seen of a VM's clocks, to compare before and after,
 //! - [`clocksource`]: a host that does not keep its time by its TSC, for the duration of a case,
 //! - [`continued`]: kvmclock on such a host: the saved function first, the raw clock from then on,
+//! - [`descriptors`]: further descriptors of a VM and its vCPUs,
 //! - [`expect`]: what SET should make of a saved clock,
 //! - [`fault`]: system calls that fail half way,
 //! - [`fixture`]: VMs in the states that the cases start from,
 //! - [`flat_out`]: a guest that reads its clocks without a pause,
 //! - [`halting`]: vCPUs that only halt,
 //! - [`host_clock`]: the host's clocks,
+//! - [`host_module`]: kernel modules that do something to the host,
+//! - [`hotplug`]: CPUs of the host that go offline for a while,
 //! - [`hyperv`], [`xen`]: the clocks that KVM makes for guests of other hypervisors,
 //! - [`machine`]: a VM whose vCPUs have a local APIC, for guest code of a program's own,
 //! - [`payload`]: ioctl arguments that end, or are write-protected, where a case wants it,
+//! - [`references`]: what is in use of KVM: references to modules, VMs,
 //! - [`refusal`]: a call that must fail and change nothing,
 //! - [`snippet`]: a few instructions executed by a stopped vCPU,
 //! - [`trace`]: the clock updates that KVM makes.
@@ -28,16 +32,20 @@ pub mod apart;
 pub mod clocks;
 pub mod clocksource;
 pub mod continued;
+pub mod descriptors;
 pub mod expect;
 pub mod fault;
 pub mod fixture;
 pub mod flat_out;
 pub mod halting;
 pub mod host_clock;
+pub mod host_module;
+pub mod hotplug;
 pub mod hyperv;
 pub mod ktap;
 pub mod machine;
 pub mod payload;
+pub mod references;
 pub mod refusal;
 pub mod require;
 pub mod snippet;

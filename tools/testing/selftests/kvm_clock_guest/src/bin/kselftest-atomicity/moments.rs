@@ -83,10 +83,12 @@ impl Outcomes {
         Ok(())
     }
 
+    /// Tells how often a call failed, and fails unless it did, and by the errno of `kind`.
     fn ensure_seen(&self, kind: Kind) -> Result<()> {
+        note(&format!("{self:?}"));
         let (expected, other) = match kind {
             Kind::UserAccess => (self.efault, self.enomem),
-            Kind::Memory => (self.enomem, self.efault),
+            _ => (self.enomem, self.efault),
         };
         ensure!(
             expected > 0 && other == 0,
@@ -169,7 +171,6 @@ fn set(host: &Host, kind: Kind, mode: u32, size: Option<u32>) -> Result<()> {
                 settle(vm)?;
             }
         }
-        note(&format!("{outcomes:?}"));
         outcomes.ensure_seen(kind)?;
         let survived = outcomes.survived;
         ensure!(

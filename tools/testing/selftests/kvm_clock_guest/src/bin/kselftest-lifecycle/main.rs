@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The module comes and goes while VMs exist; needs root, and leaves it loaded.
+//! The module comes and goes, and so do KVM's; needs root, and leaves all of them loaded.
+//!
+//! `--rounds=N`: unloads and loads while ioctls are made.
 
+mod kunit;
+mod load;
 mod module;
+mod order;
+mod running;
 
 use anyhow::{
-    anyhow,
-    bail,
     ensure,
     Context,
     Result, //
 };
-use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::{
         pages,
@@ -27,115 +30,73 @@ use kvm_clock_guest_selftests::{
     halting,
     ktap::{
         self,
-        note,
         Case, //
     },
     refusal::ensure_errno,
     require, //
 };
 use kvm_clock_ioctls::{
+    get_clock_guest,
     get_vm_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
+    set_clock_guest,
+    set_vm_clock_guest, //
 };
 use kvm_ioctls::Kvm;
 use module::Module;
 use pvclock::abi::MODE_EXACT;
-use std::{
-    process::ExitCode,
-    sync::atomic::{
-        AtomicBool,
-        AtomicU64,
-        Ordering, //
-    },
-    thread::{
-        scope,
-        sleep, //
-    },
-    time::{
-        Duration,
-        Instant, //
-    },
-};
-use vmm_sys_util::{
-    errno,
-    ioctl::ioctl_with_mut_ref, //
-};
-
-const ROUNDS: u32 = 20;
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The vCPU ioctls whose numbers the hook hands to the module.
-mod nr {
-    use pvclock::abi::ClockGuest;
-    use vmm_sys_util::{
-        ioctl_ior_nr,
-        ioctl_iow_nr, //
-    };
-
-    const KVMIO: u32 = 0xae;
-
-    ioctl_iow_nr!(KVM_SET_CLOCK_GUEST, KVMIO, 0xd6, ClockGuest);
-    ioctl_ior_nr!(KVM_GET_CLOCK_GUEST, KVMIO, 0xd7, ClockGuest);
-}
+use std::process::ExitCode;
 
 struct Host {
-    kvm: Kvm,
     module: Module,
 }
 
 impl Host {
     fn new() -> Result<Self> {
-        let (kvm, module) = (require::clock_guest()?, Module::find()?);
+        require::clock_guest()?;
+        let module = Module::under_test()?;
         module.unload()?.load()?;
-        Ok(Self { kvm, module })
+        Ok(Self { module })
+    }
+
+    /// Each case's own, as an open `/dev/kvm` keeps KVM's modules from going.
+    fn kvm(&self) -> Result<Kvm> {
+        require::clock_guest()
     }
 }
 
 fn main() -> ExitCode {
-    let cases = vec![
+    let mut cases = vec![
         Case::new("absent: capability 0, ENOTTY on VM and vCPU fd", absent),
         Case::new("a kept record outlives the module", kept_record),
         Case::new("a VM that saw no module can use it", loaded_later),
-        Case::new(
-            format!("{ROUNDS} unloads and loads while ioctls are made"),
-            under_load,
-        ),
     ];
+    cases.extend(running::cases());
+    cases.extend(load::cases());
+    cases.extend(order::cases());
     ktap::main(Host::new, cases)
 }
 
 fn absent(host: &Host) -> Result<()> {
-    let vm = derived(&host.kvm, 1)?;
-    let before = require::capability(&host.kvm);
+    let kvm = host.kvm()?;
+    let vm = derived(&kvm, 1)?;
+    let before = require::capability(&kvm);
     let mut clock = get(&vm)?;
     clock.header.mode = MODE_EXACT;
 
     let unloaded = host.module.unload()?;
-    let cap = require::capability(&host.kvm);
+    let cap = require::capability(&kvm);
     ensure!(
         cap == 0,
         "KVM_CAP_CLOCK_GUEST is {cap:#x} without the module"
     );
     ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ())).context("GET, VM fd")?;
     ensure_errno(libc::ENOTTY, set_vm_clock_guest(vm.fd(), &mut clock)).context("SET, VM fd")?;
-    for (name, request) in [
-        ("SET, vCPU fd", nr::KVM_SET_CLOCK_GUEST()),
-        ("GET, vCPU fd", nr::KVM_GET_CLOCK_GUEST()),
-    ] {
-        let mut record = clock.header.record;
-        // SAFETY: Either request reads or writes one record, mutably borrowed here.
-        let ret = unsafe { ioctl_with_mut_ref(&*vm.vcpus()[0].fd(), request, &mut record) };
-        let result = if ret < 0 {
-            errno::errno_result()
-        } else {
-            Ok(())
-        };
-        ensure_errno(libc::ENOTTY, result).context(name)?;
-    }
+    let (vcpu, record) = (&vm.vcpus()[0], clock.header.record);
+    ensure_errno(libc::ENOTTY, set_clock_guest(&vcpu.fd(), &record)).context("SET, vCPU fd")?;
+    ensure_errno(libc::ENOTTY, get_clock_guest(&vcpu.fd()).map(|_| ())).context("GET, vCPU fd")?;
     unloaded.load()?;
 
-    let after = require::capability(&host.kvm);
+    let after = require::capability(&kvm);
     ensure!(
         after == before,
         "KVM_CAP_CLOCK_GUEST was {before:#x}, is {after:#x}"
@@ -145,13 +106,14 @@ fn absent(host: &Host) -> Result<()> {
 
 /// KVM keeps it, not the module.
 fn kept_record(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm, 2)?;
+    let kvm = host.kvm()?;
+    let vm = kept(&kvm, 2)?;
     let before = Clocks::of(&vm)?;
 
     let unloaded = host.module.unload()?;
     run_a_little(&vm)?;
     // Makes KVM update the clocks of all vCPUs.
-    let mut added = halting::add_vcpu(&host.kvm, &vm)?;
+    let mut added = halting::add_vcpu(&kvm, &vm)?;
     halting::run(&vm, &mut added)?;
     run_a_little(&vm)?;
     let observed = pages(&vm);
@@ -168,8 +130,9 @@ fn kept_record(host: &Host) -> Result<()> {
 }
 
 fn loaded_later(host: &Host) -> Result<()> {
+    let kvm = host.kvm()?;
     let unloaded = host.module.unload()?;
-    let vm = derived(&host.kvm, 1)?;
+    let vm = derived(&kvm, 1)?;
     unloaded.load()?;
     let before = Clocks::of(&vm)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
@@ -178,74 +141,4 @@ fn loaded_later(host: &Host) -> Result<()> {
         ..before
     }
     .ensure_unchanged(&vm)
-}
-
-/// What callers in a tight loop saw.
-#[derive(Default)]
-struct Seen {
-    served: AtomicU64,
-    absent: AtomicU64,
-    stop: AtomicBool,
-}
-
-impl Seen {
-    /// Counts `result`, or says why it must not be.
-    fn count(&self, call: &str, result: errno::Result<()>) -> Result<()> {
-        match result {
-            Ok(()) => self.served.fetch_add(1, Ordering::Relaxed),
-            Err(e) if e.errno() == libc::ENOTTY => self.absent.fetch_add(1, Ordering::Relaxed),
-            Err(e) => bail!("{call} failed with {e}, expected success or ENOTTY"),
-        };
-        Ok(())
-    }
-
-    /// Calls until told to stop.
-    fn call(&self, vm: &Vm, mut clock: VmClock) -> Result<()> {
-        while !self.stop.load(Ordering::Relaxed) {
-            self.count("GET", get_vm_clock_guest(vm.fd()).map(|_| ()))?;
-            self.count("SET", set_vm_clock_guest(vm.fd(), &mut clock))?;
-        }
-        Ok(())
-    }
-}
-
-fn under_load(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm, 2)?;
-    let before = Clocks::of(&vm)?;
-    let mut clock = get(&vm)?;
-    clock.header.mode = MODE_EXACT;
-
-    let seen = Seen::default();
-    scope(|scope| {
-        let caller = scope.spawn(|| seen.call(&vm, clock));
-        let wait = |count: &AtomicU64, what: &str| {
-            let (from, start) = (count.load(Ordering::Relaxed), Instant::now());
-            while count.load(Ordering::Relaxed) == from && !caller.is_finished() {
-                ensure!(start.elapsed() < PATIENCE, "no {what} call in {PATIENCE:?}");
-                sleep(Duration::from_micros(100));
-            }
-            Ok(())
-        };
-        let rounds = || {
-            for _ in 0..ROUNDS {
-                wait(&seen.served, "served")?;
-                let unloaded = host.module.unload()?;
-                wait(&seen.absent, "unserved")?;
-                unloaded.load()?;
-            }
-            wait(&seen.served, "served")
-        };
-        let result = rounds();
-        seen.stop.store(true, Ordering::Relaxed);
-        let called = caller
-            .join()
-            .map_err(|_| anyhow!("the calling thread panicked"))?;
-        called.and(result)
-    })?;
-    note(&format!(
-        "{} calls served, {} met no module",
-        seen.served.into_inner(),
-        seen.absent.into_inner()
-    ));
-    before.ensure_unchanged(&vm)
 }

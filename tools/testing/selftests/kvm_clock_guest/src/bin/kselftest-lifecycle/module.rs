@@ -1,20 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Loads and unloads the module under test.
+//! Loads and unloads KVM's modules and the one under test.
 
 use anyhow::{
     bail,
+    ensure,
     Context,
     Result, //
 };
-use kvm_clock_guest_selftests::ktap::Skip;
+use kvm_clock_guest_selftests::{
+    host_module,
+    ktap::Skip,
+    references::{
+        is_loaded,
+        vendor,
+        CLOCK_GUEST,
+        KVM, //
+    },
+};
 use std::{
     env,
-    ffi::CStr,
+    ffi::CString,
     fs::File,
     io,
-    os::fd::AsRawFd,
-    path::PathBuf,
+    path::{
+        Path,
+        PathBuf, //
+    },
     process::Command,
     thread::sleep,
     time::{
@@ -23,39 +35,76 @@ use std::{
     },
 };
 
-const NAME: &CStr = c"kvm_clock_guest";
 /// How long a call into the module may keep it from going.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The module's file.
+/// A module and its file.
 #[derive(Debug)]
-pub(crate) struct Module(PathBuf);
+pub(crate) struct Module {
+    name: &'static str,
+    path: PathBuf,
+}
 
 impl Module {
-    /// By `$CLOCK_GUEST_MODULE`, or else where modprobe would find it.
+    /// The one under test: by `$CLOCK_GUEST_MODULE`, or else where modprobe would find it.
     ///
     /// # Errors
     ///
     /// [`Skip`] if there is none.
-    pub(crate) fn find() -> Result<Self> {
-        if let Some(path) = env::var_os("CLOCK_GUEST_MODULE").filter(|path| !path.is_empty()) {
-            return Ok(Self(path.into()));
+    pub(crate) fn under_test() -> Result<Self> {
+        Self::find(
+            CLOCK_GUEST,
+            env::var_os("CLOCK_GUEST_MODULE").map(Into::into),
+        )
+    }
+
+    /// KVM's own: in `$CLOCK_GUEST_KDIR`, or else where modprobe would find it.
+    ///
+    /// # Errors
+    ///
+    /// [`Skip`] if there is none.
+    pub(crate) fn kvm() -> Result<Self> {
+        Self::of_kernel(KVM)
+    }
+
+    /// KVM's for the host's CPU, likewise.
+    ///
+    /// # Errors
+    ///
+    /// [`Skip`] if there is none.
+    pub(crate) fn vendor() -> Result<Self> {
+        Self::of_kernel(vendor()?)
+    }
+
+    fn of_kernel(name: &'static str) -> Result<Self> {
+        let kdir = env::var_os("CLOCK_GUEST_KDIR").filter(|kdir| !kdir.is_empty());
+        let file = format!("arch/x86/kvm/{}.ko", name.replace('_', "-"));
+        Self::find(name, kdir.map(|kdir| Path::new(&kdir).join(file)))
+    }
+
+    fn find(name: &'static str, path: Option<PathBuf>) -> Result<Self> {
+        if let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) {
+            return Ok(Self { name, path });
         }
-        match Command::new("modinfo")
-            .args(["-n", "kvm_clock_guest"])
-            .output()
-        {
+        match Command::new("modinfo").args(["-n", name]).output() {
             Ok(found) if found.status.success() => {
                 let path = String::from_utf8(found.stdout).context("modinfo's output")?;
-                Ok(Self(path.trim_end().into()))
+                let path = path.trim_end().into();
+                Ok(Self { name, path })
             }
-            _ => bail!(Skip(
-                "modinfo does not find kvm_clock_guest: name its file in CLOCK_GUEST_MODULE".into()
-            )),
+            _ => bail!(Skip(format!(
+                "modinfo does not find {name}: name its file in CLOCK_GUEST_MODULE, or its kernel's \
+                 build folder in CLOCK_GUEST_KDIR"
+            ))),
         }
     }
 
-    /// Unloads it; dropping what is returned loads it again.
+    /// Its name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Unloads it, as soon as no call into it is in progress; dropping what is returned loads it again.
     ///
     /// # Errors
     ///
@@ -63,39 +112,63 @@ impl Module {
     pub(crate) fn unload(&self) -> Result<Unloaded<'_>> {
         let start = Instant::now();
         loop {
-            // SAFETY: The name is a C string, and the kernel only reads it.
-            let ret =
-                unsafe { libc::syscall(libc::SYS_delete_module, NAME.as_ptr(), libc::O_NONBLOCK) };
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                _ if ret == 0 => return Ok(Unloaded { module: Some(self) }),
-                // A call into the module is in progress.
-                Some(libc::EAGAIN) if start.elapsed() < PATIENCE => {
+            match self.delete() {
+                Ok(()) => return Ok(Unloaded { module: Some(self) }),
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && start.elapsed() < PATIENCE => {
                     sleep(Duration::from_micros(100));
                 }
-                Some(libc::EPERM) => bail!(Skip("only root may unload modules".into())),
-                _ => {
-                    return Err(error)
-                        .with_context(|| format!("delete_module(), after {:?}", start.elapsed()))
+                Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                    bail!(Skip("only root may unload modules".into()))
+                }
+                Err(e) => {
+                    let name = self.name;
+                    return Err(e).with_context(|| {
+                        format!("delete_module({name}), after {:?}", start.elapsed())
+                    });
                 }
             }
         }
     }
 
-    fn load(&self) -> Result<()> {
-        let file = File::open(&self.0).with_context(|| self.0.display().to_string())?;
-        // SAFETY: The parameters are a C string, and the kernel only reads it.
-        let ret =
-            unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
-        if ret != 0 {
-            return Err(io::Error::last_os_error())
-                .with_context(|| format!("finit_module({})", self.0.display()));
+    /// Fails unless it cannot be unloaded, as something uses it.
+    ///
+    /// # Errors
+    ///
+    /// Says what happened instead.
+    pub(crate) fn ensure_in_use(&self) -> Result<()> {
+        let name = self.name;
+        match self.delete() {
+            // The same number as EWOULDBLOCK: other modules depend on it, or there are references.
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => (),
+            Err(e) => return Err(e).with_context(|| format!("delete_module({name})")),
+            Ok(()) => {
+                self.load()?;
+                bail!("{name} could be unloaded");
+            }
         }
+        ensure!(is_loaded(name), "{name} is gone though it was in use");
         Ok(())
+    }
+
+    fn delete(&self) -> io::Result<()> {
+        let name = CString::new(self.name)?;
+        // SAFETY: The name is a C string, and the kernel only reads it.
+        let ret =
+            unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+        match ret {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn load(&self) -> Result<()> {
+        let path = || self.path.display().to_string();
+        let file = File::open(&self.path).with_context(path)?;
+        host_module::load(&file, "").with_context(|| format!("finit_module({})", path()))
     }
 }
 
-/// The time during which the module is not loaded.
+/// The time during which a module is not loaded.
 #[derive(Debug)]
 pub(crate) struct Unloaded<'a> {
     module: Option<&'a Module>,

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A process that was passed the descriptors of another's VM: KVM refuses it everything, with EIO.
+
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use kvm_ioctls::{
+    VcpuFd,
+    VmFd, //
+};
+use pvclock::abi::{
+    KVM_CAP_CLOCK_GUEST,
+    KVM_GET_CLOCK_GUEST,
+    KVM_GET_VM_CLOCK_GUEST,
+    KVM_SET_CLOCK_GUEST,
+    KVM_SET_VM_CLOCK_GUEST, //
+};
+use std::{
+    env,
+    fs::File,
+    io::{
+        self,
+        Read,
+        Write, //
+    },
+    net::Shutdown,
+    os::{
+        fd::{
+            AsFd,
+            AsRawFd,
+            OwnedFd, //
+        },
+        unix::net::UnixStream,
+    },
+    process::{
+        Child,
+        Command,
+        ExitCode,
+        Stdio, //
+    },
+    time::Duration,
+};
+use vmm_sys_util::{
+    ioctl::ioctl_with_val,
+    sock_ctrl_msg::ScmSocket, //
+};
+
+/// How long another process may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+mod nr {
+    use vmm_sys_util::ioctl_io_nr;
+
+    const KVMIO: u32 = 0xae;
+
+    ioctl_io_nr!(KVM_CHECK_EXTENSION, KVMIO, 0x03);
+    ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
+}
+
+/// A VM's descriptor and one of a vCPU of it, of another process.
+pub(crate) struct Foreign {
+    vm: File,
+    vcpu: File,
+}
+
+impl Foreign {
+    /// Passes `vm` and `vcpu` through `socket`.
+    pub(crate) fn send(socket: &UnixStream, vm: &VmFd, vcpu: &VcpuFd) -> Result<()> {
+        for fd in [vm.as_raw_fd(), vcpu.as_raw_fd()] {
+            socket.send_with_fd(&[0u8][..], fd).context("SCM_RIGHTS")?;
+        }
+        Ok(())
+    }
+
+    /// Takes what [`send`](Self::send) passed.
+    pub(crate) fn receive(socket: &UnixStream) -> Result<Self> {
+        let one = || {
+            let (_, fd) = socket.recv_with_fd(&mut [0]).context("SCM_RIGHTS")?;
+            fd.context("the other process ended before it passed its descriptors")
+        };
+        Ok(Self {
+            vm: one()?,
+            vcpu: one()?,
+        })
+    }
+
+    /// Fails unless all calls are refused; returns how many.
+    pub(crate) fn ensure_refused(&self) -> Result<u64> {
+        let calls = [
+            (&self.vm, u64::from(KVM_GET_VM_CLOCK_GUEST), 0),
+            (&self.vm, KVM_SET_VM_CLOCK_GUEST.into(), 0),
+            (&self.vm, nr::KVM_CHECK_EXTENSION(), KVM_CAP_CLOCK_GUEST),
+            (&self.vcpu, KVM_GET_CLOCK_GUEST.into(), 0),
+            (&self.vcpu, KVM_SET_CLOCK_GUEST.into(), 0),
+            (&self.vcpu, nr::KVM_RUN(), 0),
+        ];
+        for (fd, request, arg) in calls {
+            // SAFETY: Whatever KVM makes of the argument, it is a number or a null pointer.
+            let ret = unsafe { ioctl_with_val(fd, request, arg.into()) };
+            let error = io::Error::last_os_error();
+            ensure!(
+                ret < 0 && error.raw_os_error() == Some(libc::EIO),
+                "ioctl {request:#x} of another process's VM returned {ret}, {error}, expected EIO"
+            );
+        }
+        Ok(calls.len() as u64)
+    }
+}
+
+/// This program in a process of its own, which ends at the latest when this is dropped.
+pub(crate) struct Process {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Process {
+    /// Starts it in `role`; its standard input is the other end of [`socket`](Self::socket).
+    pub(crate) fn start(role: &str) -> Result<Self> {
+        let (socket, other) = UnixStream::pair().context("socketpair")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let child = Command::new(env::current_exe()?)
+            .arg(format!("--as={role}"))
+            .stdin(Stdio::from(OwnedFd::from(other)))
+            .spawn()
+            .context("cannot start another process")?;
+        Ok(Self { child, socket })
+    }
+
+    pub(crate) fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already, as a rule.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The socket that [`Process::start`] gave this process.
+pub(crate) fn socket() -> Result<UnixStream> {
+    Ok(io::stdin().as_fd().try_clone_to_owned()?.into())
+}
+
+/// A process that makes all calls over and over.
+pub(crate) struct Stranger(Process);
+
+impl Stranger {
+    /// Passes it `vm` and `vcpu`; returns when it began.
+    pub(crate) fn start(vm: &VmFd, vcpu: &VcpuFd) -> Result<Self> {
+        let process = Process::start("stranger")?;
+        Foreign::send(process.socket(), vm, vcpu)?;
+        process
+            .socket()
+            .read_exact(&mut [0])
+            .context("the other process said nothing")?;
+        Ok(Self(process))
+    }
+
+    /// Returns how many calls it made, all of which were refused.
+    pub(crate) fn end(mut self) -> Result<u64> {
+        self.0.socket.shutdown(Shutdown::Write)?;
+        let mut count = [0; 8];
+        let told = self.0.socket.read_exact(&mut count);
+        let status = self.0.child.wait()?;
+        ensure!(status.success(), "the other process failed: {status}");
+        told.context("the other process said nothing")?;
+        Ok(u64::from_ne_bytes(count))
+    }
+}
+
+/// The process itself.
+pub(crate) fn main() -> ExitCode {
+    match refused() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("# {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn refused() -> Result<()> {
+    let mut socket = socket()?;
+    let foreign = Foreign::receive(&socket)?;
+    let mut count = foreign.ensure_refused()?;
+    socket.write_all(&[0])?;
+    socket.set_nonblocking(true)?;
+    // Until the other end is shut down.
+    while !matches!(socket.read(&mut [0]), Ok(0)) {
+        count += foreign.ensure_refused()?;
+        // The CPUs are for those who are served.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    socket.set_nonblocking(false)?;
+    Ok(socket.write_all(&u64::to_ne_bytes(count))?)
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What became of the calls, and of the guest's readings.
+
+use crate::looks::Stop;
+use anyhow::{
+    ensure,
+    Result, //
+};
+use kvm_clock_guest_selftests::ktap::option;
+use std::{
+    fmt,
+    sync::atomic::{
+        AtomicU64,
+        Ordering, //
+    },
+    thread::sleep,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+/// How often everything has to happen, and the time that this may take.
+const ENOUGH: u64 = 50;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Counts that threads add to.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl fmt::Debug for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+/// How often everything happened; where there are several counts, by state.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// GETs of the VM.
+    pub(crate) gets: Vec<Counter>,
+    /// GETs of a vCPU.
+    pub(crate) vcpu_gets: Vec<Counter>,
+    /// SETs that were done.
+    pub(crate) sets: Vec<Counter>,
+    /// SETs refused with EBUSY.
+    pub(crate) busy: Counter,
+    /// SETs refused as a vCPU was created meanwhile.
+    pub(crate) outdated: Counter,
+    /// The guest's readings.
+    pub(crate) readings: Vec<Counter>,
+    /// vCPUs created.
+    pub(crate) created: Counter,
+    /// VM descriptors duplicated and closed.
+    pub(crate) closed: Counter,
+}
+
+impl Tally {
+    pub(crate) fn new(states: usize) -> Self {
+        let by_state = || (0..states).map(|_| Counter::default()).collect();
+        Self {
+            gets: by_state(),
+            vcpu_gets: by_state(),
+            sets: by_state(),
+            busy: Counter::default(),
+            outdated: Counter::default(),
+            readings: by_state(),
+            created: Counter::default(),
+            closed: Counter::default(),
+        }
+    }
+
+    /// Whether every state was SET and seen so `often` by everybody.
+    pub(crate) fn has_seen(&self, often: u64) -> bool {
+        let counts = [&self.gets, &self.vcpu_gets, &self.sets, &self.readings];
+        counts
+            .into_iter()
+            .flatten()
+            .all(|count| count.get() >= often)
+    }
+}
+
+/// How often everything has to happen.
+pub(crate) struct Enough {
+    least: u64,
+    patience: Duration,
+}
+
+impl Enough {
+    /// As `--times=N` says.
+    pub(crate) fn new() -> Result<Self> {
+        let least = option("times", ENOUGH)?;
+        // CAST: Nobody waits for more.
+        let patience = PATIENCE * least.div_ceil(ENOUGH) as u32;
+        Ok(Self { least, patience })
+    }
+
+    /// Returns when every state was SET and seen by everybody as often, and `also` says the same of
+    /// what else matters; or when all threads end.
+    ///
+    /// # Errors
+    ///
+    /// If that takes too long.
+    pub(crate) fn wait(
+        &self,
+        tally: &Tally,
+        stop: &Stop,
+        also: impl Fn(u64) -> bool,
+    ) -> Result<()> {
+        let Self { least, patience } = *self;
+        let start = Instant::now();
+        while !(tally.has_seen(least) && also(least)) && !stop.is_now() {
+            ensure!(start.elapsed() < patience, "in {patience:?} only {tally:?}");
+            sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! KVM_VCPU_TSC_SCALE: the hook's own copy to user memory.
+
+use crate::{
+    each,
+    Host, //
+};
+use anyhow::{
+    ensure,
+    Result, //
+};
+use kvm_clock_guest_selftests::{
+    fault::Kind,
+    fixture::kept,
+    ktap::note,
+    refusal::ensure_changes_nothing, //
+};
+use kvm_clock_ioctls::tsc_scale;
+use vmm_sys_util::errno;
+
+/// KVM reads which attribute it is, and then writes it: two accesses.
+const ACCESSES: u32 = 2;
+
+pub(crate) fn each_user_access(host: &Host) -> Result<()> {
+    let vm = kept(&host.kvm, 1)?;
+    // The vCPU's thread needs the descriptor in between.
+    let tell = || tsc_scale(&vm.vcpus()[0].fd());
+    let expected = tell()?;
+    let mut outcomes = None;
+    ensure_changes_nothing(&vm, |_| {
+        outcomes = Some(each(Kind::UserAccess, |faults, nth| {
+            let (result, injected) = faults()?.nth(nth, tell)?;
+            if let Ok(told) = result {
+                ensure!(told == expected, "told {told:x?}, before {expected:x?}");
+            }
+            let errno = result.err().map(|error: errno::Error| error.errno());
+            Ok((errno, injected))
+        })?);
+        Ok(())
+    })?;
+    note(&format!("{outcomes:?}"));
+    ensure!(
+        outcomes
+            .as_ref()
+            .is_some_and(|o| (o.efault, o.survived) == (ACCESSES, 0)),
+        "faults led to {outcomes:?}, expected {ACCESSES} times EFAULT"
+    );
+    Ok(())
+}

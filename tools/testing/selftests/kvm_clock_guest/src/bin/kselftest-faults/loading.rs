@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Loading the module: most fault points are the module loader's, one allocation is ours. Each fails
+//! once, the module is not there then, and is when it is loaded next. `--to-the-end=true` goes on when
+//! all of module_init() has had its fault, through what is done then for a module that is there.
+
+use crate::{
+    each,
+    hushed::Hushed,
+    Host, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::host::tracefs_with;
+use kvm_clock_guest_selftests::{
+    fault::Kind,
+    fixture::{
+        derived,
+        get, //
+    },
+    ktap::{
+        self,
+        note, //
+    },
+    refusal::ensure_errno,
+    require, //
+};
+use kvm_clock_ioctls::get_vm_clock_guest;
+use std::{
+    env,
+    fs,
+    io,
+    path::PathBuf,
+    process, //
+};
+
+/// Allocations between the loader's last word and a module that is there: the loader's own to free the
+/// code of module_init(), and our registration.
+const OURS: u32 = 2;
+
+pub(crate) fn each_fault(host: &Host) -> Result<()> {
+    let path = env::var("CLOCK_GUEST_MODULE").context("CLOCK_GUEST_MODULE is to name its file")?;
+    let image = fs::read(&path).with_context(|| path.clone())?;
+    let vm = derived(&host.kvm, 1)?;
+    let trace = Loads::new()?;
+
+    let capability = require::capability(&host.kvm);
+    unload()?;
+    let absent = Absent(&image);
+    let hushed = Hushed::new(is_about_a_fault)?;
+    let to_the_end = ktap::option("to-the-end", false)?;
+    let mut in_init = 0;
+    let outcomes = each(Kind::Any, |faults, nth| {
+        trace.clear()?;
+        let (result, injected) = faults()?.nth(nth, || load(&image))?;
+        if result.is_ok() {
+            let now = require::capability(&host.kvm);
+            ensure!(now == capability, "loaded, but the capability is {now:#x}");
+            get(&vm).with_context(|| format!("loaded in spite of fault {nth}"))?;
+            unload()?;
+            // What follows the last one of module_init() is the loader's again, and KUnit's.
+            if in_init > 0 && !to_the_end {
+                return Ok((None, false));
+            }
+        } else {
+            let now = require::capability(&host.kvm);
+            ensure!(now == 0, "not loaded, but the capability is {now:#x}");
+            ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ()))
+                .with_context(|| format!("after fault {nth}"))?;
+            in_init += u32::from(trace.seen()?);
+        }
+        let errno = result.err().and_then(|error| error.raw_os_error());
+        Ok((errno, injected))
+    })?;
+    drop(hushed);
+    drop(absent);
+    get(&vm).context("after all that")?;
+    note(&format!(
+        "{outcomes:?}, {in_init} of these after the loader was done"
+    ));
+    ensure!(
+        in_init == OURS,
+        "{in_init} faults after the loader was done made it fail, expected {OURS}"
+    );
+    Ok(())
+}
+
+/// What the loader says if it has no memory, and KUnit, which runs the module's tests when it is loaded.
+fn is_about_a_fault(line: &str) -> bool {
+    (line.contains("Unknown symbol ") && line.ends_with("(err -12)"))
+        || line.trim_start().starts_with("not ok ")
+}
+
+/// From memory, so that the file's own faults do not count.
+fn load(image: &[u8]) -> io::Result<()> {
+    // SAFETY: The kernel reads the image, which is as long as it is told, and the C string.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_init_module,
+            image.as_ptr(),
+            image.len(),
+            c"".as_ptr(),
+        )
+    };
+    match ret {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// No call into it is in progress here, which would keep it from going.
+fn unload() -> Result<()> {
+    // SAFETY: The name is a C string, and the kernel only reads it.
+    let ret = unsafe { libc::syscall(libc::SYS_delete_module, c"kvm_clock_guest".as_ptr(), 0) };
+    match ret {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()).context("delete_module()"),
+    }
+}
+
+/// The time during which the module is loaded for a moment only; it stays when this is dropped.
+struct Absent<'a>(&'a [u8]);
+
+impl Drop for Absent<'_> {
+    fn drop(&mut self) {
+        match load(self.0) {
+            Ok(()) => (),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => (),
+            Err(error) => eprintln!("the module stays unloaded: {error}"),
+        }
+    }
+}
+
+/// A trace of modules that the loader is done with, and which are initialised next.
+struct Loads(PathBuf);
+
+impl Loads {
+    fn new() -> Result<Self> {
+        let tracefs = tracefs_with("events/module/module_load")
+            .context("no tracepoint module:module_load in tracefs")?;
+        let instance = tracefs.join(format!("instances/loads-{}", process::id()));
+        fs::create_dir(&instance).with_context(|| instance.display().to_string())?;
+        let trace = Self(instance);
+        fs::write(trace.0.join("events/module/module_load/enable"), "1")?;
+        Ok(trace)
+    }
+
+    fn clear(&self) -> Result<()> {
+        Ok(fs::write(self.0.join("trace"), "")?)
+    }
+
+    fn seen(&self) -> Result<bool> {
+        let text = fs::read_to_string(self.0.join("trace"))?;
+        Ok(text.contains("module_load: kvm_clock_guest"))
+    }
+}
+
+impl Drop for Loads {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}

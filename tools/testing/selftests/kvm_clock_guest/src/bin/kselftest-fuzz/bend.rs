@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What can be wrong with the argument of a VM ioctl. What a SET may be refused for is at times wrong, and
+//! at times just within the limits: `model` says which.
+
+use crate::{
+    arena::Arena,
+    draft::Draft,
+    extremes::{
+        any32,
+        any64,
+        magnitude,
+        one_in,
+        pick,
+        Rng, //
+    },
+    model::{
+        ENTRY,
+        KNOWN, //
+    },
+};
+use pvclock::abi::{
+    ClockGuestVcpu,
+    VmClockGuest,
+    FLAG_ALLOW_BACKWARDS,
+    FLAG_ALLOW_RATE_MISMATCH,
+    MODE_ADVANCE,
+    MODE_EXACT, //
+};
+use rand::Rng as _;
+
+use zerocopy::{
+    FromBytes,
+    IntoBytes, //
+};
+
+type Bend = fn(&mut Draft, &mut Rng, &Arena);
+
+/// Of the header or the array of both ioctls.
+const BOTH: &[Bend] = &[
+    |d, rng, _| d.header.flags ^= 1 << rng.random_range(0..32),
+    |d, rng, _| d.header.mode = any32(rng),
+    |d, rng, _| d.header.size = any32(rng),
+    |d, rng, _| d.header.size = pick(rng, &[0, 4, KNOWN as u32 - 1, 4096, 4097, u32::MAX]),
+    |d, rng, _| set_tail(d, rng),
+    |d, rng, _| d.header.nr_vcpus = any32(rng),
+    |d, rng, _| d.header.nr_vcpus = d.header.nr_vcpus.wrapping_add(pick(rng, &[1, u32::MAX])),
+    |d, rng, _| flip(d, rng),
+    // Places, more often than not.
+    |d, rng, arena| d.header_at = arena.wrong_place(rng, KNOWN + d.tail.len()),
+    |d, rng, arena| d.header_at = arena.wrong_place(rng, KNOWN),
+    |d, rng, arena| d.array_at = arena.wrong_place(rng, d.entries.len() * ENTRY),
+    |d, rng, arena| d.array_at = arena.wrong_place(rng, ENTRY),
+    // The two overlap.
+    |d, rng, _| d.array_at = d.header_at.wrapping_add(rng.random_range(0..KNOWN as u64)),
+    |d, rng, _| d.array_at = d.header_at.wrapping_sub(rng.random_range(0..ENTRY as u64)),
+];
+
+/// Of a SET alone; afterwards its values are made to fit each other again, in part.
+const SET: &[Bend] = &[
+    |d, rng, _| d.header.status ^= 1 << rng.random_range(0..32),
+    |d, rng, _| d.header.record.pad0 = any32(rng),
+    |d, rng, _| d.header.record.pad[rng.random_range(0..2)] = rng.random(),
+    |d, rng, _| d.header.record.tsc_to_system_mul = pick(rng, &[0, 0, 1, u32::MAX]),
+    |d, rng, _| d.header.record.tsc_shift = rng.random(),
+    |d, rng, _| d.header.record.tsc_shift = pick(rng, &[-128, -32, -31, 31, 32, 64, 127]),
+    |d, rng, _| d.header.record.tsc_timestamp = any64(rng),
+    |d, rng, _| d.header.record.system_time = any64(rng),
+    |d, rng, _| d.header.host_tsc_khz = any32(rng),
+    |d, rng, _| {
+        // Around the tolerance.
+        let ppm = rng.random_range(-300..=300);
+        let khz = i64::from(d.header.host_tsc_khz);
+        d.header.host_tsc_khz = (khz + khz * ppm / 1_000_000) as u32;
+        d.header.flags &= !FLAG_ALLOW_RATE_MISMATCH;
+    },
+    |d, rng, _| {
+        // An hour and more ahead.
+        let ticks = u64::from(d.header.host_tsc_khz) * 3_600_000;
+        d.header.host_tsc = d
+            .header
+            .host_tsc
+            .wrapping_add(ticks << rng.random_range(0..8));
+        d.header.mode = MODE_EXACT;
+    },
+    |d, rng, _| {
+        // In the future, if it was not long ago.
+        let hour_ns = 3_600_000_000_000 << rng.random_range(0..12);
+        d.header.tai_ns = d.header.tai_ns.wrapping_add(hour_ns);
+        d.header.mode = MODE_ADVANCE;
+        d.header.flags &= !FLAG_ALLOW_BACKWARDS;
+    },
+    |d, rng, _| d.header.tsc_ratio = any64(rng),
+    |d, rng, _| d.header.tsc_frac_bits = pick(rng, &[0, 1, 32, 48, 63, 64, 128, u32::MAX]),
+    |d, rng, _| d.header.tsc_frac_bits = any32(rng),
+    |d, rng, _| {
+        d.header.tsc_ratio = any64(rng).max(1);
+        d.header.tsc_frac_bits = rng.random_range(1..64);
+    },
+    |d, rng, _| d.header.ref_vcpu_id = any32(rng),
+    |d, rng, _| d.header.host_tsc = any64(rng),
+    |d, rng, _| d.header.tai_ns = any64(rng) as i64,
+    |d, rng, _| d.header.tai_ns = d.header.tai_ns.wrapping_add(any64(rng) as i64),
+    |d, rng, _| d.header.tai_offset_s = any32(rng) as i32,
+    |d, rng, _| on_entry(d, rng, |entry, rng| entry.pad = any32(rng)),
+    |d, rng, _| on_entry(d, rng, |entry, rng| entry.vcpu_id = any32(rng)),
+    |d, rng, _| on_entry(d, rng, |entry, rng| entry.vcpu_id ^= rng.random_range(0..4)),
+    |d, rng, _| on_entry(d, rng, |entry, rng| entry.tsc_offset = any64(rng)),
+    |d, rng, _| {
+        let entry = d.entries[0];
+        on_entry(d, rng, |other, _| *other = entry);
+    },
+    |d, rng, _| d.entries.truncate(rng.random_range(0..=d.entries.len())),
+    |d, rng, _| {
+        let entry = d.entries[0];
+        d.entries.push(ClockGuestVcpu {
+            vcpu_id: any32(rng),
+            ..entry
+        });
+    },
+];
+
+/// What the header says about itself.
+const CONTRADICTION: &[Bend] = &[
+    |d, rng, _| d.header.guest_tsc ^= 1 << rng.random_range(0..64),
+    |d, rng, _| d.header.kvmclock_ns ^= 1 << rng.random_range(0..64),
+    |d, rng, _| d.header.kvmclock_ns = any64(rng),
+    |d, rng, _| {
+        // The record lies ahead, or nearly so.
+        let age = any64(rng);
+        d.make_consistent(Some(age));
+    },
+];
+
+/// Bends `draft`, a GET or a SET, in one way or several.
+pub(crate) fn bend(draft: &mut Draft, rng: &mut Rng, arena: &Arena, is_set: bool) {
+    let ways = pick(rng, &[1, 1, 1, 1, 2, 3]);
+    for _ in 0..ways {
+        let table = match rng.random_range(0..8) {
+            0 if is_set => CONTRADICTION,
+            1..5 if is_set => SET,
+            _ => BOTH,
+        };
+        // What a former way left may not have what this one needs.
+        if !draft.entries.is_empty() {
+            pick(rng, table)(draft, rng, arena);
+        }
+        if std::ptr::eq(table, SET) {
+            // CAST: A few.
+            draft.header.nr_vcpus = draft.entries.len() as u32;
+            draft.make_consistent(None);
+        }
+    }
+}
+
+fn set_tail(draft: &mut Draft, rng: &mut Rng) {
+    let len = 1 + magnitude(rng, 11) as usize;
+    draft.tail = vec![0; len];
+    draft.tail[rng.random_range(0..len)] = rng.random();
+    draft.header.size = (KNOWN + len) as u32;
+    // Or the part that is set lies beyond the size.
+    if one_in(rng, 4) {
+        draft.header.size = rng.random_range(KNOWN as u32..=draft.header.size);
+    }
+}
+
+/// Flips a few bits, but for those of the address, as GET writes there.
+fn flip(draft: &mut Draft, rng: &mut Rng) {
+    let mut bytes = [0; KNOWN];
+    bytes.copy_from_slice(draft.header.as_bytes());
+    for _ in 0..rng.random_range(1..4) {
+        let index = rng.random_range(0..KNOWN);
+        bytes[index] ^= 1 << rng.random_range(0..8);
+    }
+    let vcpus = draft.header.vcpus;
+    draft.header = VmClockGuest::read_from_bytes(&bytes).expect("a header's bytes are a header");
+    draft.header.vcpus = vcpus;
+}
+
+fn on_entry(draft: &mut Draft, rng: &mut Rng, edit: impl FnOnce(&mut ClockGuestVcpu, &mut Rng)) {
+    let index = rng.random_range(0..draft.entries.len());
+    edit(&mut draft.entries[index], rng);
+}

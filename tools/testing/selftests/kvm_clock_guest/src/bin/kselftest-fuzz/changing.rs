@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Calls whose argument another thread changes meanwhile: what was checked must be what is used, and what
+//! cannot be accessed any more gives `EFAULT`.
+
+use crate::{
+    arena::{
+        Arena,
+        ARRAY,
+        HEADER,
+        PAGE, //
+    },
+    draft::Draft,
+    expected::errno_name,
+    extremes::{
+        magnitude,
+        one_in,
+        pick,
+        Rng, //
+    },
+    fuzz::Fuzz,
+    guest,
+    model::{
+        ENTRY,
+        KNOWN, //
+    },
+    records::record_for,
+    subject::{
+        ioctl,
+        Subject, //
+    },
+    Host, //
+};
+use anyhow::{
+    bail,
+    ensure,
+    Context,
+    Result, //
+};
+use pvclock::abi::{
+    VmClockGuest,
+    KVM_GET_CLOCK_GUEST,
+    KVM_GET_VM_CLOCK_GUEST,
+    KVM_SET_CLOCK_GUEST,
+    KVM_SET_VM_CLOCK_GUEST, //
+};
+use rand::Rng as _;
+use std::{
+    hint::spin_loop,
+    mem::offset_of,
+    ops::Range,
+    os::fd::AsRawFd,
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+use zerocopy::IntoBytes;
+
+/// Calls between two runs of the guest.
+const ROUND: u64 = 1_000;
+/// How long it may take until calls ended in every way.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the other thread never writes: GET follows this address.
+const ADDRESS: Range<usize> =
+    offset_of!(VmClockGuest, vcpus)..offset_of!(VmClockGuest, vcpus) + size_of::<u64>();
+/// Where the headers are: in one page, or across the boundary of two.
+const HEADERS: [usize; 2] = [HEADER, HEADER + PAGE - 64];
+/// The pages that change.
+const CHANGING: [usize; 4] = [1, 2, 4, 5];
+
+/// All that any of the calls may fail with when its argument may be anything.
+const ANY: [i32; 6] = [
+    libc::EFAULT,
+    libc::EINVAL,
+    libc::E2BIG,
+    libc::ERANGE,
+    libc::ESTALE,
+    libc::ETIME,
+];
+
+/// Makes `calls`.
+pub(crate) fn calls(host: &Host, calls: u64) -> Result<()> {
+    let mut rng = host.rng(3);
+    let subject = Subject::kept(&host.kvm, &mut rng)?;
+    let mut fuzz = Fuzz::new(host, rng, subject)?;
+    let round = ROUND.min(calls / 10 + 1);
+    let start = Instant::now();
+    while fuzz.tally.calls() < calls || !was_all_had(&fuzz) && start.elapsed() < PATIENCE {
+        one_round(&mut fuzz, round).with_context(|| host.replay(&fuzz))?;
+        let subject = Subject::kept(&host.kvm, &mut fuzz.rng)?;
+        fuzz.take(subject)?;
+    }
+    fuzz.tally.tell();
+    ensure!(
+        was_all_had(&fuzz),
+        "the argument did not change: see the counts"
+    );
+    Ok(())
+}
+
+/// Whether calls succeeded, failed as they could not access the argument, and as they did not like it.
+fn was_all_had(fuzz: &Fuzz<'_>) -> bool {
+    let names = ["KVM_GET_VM_CLOCK_GUEST", "KVM_SET_VM_CLOCK_GUEST"];
+    let had = |end| names.iter().any(|name| fuzz.tally.ended(name, end) > 0);
+    had(None) && had(Some(libc::EFAULT)) && had(Some(libc::EINVAL))
+}
+
+fn one_round(fuzz: &mut Fuzz<'_>, calls: u64) -> Result<()> {
+    let other = fuzz.rng.clone();
+    let end = fuzz.tally.calls() + calls;
+    let stop = AtomicBool::new(false);
+    // A new one for the next round, lest a failure leave pages that are not what they should be.
+    let arena = std::mem::replace(&mut fuzz.arena, Arena::new()?);
+    let called = thread::scope(|scope| {
+        let other = scope.spawn(|| change(&arena, other, &stop));
+        let mut called = Ok(());
+        while called.is_ok() && fuzz.tally.calls() < end {
+            called = call(fuzz, &arena);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let changed = other.join().expect("the thread does not panic");
+        called.and(changed)
+    });
+    called?;
+    guest::ensure_reads(fuzz, false)
+}
+
+/// Changes the pages and what is in them, until told to stop.
+fn change(arena: &Arena, mut rng: Rng, stop: &AtomicBool) -> Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        if one_in(&mut rng, 8) {
+            let page = pick(&mut rng, &CHANGING);
+            let prot = pick(&mut rng, &[libc::PROT_NONE, libc::PROT_READ]);
+            arena.map(page, prot).context("mmap")?;
+            pause(&mut rng);
+            arena.restore(page).context("mmap")?;
+        } else {
+            // A byte of the header or the array.
+            let header = pick(&mut rng, &HEADERS);
+            let offset = match rng.random_range(0..8) {
+                0..4 => header + rng.random_range(0..ADDRESS.start),
+                4..7 => header + rng.random_range(ADDRESS.end..KNOWN),
+                _ => ARRAY + rng.random_range(0..4 * ENTRY),
+            };
+            let byte = arena.byte(offset);
+            let bit = 1 << rng.random_range(0..8);
+            // Fast, as whoever makes the calls writes the whole argument before each.
+            for _ in 0..magnitude(&mut rng, 16) {
+                byte.fetch_xor(bit, Ordering::Relaxed);
+                byte.fetch_xor(bit, Ordering::Relaxed);
+            }
+        }
+        pause(&mut rng);
+    }
+    Ok(())
+}
+
+/// A moment that may be shorter than a call, or longer.
+fn pause(rng: &mut Rng) {
+    (0..magnitude(rng, 14)).for_each(|_| spin_loop());
+}
+
+/// A call with an argument that is sound at first.
+fn call(fuzz: &mut Fuzz<'_>, arena: &Arena) -> Result<()> {
+    let rng = &mut fuzz.rng;
+    let is_get = one_in(rng, 2);
+    if one_in(rng, 4) {
+        let index = rng.random_range(0..fuzz.subject.vcpus());
+        let record = record_for(rng, &fuzz.state, index);
+        arena.write(HEADER, record.as_bytes());
+        let (request, name) = match is_get {
+            true => (KVM_GET_CLOCK_GUEST, "KVM_GET_CLOCK_GUEST"),
+            false => (KVM_SET_CLOCK_GUEST, "KVM_SET_CLOCK_GUEST"),
+        };
+        let fd = fuzz.subject.fds()[index];
+        return judged(fuzz, name, is_get, || {
+            ioctl(fd, request, arena.address(HEADER))
+        });
+    }
+    let mut draft = match is_get {
+        true => Draft::get(rng, arena, &fuzz.state),
+        false => Draft::set(rng, arena, &fuzz.state),
+    };
+    draft.header_at = arena.address(pick(rng, &HEADERS));
+    draft.array_at = arena.address(ARRAY);
+    draft.put(arena);
+    let (request, name) = match is_get {
+        true => (KVM_GET_VM_CLOCK_GUEST, "KVM_GET_VM_CLOCK_GUEST"),
+        false => (KVM_SET_VM_CLOCK_GUEST, "KVM_SET_VM_CLOCK_GUEST"),
+    };
+    let fd = fuzz.subject.vm().fd().as_raw_fd();
+    judged(fuzz, name, is_get, || ioctl(fd, request, draft.header_at))
+}
+
+/// Fails unless the call failed and changed nothing, or succeeded and left a clock that makes sense.
+fn judged(
+    fuzz: &mut Fuzz<'_>,
+    name: &'static str,
+    is_get: bool,
+    call: impl FnOnce() -> Result<i32, i32>,
+) -> Result<()> {
+    let result = call();
+    fuzz.count(name, result);
+    match result {
+        Ok(_) if !is_get => {
+            // `State::of()` finds that GET and KVM_GET_CLOCK agree on it.
+            fuzz.look()?;
+            ensure!(fuzz.state.is_kept(), "{name}: no record is kept");
+            let record = fuzz.state.record(0);
+            ensure!(
+                record.tsc_to_system_mul != 0 && (-31..=31).contains(&record.tsc_shift),
+                "{name}: the record is {record:x?}"
+            );
+        }
+        Err(errno) if !ANY.contains(&errno) => bail!("{name}: {}", errno_name(errno)),
+        _ => fuzz.ensure_unchanged().context(name)?,
+    }
+    Ok(())
+}

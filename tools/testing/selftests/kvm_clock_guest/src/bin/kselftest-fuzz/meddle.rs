@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What else a VMM may do to a stopped VM's clocks, between the calls.
+
+use crate::{
+    extremes::{
+        any64,
+        one_in,
+        pick, //
+    },
+    fuzz::Fuzz, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::{
+    guest::{
+        code::MSR_KVM_SYSTEM_TIME_NEW,
+        layout::pvclock_page, //
+    },
+    vmm::{
+        vm::{
+            set_msr,
+            MSR_IA32_TSC, //
+        },
+        Vm,
+    },
+};
+use kvm_bindings::kvm_clock_data;
+use kvm_clock_ioctls::set_tsc_offset;
+use rand::Rng as _;
+
+/// Does something. Fails unless a kept record survives whatever does not end it, to the bit.
+pub(crate) fn meddle(fuzz: &mut Fuzz<'_>) -> Result<()> {
+    let which = fuzz.rng.random_range(0..8);
+    let was = fuzz.state.kept_function();
+    do_it(fuzz, which).with_context(|| format!("meddling {which}"))?;
+    fuzz.look_again()?;
+    let is = fuzz.state.kept_function();
+    match which {
+        0 => ensure!(is.is_none(), "KVM_SET_CLOCK left the record {is:x?}"),
+        // The vCPU's slope is another then, and the record cannot be its.
+        5 if fuzz.scales => (),
+        // An added vCPU has the VM's rate, whatever the others were given since: GET cannot tell then.
+        7 if fuzz.scales && fuzz.state.clock.is_none() => (),
+        _ => ensure!(
+            was == is,
+            "meddling {which} made {is:x?} of the record {was:x?}"
+        ),
+    }
+    Ok(())
+}
+
+fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
+    let rng = &mut fuzz.rng;
+    let value = any64(rng);
+    let vm = fuzz.subject.vm();
+    let vcpu = &vm.vcpus()[rng.random_range(0..vm.vcpus().len())];
+    match which {
+        0 => set_clock(vm, value)?,
+        1 => set_tsc_offset(&vcpu.fd(), value).context("KVM_VCPU_TSC_OFFSET")?,
+        2 => {
+            for vcpu in vm.vcpus() {
+                set_tsc_offset(&vcpu.fd(), value).context("KVM_VCPU_TSC_OFFSET")?;
+            }
+        }
+        3 => set_msr(&vcpu.fd(), MSR_IA32_TSC, value)?,
+        4 => {
+            let page = pvclock_page(vcpu.index());
+            set_msr(&vcpu.fd(), MSR_KVM_SYSTEM_TIME_NEW, page | 1)?;
+        }
+        5 => {
+            // Any rate on a host that scales, else one that KVM does not imitate.
+            let host = fuzz.host_khz;
+            let khz = match fuzz.scales && one_in(rng, 2) {
+                true => pick(rng, &[host / 2, host, host / 3 * 2]),
+                false => host.wrapping_add_signed(rng.random_range(-99..=99)),
+            };
+            // The added ones are left at another rate at times.
+            for vcpu in vm.vcpus() {
+                vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ")?;
+            }
+            if fuzz.scales {
+                // What a vCPU is handed then is not the kept record, nor what KVM_GET_CLOCK says.
+                set_clock(vm, value)?;
+            }
+        }
+        6 => {
+            // Refused before the guest enabled kvmclock.
+            let _ = vcpu.fd().kvmclock_ctrl();
+        }
+        _ => fuzz.subject.add_vcpu(fuzz.kvm)?,
+    }
+    Ok(())
+}
+
+/// KVM_SET_CLOCK to `ns`, which ends a kept record.
+fn set_clock(vm: &Vm, ns: u64) -> Result<()> {
+    let clock = kvm_clock_data {
+        clock: ns,
+        ..kvm_clock_data::default()
+    };
+    vm.fd().set_clock(&clock).context("KVM_SET_CLOCK")
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The errno tables of `clock-guest.rst`, applied to the arguments as they are in memory; see
+//! [`plan`](crate::plan) for what depends on the clocks.
+
+use crate::{
+    arena::{
+        Arena,
+        PAGE, //
+    },
+    arithmetic::{
+        hz,
+        is_ahead,
+        is_ratio,
+        ratio,
+        reads,
+        scaled, //
+    },
+    expected::Expected,
+    state::State,
+};
+use pvclock::abi::{
+    ClockGuest,
+    ClockGuestVcpu,
+    VmClockGuest,
+    FLAGS_KNOWN,
+    FLAG_FALLBACK,
+    MODE_ADVANCE,
+    MODE_EXACT,
+    MODE_FREEZE,
+    STATUS_KNOWN, //
+};
+use std::mem::offset_of;
+use zerocopy::{
+    FromBytes,
+    IntoBytes, //
+};
+
+/// Bytes of the first version of the structure, which is all there is.
+pub(crate) const KNOWN: usize = size_of::<VmClockGuest>();
+/// Bytes of an array's entry.
+pub(crate) const ENTRY: usize = size_of::<ClockGuestVcpu>();
+
+/// What SET was given.
+#[derive(Clone, Debug)]
+pub(crate) struct Given {
+    /// The header.
+    pub(crate) header: VmClockGuest,
+    /// The array.
+    pub(crate) entries: Vec<ClockGuestVcpu>,
+}
+
+/// Reads what is at `address`, if an ioctl can.
+fn load<T: FromBytes + IntoBytes>(arena: &Arena, address: u64) -> Option<T> {
+    let value = arena.value(arena.offset(address)?)?;
+    arena.is_readable(address, size_of::<T>()).then_some(value)
+}
+
+/// The header at `address`, with `EFAULT`, `EINVAL` and `E2BIG` by its size and place.
+fn header(expected: &mut Expected, arena: &Arena, address: u64) -> Option<VmClockGuest> {
+    let Some(size) = load::<u32>(arena, address) else {
+        expected.must(libc::EFAULT, true);
+        return None;
+    };
+    let size = size as usize;
+    expected.must(libc::EINVAL, size < KNOWN);
+    expected.must(libc::E2BIG, size > PAGE);
+    if !(KNOWN..=PAGE).contains(&size) {
+        return None;
+    }
+    let is_readable = arena.is_readable(address, size);
+    expected.must(libc::EFAULT, !is_readable);
+    let tail = arena.read(arena.offset(address)? + KNOWN, size - KNOWN);
+    let is_tail_set = tail.iter().any(|byte| *byte != 0);
+    expected.must(libc::E2BIG, is_tail_set && is_readable);
+    // What was read of it before the fault.
+    expected.may(libc::E2BIG, is_tail_set);
+    load(arena, address)
+}
+
+/// `KVM_GET_VM_CLOCK_GUEST` with the argument at `address`.
+pub(crate) fn get(arena: &Arena, address: u64, state: &State) -> Expected {
+    let mut expected = Expected::default();
+    let Some(header) = header(&mut expected, arena, address) else {
+        return expected;
+    };
+    let vcpus = state.offsets.len();
+    expected.must(libc::EINVAL, header.flags & !FLAG_FALLBACK != 0);
+    expected.must(libc::EINVAL, header.mode != 0);
+    let has_room = header.nr_vcpus as usize >= vcpus;
+    expected.must(libc::E2BIG, !has_room);
+    let can_write = arena.is_writable(header.vcpus, vcpus * ENTRY);
+    expected.must(libc::EFAULT, has_room && !can_write);
+    let nr_vcpus = address.wrapping_add(offset_of!(VmClockGuest, nr_vcpus) as u64);
+    expected.must(libc::EFAULT, !has_room && !arena.is_writable(nr_vcpus, 4));
+    expected.must(libc::EFAULT, has_room && !arena.is_writable(address, KNOWN));
+    expected.must(
+        libc::ENODATA,
+        has_no_data(state, header.flags & FLAG_FALLBACK != 0),
+    );
+    expected
+}
+
+/// Whether GET has to say `ENODATA`.
+pub(crate) fn has_no_data(state: &State, fallback: bool) -> bool {
+    // On a host whose TSC is fit it is precise, or there is no master clock.
+    state
+        .clock
+        .as_ref()
+        .is_none_or(|clock| clock.header.precision_ns != 0 && !fallback)
+}
+
+/// `KVM_SET_VM_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail; `busy`
+/// if a vCPU is in KVM_RUN. Also what was given, if it can be read.
+pub(crate) fn set(
+    arena: &Arena,
+    address: u64,
+    state: &State,
+    busy: bool,
+) -> (Expected, Option<Given>) {
+    let mut expected = Expected::default();
+    let Some(header) = header(&mut expected, arena, address) else {
+        return (expected, None);
+    };
+    let vcpus = state.offsets.len();
+    expected.must(libc::EINVAL, header.nr_vcpus as usize != vcpus);
+    let is_readable = arena.is_readable(header.vcpus, vcpus * ENTRY);
+    expected.must(libc::EFAULT, !is_readable);
+    let entries = (0..vcpus as u64).map_while(|index| {
+        let address = header.vcpus.wrapping_add(index * ENTRY as u64);
+        load::<ClockGuestVcpu>(arena, address)
+    });
+    let given = Given {
+        entries: entries.collect(),
+        header,
+    };
+    let is_sound = is_header_sound(&header);
+    let contradicts = is_readable && is_sound && !are_entries_sound(&given);
+    expected.must(libc::EINVAL, !is_sound || contradicts);
+    expected.must(libc::EBUSY, busy);
+    expected.must(libc::ENODATA, state.clock.is_none());
+    for (offset, len) in [
+        (offset_of!(VmClockGuest, rate_diff_hz), 8),
+        (offset_of!(VmClockGuest, status), 4),
+        (offset_of!(VmClockGuest, precision_ns), 4),
+    ] {
+        let address = address.wrapping_add(offset as u64);
+        expected.must(libc::EFAULT, !arena.is_writable(address, len));
+    }
+    (expected, Some(given))
+}
+
+/// Whether a header has a rate.
+pub(crate) fn is_rate(header: &VmClockGuest) -> bool {
+    is_ratio(ratio(header)) && hz(header) != 0
+}
+
+/// Whether a SET's header makes sense in itself, the relation to its array aside.
+pub(crate) fn is_header_sound(header: &VmClockGuest) -> bool {
+    [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE].contains(&header.mode)
+        && header.flags & !FLAGS_KNOWN == 0
+        && header.status & !STATUS_KNOWN == 0
+        && is_record_sound(&header.record)
+        && is_rate(header)
+}
+
+/// Whether a record makes sense in itself.
+pub(crate) fn is_record_sound(record: &ClockGuest) -> bool {
+    record.pad0 == 0
+        && record.pad == [0; 2]
+        && record.tsc_to_system_mul != 0
+        && (-31..=31).contains(&record.tsc_shift)
+}
+
+/// Whether the array names every vCPU once, and header and record say the same.
+fn are_entries_sound(given: &Given) -> bool {
+    let Given { header, entries } = given;
+    let mut ids: Vec<_> = entries.iter().map(|entry| entry.vcpu_id).collect();
+    ids.sort_unstable();
+    let reference = entries
+        .iter()
+        .find(|entry| entry.vcpu_id == header.ref_vcpu_id);
+    let is_consistent = reference.is_some_and(|reference| {
+        let guest_tsc = scaled(ratio(header), header.host_tsc).wrapping_add(reference.tsc_offset);
+        guest_tsc == header.guest_tsc
+            && reads(&header.record, guest_tsc) == header.kvmclock_ns
+            && !is_ahead(header.record.tsc_timestamp, guest_tsc)
+    });
+    entries.iter().all(|entry| entry.pad == 0)
+        && ids.iter().zip(0..).all(|(id, index)| *id == index)
+        && is_consistent
+}
+
+/// `KVM_GET_CLOCK_GUEST` with the argument at `address`.
+pub(crate) fn get_record(arena: &Arena, address: u64, state: &State) -> Expected {
+    let mut expected = Expected::default();
+    let is_writable = arena.is_writable(address, size_of::<ClockGuest>());
+    expected.must(libc::EFAULT, !is_writable);
+    expected.must(libc::ENODATA, has_no_data(state, false));
+    expected
+}
+
+/// `KVM_SET_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail. Also what
+/// was given, if it can be read.
+pub(crate) fn set_record(
+    arena: &Arena,
+    address: u64,
+    state: &State,
+) -> (Expected, Option<ClockGuest>) {
+    let mut expected = Expected::default();
+    let record = load::<ClockGuest>(arena, address);
+    expected.must(libc::EFAULT, record.is_none());
+    let is_unsound = record.is_some_and(|record| !is_record_sound(&record));
+    expected.must(libc::EINVAL, is_unsound);
+    expected.must(libc::ENODATA, state.clock.is_none());
+    (expected, record)
+}

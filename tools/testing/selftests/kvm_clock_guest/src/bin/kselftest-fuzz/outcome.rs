@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a call that succeeded should have done.
+
+use crate::{
+    arithmetic::{
+        hz,
+        is_ahead,
+        is_identity,
+        ratio,
+        scaled,
+        ticks_in,
+        Ticks, //
+    },
+    model::{
+        Given,
+        KNOWN, //
+    },
+    state::{
+        State,
+        Still, //
+    },
+};
+use anyhow::{
+    bail,
+    ensure,
+    Context,
+    Result, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::function,
+    expect::{
+        elapsed_ns,
+        kvmclock_ns,
+        lattice_ticks, //
+    },
+};
+use pvclock::abi::{
+    ClockGuest,
+    ClockGuestVcpu,
+    VmClockGuest,
+    MODE_ADVANCE,
+    MODE_EXACT,
+    STATUS_HOST_TSC_FIT,
+    STATUS_KEPT, //
+};
+
+/// Fails unless GET with the header `asked` told `state`, of some time ago or hence.
+pub(crate) fn ensure_got(
+    asked: &VmClockGuest,
+    got: &VmClockGuest,
+    vcpus: Option<&[ClockGuestVcpu]>,
+    state: &State,
+    host_tsc: [u64; 2],
+) -> Result<()> {
+    let was = state.clock.as_ref();
+    let was = was.context("GET succeeded where FALLBACK did not")?;
+    ensure!(
+        !is_ahead(host_tsc[0], got.host_tsc) && !is_ahead(got.host_tsc, host_tsc[1]),
+        "the anchor is {:#x}, the host TSC was in {host_tsc:x?}",
+        got.host_tsc
+    );
+    let since = |of: fn(&VmClockGuest) -> i64| of(got).cmp(&of(&was.header));
+    let order = got.host_tsc.cmp(&was.header.host_tsc);
+    ensure!(
+        since(|at| at.tai_ns) == order && since(|at| at.monotonic_raw_ns) == order,
+        "the host's clocks are {got:x?}\nand {:x?}",
+        was.header
+    );
+    let relation = scaled(ratio(got), got.host_tsc).wrapping_add(state.offsets[0]);
+    ensure!(
+        got.guest_tsc == relation,
+        "guest_tsc is {:#x}, by offset and ratio {relation:#x}",
+        got.guest_tsc
+    );
+    let kvmclock_ns = crate::arithmetic::reads(&got.record, got.guest_tsc);
+    ensure!(
+        got.kvmclock_ns == kvmclock_ns,
+        "kvmclock_ns is {}, by the record {kvmclock_ns}",
+        got.kvmclock_ns
+    );
+    let expected = Still::of(&was.header, &was.vcpus);
+    let observed = Still::of(got, vcpus.unwrap_or(&was.vcpus));
+    ensure!(
+        expected == observed,
+        "GET told {observed:x?}\nof {expected:x?}"
+    );
+    // All the rest.
+    let header = VmClockGuest {
+        // CAST: some hundred bytes.
+        size: KNOWN as u32,
+        // CAST: a few.
+        nr_vcpus: state.offsets.len() as u32,
+        vcpus: asked.vcpus,
+        host_tsc: got.host_tsc,
+        guest_tsc: got.guest_tsc,
+        kvmclock_ns,
+        tai_ns: got.tai_ns,
+        monotonic_raw_ns: got.monotonic_raw_ns,
+        record: got.record,
+        rate_diff_hz: 0,
+        ..was.header
+    };
+    ensure!(*got == header, "GET wrote {got:x?}\nexpected {header:x?}");
+    let reserved = (got.record.version, got.record.pad0, got.record.pad);
+    ensure!(
+        reserved == (0, 0, [0; 2]),
+        "the record is {:x?}",
+        got.record
+    );
+    Ok(())
+}
+
+/// What SET writes back.
+pub(crate) fn written_back(given: &Given, before: &State) -> Result<VmClockGuest> {
+    let here = before
+        .clock
+        .as_ref()
+        .context("SET succeeded without clocks")?;
+    let (here, saved) = (hz(&here.header), hz(&given.header));
+    let diff = i128::from(here) - i128::from(saved);
+    Ok(VmClockGuest {
+        status: STATUS_KEPT | STATUS_HOST_TSC_FIT,
+        // CAST: clamped.
+        rate_diff_hz: diff.clamp(-i128::from(i64::MAX), i64::MAX.into()) as i64,
+        ..given.header
+    })
+}
+
+/// Fails unless SET, made between the two states, did what it was given.
+pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<()> {
+    let saved = &given.header;
+    let (Some(was), Some(is)) = (&before.clock, &after.clock) else {
+        bail!("SET succeeded without clocks");
+    };
+    ensure!(after.is_kept(), "no record is kept");
+    ensure_ratio(saved, &was.header, &is.header)?;
+
+    let offset = |id: u32| after.offsets.get(id as usize).copied().unwrap_or_default();
+    let by = |entry: &ClockGuestVcpu| offset(entry.vcpu_id).wrapping_sub(entry.tsc_offset);
+    let reference = given
+        .entries
+        .iter()
+        .find(|entry| entry.vcpu_id == saved.ref_vcpu_id)
+        .context("SET succeeded without reference vCPU")?;
+    let shift = by(reference);
+    ensure!(
+        given.entries.iter().all(|entry| by(entry) == shift),
+        "SET were offsets {:x?}, offsets are {:x?}",
+        given.entries,
+        after.offsets
+    );
+    ensure!(
+        saved.mode != MODE_EXACT || shift == 0,
+        "offsets are off by {shift:#x}"
+    );
+
+    // The TSC where it should have been before the call, and after.
+    let here = [&was.header, &is.header];
+    let expected = here.map(|at| expected_offset(saved, at));
+    let offset = offset(saved.ref_vcpu_id);
+    if let (true, [Some(first), Some(last)]) = (saved.mode != MODE_EXACT, expected) {
+        ensure_between(saved, here, [first, last], offset)?;
+    }
+
+    let record = after.record(saved.ref_vcpu_id as usize);
+    if saved.mode == MODE_ADVANCE && elapsed_ns(saved, &was.header) < 0 {
+        let at = here.map(|at| scaled(ratio(&is.header), at.host_tsc).wrapping_add(offset));
+        return ensure_not_ahead(&saved.record, &record, at);
+    }
+    ensure_same_function(&saved.record, &record)
+}
+
+/// Fails unless the two records are the same to the bit, whoever vouches for them.
+pub(crate) fn ensure_same_function(expected: &ClockGuest, observed: &ClockGuest) -> Result<()> {
+    let (expected, observed) = (function(*expected), function(*observed));
+    ensure!(
+        expected == observed,
+        "the record is {observed:x?}, expected {expected:x?}"
+    );
+    Ok(())
+}
+
+/// The ratio is what it was, or with exact, the one given where it is not far from that.
+fn ensure_ratio(saved: &VmClockGuest, was: &VmClockGuest, is: &VmClockGuest) -> Result<()> {
+    let both_identity = is_identity(ratio(saved)) && is_identity(ratio(was));
+    let expected = match saved.mode {
+        MODE_EXACT if !both_identity && saved.tsc_frac_bits == was.tsc_frac_bits => {
+            let off = crate::arithmetic::ppm(saved.tsc_ratio, was.tsc_ratio);
+            match off {
+                ..249.0 => ratio(saved),
+                249.0..251.0 => ratio(is),
+                _ => ratio(was),
+            }
+        }
+        _ => ratio(was),
+    };
+    let observed = ratio(is);
+    ensure!(
+        expected == observed,
+        "the ratio is {observed:x?}, expected {expected:x?}"
+    );
+    Ok(())
+}
+
+/// The offset that puts the reference vCPU's TSC, at the anchor of `at`, where it should be if the call was
+/// made then. `None` if that is too far to say.
+fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
+    let elapsed = match saved.mode {
+        MODE_ADVANCE => elapsed_ns(saved, at),
+        _ => 0,
+    };
+    let Ticks::Of(ticks) = ticks_in(saved, elapsed) else {
+        return None;
+    };
+    // CAST: mod 2^64.
+    let guest_tsc = saved.guest_tsc.wrapping_add(ticks as u64);
+    Some(guest_tsc.wrapping_sub(scaled(ratio(at), at.host_tsc)))
+}
+
+/// Fails unless `offset` lies between `first` and `last`, what it should be by the clocks before and after
+/// the call; for FREEZE these are all the time of the call apart.
+fn ensure_between(
+    saved: &VmClockGuest,
+    here: [&VmClockGuest; 2],
+    [first, last]: [u64; 2],
+    offset: u64,
+) -> Result<()> {
+    // ADVANCE: the host's clock counts whole ns, and is steered at times.
+    let slack = match saved.mode {
+        MODE_ADVANCE => {
+            let ns = hz(saved).max(hz(here[0])) / 1_000_000_000 + 2;
+            let took = here[1].host_tsc.wrapping_sub(here[0].host_tsc);
+            2 * ns + (took >> 20)
+        }
+        _ => 1,
+    };
+    let (low, high) = match is_ahead(first, last) {
+        true => (last, first),
+        false => (first, last),
+    };
+    let (low, high) = (low.wrapping_sub(slack), high.wrapping_add(slack));
+    ensure!(
+        !is_ahead(low, offset) && !is_ahead(offset, high),
+        "the reference vCPU's offset is {offset:#x}, expected {low:#x} to {high:#x}"
+    );
+    Ok(())
+}
+
+/// Fails unless `is` is the record `saved`, or where that lies ahead of the guest's TSC, which is between
+/// the two values of `guest_tsc` at the call, the same function from the last point on that does not.
+fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [u64; 2]) -> Result<()> {
+    let ahead = guest_tsc.map(|tsc| is_ahead(saved.tsc_timestamp, tsc));
+    if !ahead[0] || !ahead[1] && function(*saved) == function(*is) {
+        return ensure_same_function(saved, is);
+    }
+    let step = lattice_ticks(saved);
+    let moved = ClockGuest {
+        tsc_timestamp: is.tsc_timestamp,
+        system_time: kvmclock_ns(saved, is.tsc_timestamp),
+        ..*saved
+    };
+    ensure_same_function(&moved, is)?;
+    let by = saved.tsc_timestamp.wrapping_sub(is.tsc_timestamp);
+    let next = is.tsc_timestamp.wrapping_add(step);
+    let is_last = step >= 1 << 62 || is_ahead(next, guest_tsc[0]);
+    ensure!(
+        by % step == 0 && is_last && !is_ahead(is.tsc_timestamp, guest_tsc[1]),
+        "the record {saved:x?} was moved to {:#x}, by steps of {step:#x}; TSC is {guest_tsc:x?}",
+        is.tsc_timestamp
+    );
+    Ok(())
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The rest of the errno tables of `clock-guest.rst`: what a SET asks for, against the clocks of that time.
+
+use crate::{
+    arithmetic::{
+        hz,
+        is_ahead,
+        is_identity,
+        khz,
+        ppm,
+        ratio,
+        scaled,
+        ticks_in,
+        Ticks, //
+    },
+    expected::Expected,
+    model::{
+        is_header_sound,
+        is_record_sound, //
+    },
+    state::State,
+};
+use kvm_clock_guest_selftests::expect::{
+    elapsed_ns,
+    not_ahead_of, //
+};
+use pvclock::abi::{
+    ClockGuest,
+    VmClockGuest,
+    FLAG_ALLOW_BACKWARDS,
+    FLAG_ALLOW_RATE_MISMATCH,
+    MODE_ADVANCE,
+    MODE_EXACT, //
+};
+
+/// The tolerance of rates, in millionths; who is closer to it than 1 gets the benefit of the doubt.
+const TOLERANCE_PPM: f64 = 250.0;
+
+/// What a SET asks for, against the clocks before and after the call.
+pub(crate) fn plan(expected: &mut Expected, saved: &VmClockGuest, states: [&State; 2]) {
+    let [Some(before), Some(after)] = states.map(|state| state.clock.as_ref()) else {
+        return;
+    };
+    if !is_header_sound(saved) {
+        return;
+    }
+    let here = [&before.header, &after.header];
+    if saved.flags & FLAG_ALLOW_RATE_MISMATCH == 0 {
+        let off = rates_differ_ppm(saved, here[0]);
+        expected.must(libc::ERANGE, off > TOLERANCE_PPM + 1.0);
+        expected.may(libc::ERANGE, off > TOLERANCE_PPM - 1.0);
+    }
+    match saved.mode {
+        MODE_EXACT => {
+            let stale = here.map(|here| is_ahead(saved.host_tsc, here.host_tsc));
+            expected.between(libc::ESTALE, stale);
+        }
+        MODE_ADVANCE => {
+            let elapsed = here.map(|here| elapsed_ns(saved, here));
+            if saved.flags & FLAG_ALLOW_BACKWARDS == 0 {
+                expected.between(libc::ETIME, elapsed.map(|elapsed| elapsed < 0));
+            }
+            let reach = elapsed.map(|elapsed| beyond_reach(saved, elapsed));
+            expected.between(libc::EINVAL, reach.map(|reach| reach == Some(true)));
+            expected.may(libc::EINVAL, reach.contains(&None));
+        }
+        _ => (),
+    }
+}
+
+/// How far the rate of `saved` is from what it is `here`, in the sense of its mode.
+fn rates_differ_ppm(saved: &VmClockGuest, here: &VmClockGuest) -> f64 {
+    let (was, is) = (ratio(saved), ratio(here));
+    if saved.mode != MODE_EXACT {
+        return ppm(hz(saved), hz(here));
+    }
+    if was == is || is_identity(was) && is_identity(is) {
+        return 0.0;
+    }
+    if was.1 != is.1 {
+        return f64::INFINITY;
+    }
+    ppm(was.0, is.0)
+}
+
+/// Whether ADVANCE by `elapsed_ns` leads further than TSC values can be compared; `None` if that is too
+/// close to tell.
+fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128) -> Option<bool> {
+    let ticks = match ticks_in(saved, elapsed_ns) {
+        Ticks::Of(ticks) => ticks,
+        Ticks::Nearly => return None,
+        Ticks::TooMany => return Some(true),
+    };
+    // CAST: mod 2^64.
+    let guest_tsc = saved.guest_tsc.wrapping_add(ticks as u64);
+    let record = &saved.record;
+    // CAST: as compared.
+    let ahead = record.tsc_timestamp.wrapping_sub(guest_tsc) as i64;
+    if ticks >= 0 {
+        // From its record's timestamp on, the guest would have got half the ring ahead.
+        return match ahead.unsigned_abs() {
+            (0x7fff_0000_0000_0000..) => None,
+            _ => Some(ahead > 0 && ticks > 0),
+        };
+    }
+    if ahead <= 0 {
+        return Some(false);
+    }
+    // The record moves back, as far as its shift leaves room for the ticks.
+    let moved = not_ahead_of(record, guest_tsc);
+    let by = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
+    let shifted = u128::from(by) << record.tsc_shift.max(0).unsigned_abs();
+    match shifted {
+        _ if record.tsc_shift <= 0 => Some(false),
+        0..=0x3fff_ffff_ffff_ffff => Some(false),
+        0x1_0000_0000_0000_0000.. => Some(true),
+        _ => None,
+    }
+}
+
+/// A record for vCPU `index` against the clocks before and after the call.
+pub(crate) fn plan_record(
+    expected: &mut Expected,
+    record: &ClockGuest,
+    states: [&State; 2],
+    index: usize,
+) {
+    let [Some(before), Some(after)] = states.map(|state| state.clock.as_ref()) else {
+        return;
+    };
+    if !is_record_sound(record) {
+        return;
+    }
+    // CAST: far more exact than 1 kHz.
+    let implied =
+        1e6 * (32.0 - f64::from(record.tsc_shift)).exp2() / f64::from(record.tsc_to_system_mul);
+    let off = (implied - khz(&before.header) as f64).abs();
+    expected.must(libc::ERANGE, off > 3.0);
+    expected.may(libc::ERANGE, off > 0.5);
+    let ahead = [&before.header, &after.header].map(|at| {
+        let guest_tsc = scaled(ratio(at), at.host_tsc).wrapping_add(states[0].offsets[index]);
+        is_ahead(record.tsc_timestamp, guest_tsc)
+    });
+    expected.between(libc::EINVAL, ahead);
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Unloads and loads while callers of every kind call without a pause: each call is served, or meets no
+//! module at all.
+
+use crate::{
+    kunit::WithoutTests,
+    Host, //
+};
+use anyhow::{
+    anyhow,
+    bail,
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::Vm;
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    descriptors,
+    fixture::{
+        get,
+        kept, //
+    },
+    ktap::{
+        note,
+        option,
+        Case, //
+    },
+    require,
+};
+use kvm_clock_ioctls::{
+    get_clock_guest,
+    get_vm_clock_guest,
+    set_clock_guest,
+    set_vm_clock_guest, //
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::MODE_EXACT;
+use std::{
+    sync::atomic::{
+        AtomicBool,
+        AtomicU64,
+        Ordering, //
+    },
+    thread::{
+        scope,
+        sleep, //
+    },
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+use vmm_sys_util::errno;
+
+/// Unloads and loads, by default: `--rounds=N`.
+const ROUNDS: u32 = 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Sleep between two looks at the callers, and between two calls without the module.
+const POLL: Duration = Duration::from_micros(100);
+/// What is called, each by a thread of its own.
+const CALLS: [&str; 5] = [
+    "GET by the VM",
+    "SET by the VM",
+    "GET by a vCPU",
+    "SET by a vCPU",
+    "KVM_CHECK_EXTENSION",
+];
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    vec![Case::new(
+        "unloads and loads while all ioctls are made",
+        under_load,
+    )]
+}
+
+/// What one caller saw.
+#[derive(Default)]
+struct Seen {
+    served: AtomicU64,
+    absent: AtomicU64,
+}
+
+impl Seen {
+    /// Counts `result`, or says why it must not be.
+    fn count(&self, result: errno::Result<()>) -> Result<()> {
+        match result {
+            Ok(()) => self.served.fetch_add(1, Ordering::Relaxed),
+            Err(e) if e.errno() == libc::ENOTTY => {
+                // The CPUs are for who loads it.
+                sleep(POLL);
+                self.absent.fetch_add(1, Ordering::Relaxed)
+            }
+            Err(e) => bail!("the call failed with {e}, expected success or ENOTTY"),
+        };
+        Ok(())
+    }
+}
+
+/// All callers.
+#[derive(Default)]
+struct Callers {
+    seen: [Seen; CALLS.len()],
+    stop: AtomicBool,
+}
+
+impl Callers {
+    /// Makes call `index` until told to stop; if it does anything unexpected, all stop.
+    fn repeat(&self, index: usize, mut call: impl FnMut() -> errno::Result<()>) -> Result<()> {
+        while !self.stop.load(Ordering::Relaxed) {
+            self.seen[index]
+                .count(call())
+                .inspect_err(|_| self.stop.store(true, Ordering::Relaxed))
+                .context(CALLS[index])?;
+        }
+        Ok(())
+    }
+
+    /// Returns when every caller saw one more of what `which` tells, or all stop.
+    fn wait(&self, which: impl Fn(&Seen) -> &AtomicU64, what: &str) -> Result<()> {
+        let now = || {
+            self.seen
+                .each_ref()
+                .map(|seen| which(seen).load(Ordering::Relaxed))
+        };
+        let (from, start) = (now(), Instant::now());
+        while now().iter().zip(from).any(|(now, from)| *now == from)
+            && !self.stop.load(Ordering::Relaxed)
+        {
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "{what} calls in {PATIENCE:?}: from {from:?} to {:?}",
+                now()
+            );
+            sleep(POLL);
+        }
+        Ok(())
+    }
+}
+
+fn under_load(host: &Host) -> Result<()> {
+    let rounds = option("rounds", ROUNDS)?;
+    let kvm = host.kvm()?;
+    let vm = kept(&kvm, 2)?;
+    let before = Clocks::of(&vm)?;
+    let callers = Callers::default();
+    let (start, _without_tests) = (Instant::now(), WithoutTests::new()?);
+    call_during(&kvm, &vm, &callers, || {
+        for _ in 0..rounds {
+            callers.wait(|seen| &seen.served, "served")?;
+            let unloaded = host.module.unload()?;
+            callers.wait(|seen| &seen.absent, "unserved")?;
+            unloaded.load()?;
+        }
+        callers.wait(|seen| &seen.served, "served")
+    })?;
+    note(&format!(
+        "{rounds} rounds in {:.1?}; calls (served, without the module):",
+        start.elapsed()
+    ));
+    for (name, seen) in CALLS.iter().zip(callers.seen) {
+        let (served, absent) = (seen.served.into_inner(), seen.absent.into_inner());
+        note(&format!("{name}: {served}, {absent}"));
+    }
+    before.ensure_unchanged(&vm)
+}
+
+/// Makes all calls while `rounds` runs.
+fn call_during(
+    kvm: &Kvm,
+    vm: &Vm,
+    callers: &Callers,
+    rounds: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let capability = require::capability(kvm);
+    let vcpus = descriptors::of_vcpus(vm)?;
+    let mut clock = get(vm)?;
+    clock.header.mode = MODE_EXACT;
+    let record = clock.header.record;
+    scope(|scope| {
+        let (first, second) = (&vcpus[0], &vcpus[1]);
+        let threads = [
+            scope.spawn(|| callers.repeat(0, || get_vm_clock_guest(vm.fd()).map(|_| ()))),
+            scope.spawn(move || callers.repeat(1, || set_vm_clock_guest(vm.fd(), &mut clock))),
+            scope.spawn(|| callers.repeat(2, || get_clock_guest(second).map(|_| ()))),
+            scope.spawn(|| callers.repeat(3, || set_clock_guest(first, &record))),
+            scope.spawn(|| {
+                callers.repeat(4, || match require::capability(kvm) {
+                    0 => Err(errno::Error::new(libc::ENOTTY)),
+                    now if now == capability => Ok(()),
+                    _ => Err(errno::Error::new(libc::EPROTO)),
+                })
+            }),
+        ];
+        let result = rounds();
+        callers.stop.store(true, Ordering::Relaxed);
+        let mut results: Vec<_> = threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow!("a calling thread panicked")))
+            })
+            .collect();
+        results.push(result);
+        results.into_iter().collect()
+    })
+}
