@@ -82,7 +82,7 @@ qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (15 min; 
 .PHONY: check-debug
 check-debug: debug_option := --debug
 check-debug: scaling_option := --scaling
-check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (XX min; first XX to build them)
+check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (an hour; first 20 min to build)
 	@scripts/check $(kdir_option) debug kcsan
 
 # Longer finds more: each target goes on from what it reached before.

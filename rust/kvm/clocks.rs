@@ -196,8 +196,7 @@ pub(super) fn offset_of(vcpu: &Vcpu) -> u64 {
     // SAFETY: `arch` is valid by `Vcpu`'s invariant; a running guest may write the offset at any time,
     // hence `read_once!`.
     unsafe {
-        // CAST: mod 2^64, as TSC values are; KVM only ever adds to it.
-        let pending = read_once!((*arch).tsc_offset_adjustment) as u64;
+        let pending = read_once!((*arch).tsc_offset_adjustment);
         let scale = scale_of(read_once!((*arch).l1_tsc_scaling_ratio));
         read_once!((*arch).l1_tsc_offset).wrapping_add(scale.apply(pending))
     }

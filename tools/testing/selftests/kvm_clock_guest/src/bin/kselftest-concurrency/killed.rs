@@ -58,6 +58,8 @@ const LONGER: Duration = Duration::from_millis(3);
 const CYCLE: u32 = 16;
 /// How often everybody in the process has seen every state before it may be killed.
 const UNDER_WAY: u64 = 1;
+/// Looks at a process before it is killed: most of the time some thread waits for another one's ioctl.
+const LOOKS: u32 = 100;
 /// Our ioctls.
 const OURS: [u32; 4] = [
     KVM_GET_VM_CLOCK_GUEST,
@@ -110,7 +112,7 @@ fn kill_one(number: u32) -> Result<Killed> {
     };
     let mut refused = foreign.ensure_refused()?;
     sleep(LONGER * (number % CYCLE));
-    let inside = threads_inside(process.child().id())?;
+    let inside = wait_until_inside(process.child().id())?;
     process.child().kill()?;
     let status: ExitStatus = process.child().wait()?;
     ensure!(
@@ -120,6 +122,18 @@ fn kill_one(number: u32) -> Result<Killed> {
     // The VM still exists, as its descriptors do.
     refused += foreign.ensure_refused()?;
     Ok(Killed { inside, refused })
+}
+
+/// Returns as soon as threads of process `pid` are seen inside our ioctls, and how many; 0 if none is in
+/// so many looks.
+fn wait_until_inside(pid: u32) -> Result<u32> {
+    for _ in 0..LOOKS {
+        let inside = threads_inside(pid)?;
+        if inside > 0 {
+            return Ok(inside);
+        }
+    }
+    Ok(0)
 }
 
 /// How many threads of process `pid` wait inside our ioctls; those that compute there are not seen.
@@ -160,7 +174,7 @@ fn suffer() -> Result<()> {
     let storm = Storm::new(&kvm)?;
     storm.rage(|stop| {
         let tally = storm.tally();
-        while !(tally.has_seen(UNDER_WAY) && tally.created.get() > 0) && !stop.is_now() {
+        while !(stop.is_now() || tally.has_seen(UNDER_WAY) && tally.created.get() > 0) {
             sleep(Duration::from_millis(1));
         }
         Foreign::send(&socket, storm.vm().fd(), storm.vcpu())?;

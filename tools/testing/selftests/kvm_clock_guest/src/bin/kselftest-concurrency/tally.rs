@@ -120,7 +120,7 @@ impl Enough {
     ) -> Result<()> {
         let Self { least, patience } = *self;
         let start = Instant::now();
-        while !(tally.has_seen(least) && also(least)) && !stop.is_now() {
+        while !(stop.is_now() || tally.has_seen(least) && also(least)) {
             ensure!(start.elapsed() < patience, "in {patience:?} only {tally:?}");
             sleep(Duration::from_millis(1));
         }
