@@ -34,6 +34,9 @@ use std::{
     },
 };
 
+/// An hour, ns.
+pub const HOUR_NS: u64 = 3_600_000_000_000;
+
 /// A VM that has run and is stopped, its clocks derived by KVM.
 ///
 /// # Errors
@@ -177,14 +180,21 @@ pub fn at_twice_the_rate(mut clock: VmClock) -> VmClock {
     clock
 }
 
+/// `clock` with kvmclock an hour ahead of what it is, so that no clock of KVM's own making is mistaken
+/// for it.
+pub fn an_hour_ahead(mut clock: VmClock) -> VmClock {
+    clock.header.record.system_time += HOUR_NS;
+    clock.header.kvmclock_ns += HOUR_NS;
+    clock
+}
+
 /// `clock` as another VM's: other offsets, another record, and saved an hour ago, so that a SET of it
 /// leaves nothing as it is, in any mode.
 pub fn unlike(clock: VmClock) -> VmClock {
-    const HOUR_NS: i64 = 3_600_000_000_000;
-
     let mut clock = at_twice_the_rate(clock);
     let host_tsc = clock.header.host_tsc / 2;
     move_to_domain(&mut clock, host_tsc);
-    clock.header.tai_ns -= HOUR_NS;
+    // CAST: Far below 2^63.
+    clock.header.tai_ns -= HOUR_NS as i64;
     clock
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Kernel modules that do something to the host for a test: those of `modules/`, which are built beside
-//! `kvm_clock_guest.ko`.
+//! Kernel modules that a test loads and unloads; among them those of `modules/`, which do something to
+//! the host and are built beside `kvm_clock_guest.ko`.
 
 use anyhow::{
     Context,
@@ -52,6 +52,21 @@ pub fn load(module: &File, parameters: &str) -> io::Result<()> {
             0,
         )
     };
+    match ret {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Unloads module `name`.
+///
+/// # Errors
+///
+/// That of `delete_module()`: `EAGAIN` (or `EWOULDBLOCK`, the same number) while something uses it.
+pub fn unload(name: &str) -> io::Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: The name is a C string, and the kernel only reads it.
+    let ret = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
     match ret {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -15,7 +15,7 @@
 //! - [`flat_out`]: a guest that reads its clocks without a pause,
 //! - [`halting`]: vCPUs that only halt,
 //! - [`host_clock`]: the host's clocks,
-//! - [`host_module`]: kernel modules that do something to the host,
+//! - [`host_module`]: kernel modules that come and go, and those that do something to the host,
 //! - [`hotplug`]: CPUs of the host that go offline for a while,
 //! - [`hyperv`], [`xen`]: the clocks that KVM makes for guests of other hypervisors,
 //! - [`machine`]: a VM whose vCPUs have a local APIC, for guest code of a program's own,

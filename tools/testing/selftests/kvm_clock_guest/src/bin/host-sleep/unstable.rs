@@ -27,6 +27,7 @@ use clockguest::{
 use kvm_clock_guest_selftests::{
     clocksource,
     fixture::{
+        an_hour_ahead,
         get,
         kept,
         run_a_little,
@@ -62,7 +63,6 @@ use std::{
 /// How long the kernel may take to act on what it found out.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SECOND_NS: i64 = 1_000_000_000;
-const HOUR_NS: u64 = 3600 * 1_000_000_000;
 
 /// A VM, and what its kvmclock was before the host slept.
 struct Kept {
@@ -77,9 +77,7 @@ impl Kept {
     /// It keeps a record an hour ahead of what KVM would make.
     fn new(kvm: &Kvm) -> Result<Self> {
         let vm = kept(kvm, VCPUS)?;
-        let mut clock = get(&vm)?;
-        clock.header.record.system_time += HOUR_NS;
-        clock.header.kvmclock_ns += HOUR_NS;
+        let mut clock = an_hour_ahead(get(&vm)?);
         set(&vm, &mut clock, MODE_EXACT)?;
         run_a_little(&vm)?;
         let booted_ns = now_ns(libc::CLOCK_BOOTTIME);

@@ -44,8 +44,6 @@ use vmm_sys_util::errno;
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;
-/// Far more than any clock of these tests runs meanwhile: tells a clock that SET gave from all others.
-const HOUR_NS: u64 = 3600 * 1_000_000_000;
 
 /// KVM, and a clocksource of the host beside the TSC.
 struct Host {
@@ -79,13 +77,6 @@ fn get_or_fall_back(vm: &Vm) -> Result<VmClock> {
 fn set_or_fall_back(vm: &Vm, clock: &mut VmClock, mode: u32) -> errno::Result<()> {
     (clock.header.mode, clock.header.flags) = (mode, FLAG_FALLBACK);
     set_vm_clock_guest(vm.fd(), clock)
-}
-
-/// `clock` with kvmclock an hour ahead of what it is.
-fn an_hour_ahead(mut clock: VmClock) -> VmClock {
-    clock.header.record.system_time += HOUR_NS;
-    clock.header.kvmclock_ns += HOUR_NS;
-    clock
 }
 
 /// What GET with FALLBACK tells: one instant inside the call, consistent in itself, and the clock that

@@ -4,7 +4,6 @@
 //! guest uses the old kvmclock MSR.
 
 use crate::{
-    an_hour_ahead,
     ensure_no_data,
     ensure_sound,
     Host,
@@ -32,6 +31,7 @@ use kvm_clock_guest_selftests::{
         Paired, //
     },
     fixture::{
+        an_hour_ahead,
         derived,
         get,
         reference_relation,

@@ -4,7 +4,6 @@
 //! the clocks of the instant may be.
 
 use crate::{
-    an_hour_ahead,
     ensure_no_data,
     ensure_sound,
     get_or_fall_back,
@@ -31,6 +30,7 @@ use kvm_clock_guest_selftests::{
         Paired, //
     },
     fixture::{
+        an_hour_ahead,
         get,
         kept,
         reference_relation,

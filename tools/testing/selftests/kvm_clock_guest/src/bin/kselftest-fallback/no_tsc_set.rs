@@ -4,13 +4,11 @@
 //! kvmclock goes on from the saved function, by the host's raw clock.
 
 use crate::{
-    an_hour_ahead,
     ensure_no_data,
     get_or_fall_back,
     set_exact,
     set_or_fall_back,
     Host,
-    HOUR_NS,
     VCPUS, //
 };
 use anyhow::{
@@ -31,12 +29,14 @@ use kvm_clock_guest_selftests::{
         Paired, //
     },
     fixture::{
+        an_hour_ahead,
         get,
         kept,
         make_consistent,
         move_to_domain,
         reference_relation,
         run_a_little, //
+        HOUR_NS,
     },
     ktap::{
         note,

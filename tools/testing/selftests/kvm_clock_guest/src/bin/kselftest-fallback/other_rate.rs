@@ -3,7 +3,6 @@
 //! vCPUs whose TSCs do not run at one hardware rate: no record can serve them all, FALLBACK or not.
 
 use crate::{
-    an_hour_ahead,
     ensure_no_data,
     set_exact,
     set_or_fall_back,
@@ -31,6 +30,7 @@ use kvm_clock_guest_selftests::{
         pages, //
     },
     fixture::{
+        an_hour_ahead,
         derived,
         get,
         run_a_little,

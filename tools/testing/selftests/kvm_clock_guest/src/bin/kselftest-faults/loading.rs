@@ -21,10 +21,12 @@ use kvm_clock_guest_selftests::{
         derived,
         get, //
     },
+    host_module,
     ktap::{
         self,
         note, //
     },
+    references::CLOCK_GUEST,
     refusal::ensure_errno,
     require, //
 };
@@ -113,12 +115,7 @@ fn load(image: &[u8]) -> io::Result<()> {
 
 /// No call into it is in progress here, which would keep it from going.
 fn unload() -> Result<()> {
-    // SAFETY: The name is a C string, and the kernel only reads it.
-    let ret = unsafe { libc::syscall(libc::SYS_delete_module, c"kvm_clock_guest".as_ptr(), 0) };
-    match ret {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()).context("delete_module()"),
-    }
+    host_module::unload(CLOCK_GUEST).context("delete_module()")
 }
 
 /// The time during which the module is loaded for a moment only; it stays when this is dropped.

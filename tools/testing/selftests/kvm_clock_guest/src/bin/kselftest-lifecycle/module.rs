@@ -20,9 +20,7 @@ use kvm_clock_guest_selftests::{
 };
 use std::{
     env,
-    ffi::CString,
     fs::File,
-    io,
     path::{
         Path,
         PathBuf, //
@@ -112,7 +110,7 @@ impl Module {
     pub(crate) fn unload(&self) -> Result<Unloaded<'_>> {
         let start = Instant::now();
         loop {
-            match self.delete() {
+            match host_module::unload(self.name) {
                 Ok(()) => return Ok(Unloaded { module: Some(self) }),
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && start.elapsed() < PATIENCE => {
                     sleep(Duration::from_micros(100));
@@ -137,7 +135,7 @@ impl Module {
     /// Says what happened instead.
     pub(crate) fn ensure_in_use(&self) -> Result<()> {
         let name = self.name;
-        match self.delete() {
+        match host_module::unload(self.name) {
             // The same number as EWOULDBLOCK: other modules depend on it, or there are references.
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => (),
             Err(e) => return Err(e).with_context(|| format!("delete_module({name})")),
@@ -148,17 +146,6 @@ impl Module {
         }
         ensure!(is_loaded(name), "{name} is gone though it was in use");
         Ok(())
-    }
-
-    fn delete(&self) -> io::Result<()> {
-        let name = CString::new(self.name)?;
-        // SAFETY: The name is a C string, and the kernel only reads it.
-        let ret =
-            unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
-        match ret {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
     }
 
     fn load(&self) -> Result<()> {

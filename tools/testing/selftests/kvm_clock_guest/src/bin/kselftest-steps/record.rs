@@ -15,6 +15,7 @@ use kvm_clock_guest_selftests::{
         AHEAD, //
     },
     clocks::Clocks,
+    descriptors,
     fixture::kept,
     flat_out::Progress,
     ktap::{
@@ -26,15 +27,7 @@ use kvm_clock_ioctls::{
     get_clock_guest,
     set_clock_guest, //
 };
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd, //
-};
-use std::os::fd::{
-    AsRawFd,
-    BorrowedFd,
-    IntoRawFd, //
-};
+use kvm_ioctls::Kvm;
 
 /// SETs between two looks at whether every vCPU gets on.
 const AT_A_TIME: u32 = 10;
@@ -54,22 +47,10 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     ]
 }
 
-/// Descriptors of the same vCPUs: [`Vm`] lends its own only while they are stopped.
-fn descriptors(vm: &Vm) -> Result<Vec<VcpuFd>> {
-    let vcpus = vm.vcpus().iter().map(|vcpu| {
-        let fd = vcpu.fd();
-        // SAFETY: `fd` is locked, and open, until the end of this closure.
-        let copy = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()?;
-        // SAFETY: It is a descriptor of a vCPU of this VM, and nobody else's.
-        unsafe { vm.fd().create_vcpu_from_rawfd(copy.into_raw_fd()) }.context("mmap of kvm_run")
-    });
-    vcpus.collect()
-}
-
 /// `comparable`: whether the vCPUs' TSCs are the same.
 fn put_back(vm: &Vm, comparable: bool) -> Result<()> {
     let before = Clocks::of(vm)?;
-    let fds = descriptors(vm)?;
+    let fds = descriptors::of_vcpus(vm)?;
     let first = Progress::of(vm);
     vm.run()?;
     let mut progress = first.clone();

@@ -33,6 +33,7 @@ use kvm_clock_guest_selftests::{
         Paired, //
     },
     fixture::{
+        an_hour_ahead,
         get,
         kept,
         reference_relation,
@@ -81,7 +82,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Long against what KVM takes to read its two clocks, the emulated host being interrupted in between,
 /// and short against the hour by which all other clocks are off.
 const TOLERANCE_NS: u32 = 100_000_000;
-const HOUR_NS: u64 = 3600 * 1_000_000_000;
 
 /// A VM with a kept record an hour ahead, and when and what it was.
 struct Kept {
@@ -93,9 +93,7 @@ struct Kept {
 impl Kept {
     fn new(kvm: &Kvm) -> Result<Self> {
         let vm = kept(kvm, VCPUS)?;
-        let mut clock = get(&vm)?;
-        clock.header.record.system_time += HOUR_NS;
-        clock.header.kvmclock_ns += HOUR_NS;
+        let mut clock = an_hour_ahead(get(&vm)?);
         set(&vm, &mut clock, MODE_EXACT)?;
         run_a_little(&vm)?;
         let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;

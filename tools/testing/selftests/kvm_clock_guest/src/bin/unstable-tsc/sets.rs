@@ -6,7 +6,6 @@ use crate::{
     get_or_fall_back,
     Host,
     Kept,
-    HOUR_NS,
     TOLERANCE_NS,
     VCPUS, //
 };
@@ -30,6 +29,7 @@ use kvm_clock_guest_selftests::{
         move_to_domain,
         reference_relation,
         run_a_little, //
+        HOUR_NS,
     },
     ktap::{
         note,
