@@ -92,6 +92,11 @@ clockguest_guest_start:
     sub rax, \previous
     jns 4f
     inc qword ptr [r12 + \own]
+    .ifc \value, r9
+    mov [r12 + {AREA_STEP}], \previous
+    mov [r12 + {AREA_STEP} + 8], \value
+    mov [r12 + {AREA_STEP} + 16], r8
+    .endif
 4:  mov \previous, \value
     mov rax, \seen
     mov rdx, \value
@@ -145,6 +150,7 @@ clockguest_guest_end:
     AREA_OWN_NS = const layout::AREA_OWN_NS,
     AREA_CROSS_TSC = const layout::AREA_CROSS_TSC,
     AREA_CROSS_NS = const layout::AREA_CROSS_NS,
+    AREA_STEP = const layout::AREA_STEP,
     AREA_RING = const layout::AREA_RING,
     RING_LEN = const layout::RING_LEN,
     SLOT_SHIFT = const layout::SLOT_SHIFT,

@@ -8,5 +8,6 @@ pub mod view;
 
 pub use view::{
     Backwards,
-    Sample, //
+    Sample,
+    Step, //
 };

@@ -31,6 +31,17 @@ pub struct Sample {
     pub record: ClockGuest,
 }
 
+/// A step back of a vCPU's own kvmclock.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// The reading before, ns.
+    pub from_ns: u64,
+    /// The reading after, ns.
+    pub to_ns: u64,
+    /// TSC of the latter, ticks.
+    pub tsc: u64,
+}
+
 /// Steps back that the guest saw, each counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backwards {
@@ -113,6 +124,16 @@ impl<'a> VcpuView<'a> {
             cross_tsc: counter(layout::AREA_CROSS_TSC),
             cross_kvmclock: counter(layout::AREA_CROSS_NS),
         }
+    }
+
+    /// The last step back of the vCPU's own kvmclock, if there was one; of use while the vCPU is stopped.
+    pub fn last_step(&self) -> Option<Step> {
+        let word = |index: usize| self.area(layout::AREA_STEP + 8 * index, Ordering::Relaxed);
+        (self.backwards().own_kvmclock != 0).then(|| Step {
+            from_ns: word(0),
+            to_ns: word(1),
+            tsc: word(2),
+        })
     }
 
     /// The latest sample; `None` before the first.

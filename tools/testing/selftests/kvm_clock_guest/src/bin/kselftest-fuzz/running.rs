@@ -15,7 +15,10 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::guest::Backwards;
+use clockguest::guest::{
+    Backwards,
+    Step, //
+};
 
 /// Calls until the vCPUs are stopped.
 const ROUND: u64 = 500;
@@ -65,13 +68,22 @@ fn one_round(fuzz: &mut Fuzz<'_>, calls: u64) -> Result<()> {
         // The guest was told another time.
         (seen.own_kvmclock, seen.cross_kvmclock) = (0, 0);
     }
+    let is = fuzz.state.kept_function();
     ensure!(
         seen == Backwards::default(),
-        "the guest saw steps back: {seen:?}"
+        "the guest saw steps back: {seen:?}, the last {:x?}\nof the record {was:x?}, now {is:x?}",
+        last_steps(&fuzz.subject)
     );
-    let is = fuzz.state.kept_function();
     ensure!(!keep || was == is, "the record was {was:x?}, is {is:x?}");
     guest::ensure_reads(fuzz, false)
+}
+
+/// The last step back of each vCPU.
+fn last_steps(subject: &Subject) -> Vec<Option<Step>> {
+    let vcpus = subject.vm().vcpus().iter();
+    vcpus
+        .map(|vcpu| subject.vm().view(vcpu.index()).last_step())
+        .collect()
 }
 
 /// Steps back that any vCPU saw so far.
