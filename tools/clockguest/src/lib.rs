@@ -13,7 +13,8 @@
 //! - [`migration`]: a guest that moves to another host,
 //! - [`update`]: a guest that outlives its host's kernel,
 //! - [`measure`]: the error, from the guest's readings before and after,
-//! - [`report`], [`info`]: what is printed.
+//! - [`report`], [`info`]: what is printed,
+//! - [`trace`]: the kernel, watched from outside.
 //!
 //! Units are in every name: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
 
@@ -32,5 +33,6 @@ pub mod progress;
 pub mod report;
 pub mod scenario;
 pub mod stream;
+pub mod trace;
 pub mod update;
 pub mod vmm;

@@ -79,7 +79,7 @@ impl Saved {
     }
 
     /// ofs_dst - ofs_src, ticks mod 2^64: `-(guest_src - guest_dest) * freq + (tsc_src - tsc_dest)`.
-    fn offset_shift(&self, here: &kvm_clock_data) -> u64 {
+    pub fn offset_shift(&self, here: &kvm_clock_data) -> u64 {
         let elapsed_ns = i128::from(here.clock) - i128::from(self.clock.clock);
         let elapsed_ticks = elapsed_ns * i128::from(self.tsc_khz) / 1_000_000;
         let domain_diff = self.clock.host_tsc.wrapping_sub(here.host_tsc);

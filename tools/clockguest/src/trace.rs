@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! kprobes in a trace buffer of their own.
+//!
+//! Needs root, tracefs and a kernel with kprobe events.
+
+use crate::host::{
+    tracefs_with,
+    TRACEFS, //
+};
+use anyhow::{
+    bail,
+    Context,
+    Result, //
+};
+use std::{
+    fs::{
+        self,
+        OpenOptions, //
+    },
+    io::Write,
+    path::{
+        Path,
+        PathBuf, //
+    },
+    process,
+    sync::atomic::{
+        AtomicU32,
+        Ordering, //
+    },
+};
+
+/// Probes and their buffer; dropping it removes both.
+#[derive(Debug)]
+pub struct Kprobes {
+    tracefs: &'static Path,
+    group: String,
+    names: Vec<String>,
+}
+
+/// One hit of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The probe's name.
+    pub name: String,
+    /// When, by the buffer's `trace_clock`.
+    pub time: String,
+    /// Where, and the fields that the probe fetches.
+    pub text: String,
+}
+
+impl Event {
+    /// A field that the probe fetches.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.text.split_once(&format!(" {name}="))?;
+        value.split_whitespace().next()
+    }
+}
+
+impl Kprobes {
+    /// Sets probes, each by its name and by what goes before and after that name in `kprobe_events`: `p` or
+    /// `r`, then function and fields.
+    ///
+    /// # Errors
+    ///
+    /// If there is no tracefs, or the kernel refuses a probe.
+    pub fn new(probes: &[(&str, char, &str)]) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let Some(tracefs) = tracefs_with("kprobe_events") else {
+            bail!("no kprobe_events in tracefs at {TRACEFS:?}: this needs root, and a kernel with CONFIG_KPROBE_EVENTS");
+        };
+        let mut this = Self {
+            tracefs,
+            group: format!("clockguest_{}_{number}", process::id()),
+            names: Vec::new(),
+        };
+        let instance = this.instance();
+        fs::create_dir(&instance).with_context(|| format!("mkdir {}", instance.display()))?;
+        for (name, kind, at) in probes {
+            this.define(&format!("{kind}:{}/{name} {at}\n", this.group))?;
+            this.names.push((*name).to_owned());
+            this.write(&format!("events/{}/{name}/enable", this.group), "1")?;
+        }
+        Ok(this)
+    }
+
+    /// What this thread hit since the buffer was cleared, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// That of reading the buffer.
+    pub fn of_this_thread(&self) -> Result<Vec<Event>> {
+        let path = self.instance().join("trace");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        // SAFETY: It has no arguments and cannot fail.
+        let thread = unsafe { libc::gettid() };
+        Ok(events_of(&text, thread))
+    }
+
+    /// Forgets what was hit so far.
+    ///
+    /// # Errors
+    ///
+    /// That of writing the file.
+    pub fn clear(&self) -> Result<()> {
+        self.write("trace", "")
+    }
+
+    /// Writes a file of the buffer's folder, e.g. `trace_clock`.
+    ///
+    /// # Errors
+    ///
+    /// That of writing it.
+    pub fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.instance().join(file);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn instance(&self) -> PathBuf {
+        self.tracefs.join("instances").join(&self.group)
+    }
+
+    fn define(&self, line: &str) -> Result<()> {
+        let path = self.tracefs.join("kprobe_events");
+        let written = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(line.as_bytes()));
+        written.with_context(|| format!("{} refuses '{}'", path.display(), line.trim_end()))
+    }
+}
+
+impl Drop for Kprobes {
+    fn drop(&mut self) {
+        let removed = fs::remove_dir(self.instance()).map_err(anyhow::Error::from);
+        let removed = removed.and_then(|()| {
+            let mut names = self.names.iter();
+            names.try_for_each(|name| self.define(&format!("-:{}/{name}\n", self.group)))
+        });
+        if let Err(error) = removed {
+            eprintln!("clockguest: a kprobe is left behind: {error:#}");
+        }
+    }
+}
+
+/// The events of `thread` in a trace.
+fn events_of(trace: &str, thread: libc::pid_t) -> Vec<Event> {
+    let of_thread = format!("-{thread}");
+    let events = trace.lines().filter_map(|line| {
+        let (task, event) = line.split_once(" [")?;
+        if !task.trim_end().ends_with(&of_thread) {
+            return None;
+        }
+        // CPU, flags and time; name; the rest.
+        let (at, event) = event.split_once(": ")?;
+        let (name, text) = event.split_once(": ")?;
+        Some(Event {
+            name: name.to_owned(),
+            time: at.split_whitespace().last()?.to_owned(),
+            text: text.to_owned(),
+        })
+    });
+    events.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_those_of_its_thread() {
+        let trace = "\
+# tracer: nop
+     other task-12    [001] .....  1.000001: snapshot: (f <- ktime_get_snapshot_id) cycles=1 mono=2
+      clockguest-112   [000] .....  1.000002: snapshot: (f <- ktime_get_snapshot_id) cycles=3 mono=4
+      clockguest-112   [000] ..... 812345: hold: (kvm_clock_guest_trylock_vcpus+0x4/0x10)
+";
+        let events = events_of(trace, 112);
+        let seen: Vec<_> = events
+            .iter()
+            .map(|event| (event.name.as_str(), event.time.as_str()))
+            .collect();
+        assert_eq!(seen, [("snapshot", "1.000002"), ("hold", "812345")]);
+        assert_eq!(
+            (events[0].field("cycles"), events[0].field("mono")),
+            (Some("3"), Some("4"))
+        );
+        assert_eq!(events[1].field("cycles"), None);
+        assert!(events_of(trace, 7).is_empty());
+    }
+}
