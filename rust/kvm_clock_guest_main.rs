@@ -18,6 +18,8 @@ mod pvclock;
 mod get;
 #[path = "kvm_clock_guest/record.rs"]
 mod record;
+#[path = "kvm_clock_guest/resume.rs"]
+mod resume;
 #[path = "kvm_clock_guest/set.rs"]
 mod set;
 #[path = "kvm_clock_guest/state.rs"]

@@ -136,16 +136,30 @@ impl<'a> ClocksGuard<'a> {
         })
     }
 
+    /// Whether the TSC of `vcpu` runs at the rate of one scaled by `scale`, of which `ratio` is KVM's number:
+    /// that is compared first, as nearly all are the same.
+    pub(crate) fn is_scaled_by(&self, vcpu: &Vcpu, scale: Scale, ratio: u64) -> bool {
+        let of_vcpu = self.ratio(vcpu);
+        of_vcpu == ratio || scale_of(of_vcpu) == scale
+    }
+
+    /// KVM's scaling ratio of `vcpu`; means nothing where the hardware cannot scale.
+    pub(crate) fn ratio(&self, vcpu: &Vcpu) -> u64 {
+        // SAFETY: Valid by `Vcpu`'s invariant; VMMs write it under the vCPU's mutex, as one word.
+        unsafe { read_once!((*vcpu_arch(vcpu)).l1_tsc_scaling_ratio) }
+    }
+
+    /// The L1 TSC offset of `vcpu`, ticks.
+    pub(crate) fn tsc_offset(&self, vcpu: &Vcpu) -> u64 {
+        // The lock is held by the type invariant.
+        offset_of(vcpu)
+    }
+
     /// The L1 TSC of `vcpu` as a function of the host's.
     pub(crate) fn relation(&self, vcpu: &Vcpu) -> Relation {
-        let arch = vcpu_arch(vcpu);
-        // SAFETY: `arch` is valid by `Vcpu`'s invariant. VMMs write the offset under the lock that
-        // is held; a running guest may write it without, hence `read_once!`.
-        unsafe {
-            Relation {
-                scale: scale_of(read_once!((*arch).l1_tsc_scaling_ratio)),
-                offset: offset_of(vcpu),
-            }
+        Relation {
+            scale: scale_of(self.ratio(vcpu)),
+            offset: self.tsc_offset(vcpu),
         }
     }
 
@@ -196,9 +210,14 @@ pub(super) fn offset_of(vcpu: &Vcpu) -> u64 {
     // SAFETY: `arch` is valid by `Vcpu`'s invariant; a running guest may write the offset at any time,
     // hence `read_once!`.
     unsafe {
-        let pending = read_once!((*arch).tsc_offset_adjustment);
-        let scale = scale_of(read_once!((*arch).l1_tsc_scaling_ratio));
-        read_once!((*arch).l1_tsc_offset).wrapping_add(scale.apply(pending))
+        let offset = read_once!((*arch).l1_tsc_offset);
+        match read_once!((*arch).tsc_offset_adjustment) {
+            0 => offset,
+            pending => {
+                let scale = scale_of(read_once!((*arch).l1_tsc_scaling_ratio));
+                offset.wrapping_add(scale.apply(pending))
+            }
+        }
     }
 }
 

@@ -24,9 +24,27 @@ unsigned int rust_helper_kvm_online_vcpus(struct kvm *kvm)
 	return atomic_read(&kvm->online_vcpus);
 }
 
-struct kvm_vcpu *rust_helper_kvm_get_vcpu(struct kvm *kvm, unsigned int index)
+/*
+ * kvm_get_vcpu() of @nr vCPUs in a row, all of them online: looking up each by
+ * itself would be most of what GET does for a vCPU.  Returns how many it got.
+ */
+unsigned int rust_helper_kvm_get_vcpus(struct kvm *kvm, unsigned int first,
+				       struct kvm_vcpu **vcpus, unsigned int nr)
 {
-	return kvm_get_vcpu(kvm, index);
+	XA_STATE(xas, &kvm->vcpu_array, first);
+	struct kvm_vcpu *vcpu;
+	unsigned int got = 0;
+
+	rcu_read_lock();
+	xas_for_each(&xas, vcpu, first + nr - 1)
+		vcpus[got++] = vcpu;
+	rcu_read_unlock();
+	return got;
+}
+
+bool rust_helper_kvm_vcpu_is_locked(struct kvm_vcpu *vcpu)
+{
+	return mutex_is_locked(&vcpu->mutex);
 }
 
 void rust_helper_kvm_tsc_write_lock(struct kvm *kvm)

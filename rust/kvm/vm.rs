@@ -16,6 +16,10 @@ use crate::pvclock::{
     abi::ClockGuest,
     tsc::Relation, //
 };
+use core::{
+    ops::Range,
+    ptr, //
+};
 use kernel::{
     error::to_result,
     prelude::*,
@@ -93,14 +97,27 @@ impl VmGuard<'_> {
         self.vm.nr_vcpus()
     }
 
+    /// The vCPU that was created first, if any.
+    pub(crate) fn first_vcpu(&self) -> Option<&Vcpu> {
+        let mut vcpu = ptr::null_mut();
+        if self.nr_vcpus() != 0 {
+            // SAFETY: By the type invariant this is a valid VM whose set of vCPUs stands still; it has
+            // one, for which there is room.
+            unsafe { bindings::rust_helper_kvm_get_vcpus(self.as_raw(), 0, &mut vcpu, 1) };
+        }
+        // SAFETY: It was just looked up, unless it is null, and lives as long as its VM.
+        (!vcpu.is_null()).then(|| unsafe { Vcpu::from_raw(vcpu) })
+    }
+
     /// All vCPUs, in the order of their creation.
-    pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> {
-        (0..self.nr_vcpus()).filter_map(|index| {
-            // SAFETY: By `Vm`'s invariant this is a valid `struct kvm`, and `index` is below the
-            // number of vCPUs online. A vCPU lives as long as its VM.
-            unsafe { bindings::rust_helper_kvm_get_vcpu(self.as_raw(), index).as_ref() }
-                .map(Vcpu::from_ref)
-        })
+    pub(crate) fn vcpus(&self) -> Vcpus<'_> {
+        Vcpus {
+            vm: self,
+            batch: [ptr::null_mut(); BATCH],
+            next: 0,
+            got: 0,
+            left: 0..self.nr_vcpus(),
+        }
     }
 
     /// Makes TSC offsets and master clock stand still, for reading them.
@@ -141,6 +158,60 @@ impl Drop for VmGuard<'_> {
     }
 }
 
+/// vCPUs looked up at a time: what fits the stack, and is much against the cost of the first.
+const BATCH: usize = 64;
+
+/// Iterator over the vCPUs of a VM; see [`VmGuard::vcpus`].
+///
+/// # Invariants
+///
+/// `batch[next..got]` are vCPUs of `vm`; `left` are indexes of others, all of them online.
+pub(crate) struct Vcpus<'a> {
+    vm: &'a VmGuard<'a>,
+    batch: [*mut bindings::kvm_vcpu; BATCH],
+    next: usize,
+    got: usize,
+    left: Range<u32>,
+}
+
+impl Vcpus<'_> {
+    /// Looks up the next vCPUs.
+    #[inline(never)]
+    fn fill(&mut self) {
+        // CAST: A small constant.
+        let count = self.left.len().min(BATCH) as u32;
+        let (vm, first) = (self.vm.as_raw(), self.left.start);
+        // SAFETY: `VmGuard` proves a valid VM whose set of vCPUs stands still; by the type invariant
+        // these are online, and `batch` has room for them.
+        let got = unsafe {
+            bindings::rust_helper_kvm_get_vcpus(vm, first, self.batch.as_mut_ptr(), count)
+        };
+        // INVARIANT: These were just looked up, and are left no more.
+        self.left.start += count;
+        // CAST: At most `BATCH`.
+        (self.next, self.got) = (0, got as usize);
+    }
+}
+
+impl<'a> Iterator for Vcpus<'a> {
+    type Item = &'a Vcpu;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a Vcpu> {
+        if self.next == self.got {
+            if self.left.is_empty() {
+                return None;
+            }
+            self.fill();
+        }
+        let vcpu = *self.batch.get(self.next)?;
+        // It was found in the batch.
+        self.next = self.next.wrapping_add(1);
+        // SAFETY: By the type invariant this is a vCPU of the VM, and so lives as long as that.
+        Some(unsafe { Vcpu::from_raw(vcpu) })
+    }
+}
+
 /// A virtual CPU, lent for the duration of an ioctl or of a [`VmGuard`].
 ///
 /// # Invariants
@@ -169,16 +240,14 @@ impl Vcpu {
         unsafe { Vm::from_raw((*self.as_raw()).kvm) }
     }
 
-    fn from_ref(vcpu: &bindings::kvm_vcpu) -> &Self {
-        let ptr: *const bindings::kvm_vcpu = vcpu;
-        // CAST: `Self` is transparent over `struct kvm_vcpu`.
-        // SAFETY: It comes from a reference.
-        // INVARIANT: As above.
-        unsafe { &*ptr.cast() }
-    }
-
     pub(super) fn as_raw(&self) -> *mut bindings::kvm_vcpu {
         self.0.get()
+    }
+
+    /// Whether it is inside an ioctl, e.g. in `KVM_RUN`; it may begin or end one at any time.
+    pub(crate) fn is_busy(&self) -> bool {
+        // SAFETY: By the type invariant this is a valid `struct kvm_vcpu`.
+        unsafe { bindings::rust_helper_kvm_vcpu_is_locked(self.as_raw()) }
     }
 
     /// The id that `KVM_CREATE_VCPU` was given.

@@ -49,16 +49,18 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
     )?;
 
     let clocks = guard.clocks();
-    let reference = guard.vcpus().next().ok_or(ENODATA)?;
-    let state = State::new(&guard, &clocks, reference, request.fallback)?;
+    let reference = guard.first_vcpu().ok_or(ENODATA)?;
+    let mut entries = vcpus.iter_mut();
+    let state = State::new(&guard, &clocks, reference, request.fallback, |vcpu| {
+        if let Some(entry) = entries.next() {
+            entry.vcpu_id = vcpu.id();
+            entry.tsc_offset = clocks.tsc_offset(vcpu);
+        }
+    })?;
     let Record {
         record,
         precision_ns,
     } = Record::of(&guard, &clocks, &state, request.fallback)?;
-    for (entry, vcpu) in vcpus.iter_mut().zip(guard.vcpus()) {
-        entry.vcpu_id = vcpu.id();
-        entry.tsc_offset = clocks.relation(vcpu).offset;
-    }
     let status = state::status(&clocks, &state.now, state.rate.scale);
     let ref_vcpu_id = state.reference.id();
     let State {

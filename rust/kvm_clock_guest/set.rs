@@ -22,6 +22,7 @@ use crate::{
         },
         tsc::Relation, //
     },
+    resume,
     state::{
         self,
         State, //
@@ -50,6 +51,9 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let entries = user::read_vcpus(&header)?;
 
     let guard = vm.lock()?;
+    if resume::is_in_place(&guard, &request, &entries, arg) {
+        return Ok(());
+    }
     let mut vcpus = KVVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
     for vcpu in guard.vcpus() {
         let vcpu = request::Vcpu {
@@ -65,8 +69,8 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let held = guard.try_hold_vcpus()?;
     let (state, all_matched, status) = {
         let clocks = guard.clocks();
-        let reference = guard.vcpus().next().ok_or(ENODATA)?;
-        let state = State::new(&guard, &clocks, reference, request.fallback)?;
+        let reference = guard.first_vcpu().ok_or(ENODATA)?;
+        let state = State::new(&guard, &clocks, reference, request.fallback, |_| ())?;
         let status = state::status(&clocks, &state.now, state.rate.scale);
         (state, clocks.all_matched(), status)
     };

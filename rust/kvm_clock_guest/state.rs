@@ -34,7 +34,7 @@ pub(crate) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    /// Looks at the VM's clocks at one instant.
+    /// Looks at the VM's clocks at one instant, and shows `each` vCPU on the way.
     ///
     /// # Errors
     ///
@@ -48,15 +48,18 @@ impl<'a> State<'a> {
         clocks: &ClocksGuard<'_>,
         reference: &'a Vcpu,
         fallback: bool,
+        mut each: impl FnMut(&Vcpu),
     ) -> Result<Self> {
         let relation = clocks.relation(reference);
+        let ratio = clocks.ratio(reference);
         for vcpu in vm.vcpus() {
             if clocks.is_tsc_protected(vcpu) {
                 return Err(EOPNOTSUPP);
             }
-            if clocks.is_tsc_imitated(vcpu) || clocks.relation(vcpu).scale != relation.scale {
+            if clocks.is_tsc_imitated(vcpu) || !clocks.is_scaled_by(vcpu, relation.scale, ratio) {
                 return Err(ENODATA);
             }
+            each(vcpu);
         }
         let now = kvm::now().ok_or(ENODATA)?;
         if !now.is_host_tsc_fit() && !fallback {

@@ -210,7 +210,17 @@ impl SetRequest {
             return Err(Invalid::MissingVcpu);
         }
         let offset = ref_offset.ok_or(Invalid::UnknownVcpu)?;
+        self.check_reference(offset)?;
+        Ok(offset)
+    }
 
+    /// Checks the clocks at the anchor against the reference vCPU's saved offset (ticks).
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::Contradiction`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the record
+    /// say at the anchor, [`Invalid::RecordAhead`] if the record lies ahead.
+    pub fn check_reference(&self, offset: u64) -> Result<(), Invalid> {
         let relation = Relation {
             scale: self.rate.scale,
             offset,
@@ -224,6 +234,6 @@ impl SetRequest {
         if is_ahead(self.saved.record.tsc_timestamp, guest_tsc) {
             return Err(Invalid::RecordAhead);
         }
-        Ok(offset)
+        Ok(())
     }
 }
