@@ -23,6 +23,9 @@ debug_option := $(if $(DEBUG),--debug)
 # What fuzzes on this machine.
 FUZZ :=
 fuzz_option := $(if $(FUZZ),--fuzz)
+# Kernels to be measured.
+BENCH :=
+bench_option := $(if $(BENCH),--bench)
 # Known only after setup, hence asked for in the recipes.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
@@ -85,6 +88,12 @@ check-debug: scaling_option := --scaling
 check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (an hour; first 20 min to build)
 	@scripts/check $(kdir_option) debug kcsan
 
+.PHONY: bench
+bench: bench_option := --bench
+bench: tools ## what it costs, in instructions of the test host (5 min; first 12 min to build its kernels)
+	@$(MAKE) KDIR="$$(scripts/env kdir-bench)" MODULE=module-bench modules
+	@tools/bench/run
+
 # Longer finds more: each target goes on from what it reached before.
 SECONDS ?= 60
 
@@ -107,7 +116,7 @@ vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/ru
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option)
+	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module

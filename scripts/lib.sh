@@ -67,12 +67,14 @@ llvm_version() {
 	[[ $newest =~ llvm-([0-9]+)/ ]] && echo "${BASH_REMATCH[1]}"
 }
 
-# The kernels that there are: the one that is tested, and those that look closer at it.
-kernel_variants=(standard debug kcsan)
+# The kernels that there are: the one that is tested, those that look closer at it, and those that
+# are measured.
+kernel_variants=(standard debug kcsan bench bench-off)
 
 # kernel_fragments VARIANT: the files that its configuration is made of; the last word counts.
 kernel_fragments() {
 	echo "$repo/tools/vm/kernel.config"
+	[[ $1 != *-* ]] || echo "$repo/tools/vm/kernel-${1%%-*}.config"
 	[[ $1 == standard ]] || echo "$repo/tools/vm/kernel-$1.config"
 }
 
