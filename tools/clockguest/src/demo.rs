@@ -7,12 +7,12 @@ use clockguest::{
     host::Unavailable,
     method::Method,
     progress::Progress,
-    report::Summary,
     scenario::{
         self,
         Config,
         Scenario, //
     },
+    summary::Summary,
 };
 use std::time::Duration;
 

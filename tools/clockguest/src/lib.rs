@@ -13,7 +13,7 @@
 //! - [`migration`]: a guest that moves to another host,
 //! - [`update`]: a guest that outlives its host's kernel,
 //! - [`measure`]: the error, from the guest's readings before and after,
-//! - [`report`], [`info`]: what is printed,
+//! - [`summary`], [`info`]: what is printed,
 //! - [`trace`]: the kernel, watched from outside.
 //!
 //! Units are in every name: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
@@ -30,9 +30,9 @@ pub mod method;
 pub mod migration;
 pub mod observe;
 pub mod progress;
-pub mod report;
 pub mod scenario;
 pub mod stream;
+pub mod summary;
 pub mod trace;
 pub mod update;
 pub mod vmm;

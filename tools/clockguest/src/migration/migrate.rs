@@ -11,18 +11,18 @@ use super::{
         Host, //
     },
     message::Hello,
-    report::{
-        Aborted,
-        Direction,
-        Evidence,
-        Summary, //
-    },
     source::{
         hand_over,
         Failed,
         Gone,
         Guest,
         Terms, //
+    },
+    summary::{
+        Aborted,
+        Direction,
+        Evidence,
+        Summary, //
     },
     truth::{
         Counter,

@@ -32,10 +32,10 @@ pub mod heard;
 mod message;
 mod migrate;
 mod parts;
-mod report;
 mod restore;
 mod serve;
 mod source;
+mod summary;
 mod truth;
 
 pub use migrate::{
@@ -44,9 +44,9 @@ pub use migrate::{
     Config as MigrateConfig,
     ModeChoice, //
 };
-pub use report::Summary;
 pub use serve::{
     serve,
     Config as ServeConfig, //
 };
+pub use summary::Summary;
 pub use truth::Truth;

@@ -21,7 +21,7 @@ use crate::{
         Run, //
     },
     progress::Progress,
-    report::{
+    summary::{
         Summary,
         Tally, //
     },

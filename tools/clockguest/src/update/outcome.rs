@@ -13,7 +13,7 @@ use crate::{
         Method,
         Mode, //
     },
-    report::identical,
+    summary::identical,
 };
 use serde::Serialize;
 

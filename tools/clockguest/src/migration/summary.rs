@@ -25,7 +25,7 @@ use crate::{
         Mode,
         Saved, //
     },
-    report::identical, //
+    summary::identical, //
 };
 use kvm_clock_ioctls::VmClock;
 use serde::Serialize;
