@@ -105,7 +105,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
 
-        /// Show every cycle too (with --json: the array per_cycle)
+        /// Show every cycle too; JSON always has them all
         #[arg(long)]
         verbose: bool,
     },
@@ -119,6 +119,10 @@ pub(crate) enum Command {
         /// Print a JSON array with the object of each run
         #[arg(long)]
         json: bool,
+
+        /// Write that array to a file, whatever is printed
+        #[arg(long, value_name = "FILE")]
+        json_file: Option<PathBuf>,
     },
 
     /// Carry a running guest to another host, and show what that did to its clocks
@@ -205,7 +209,7 @@ pub(crate) struct Migrate {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Show every move too (with --json: the array per_move)
+    /// Show every move too; JSON always has them all
     #[arg(long)]
     pub(crate) verbose: bool,
 }

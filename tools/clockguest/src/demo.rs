@@ -6,6 +6,10 @@ use anyhow::Result;
 use clockguest::{
     host::Unavailable,
     method::Method,
+    origin::{
+        Origin,
+        WithOrigin, //
+    },
     progress::Progress,
     scenario::{
         self,
@@ -70,6 +74,16 @@ impl Demo {
     pub(crate) fn passed(&self) -> bool {
         self.summaries()
             .all(|summary| summary.first_error.is_none())
+    }
+
+    /// An array with the object of each run.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        let origin = Origin::of_this();
+        let runs: Vec<_> = self
+            .summaries()
+            .map(|summary| WithOrigin::new("cycle", &origin, summary))
+            .collect();
+        Ok(serde_json::to_string(&runs)?)
     }
 
     /// The table and a verdict.
@@ -180,9 +194,8 @@ fn grouped(value: u64) -> String {
 fn run_one(config: &Config) -> Result<Summary> {
     let what = format!("{} by {}", config.scenario.name(), config.method.name());
     let mut progress = Progress::new(what, config.cycles);
-    let mut summary = scenario::run(config, &mut progress)?;
+    let summary = scenario::run(config, &mut progress)?;
     progress.finish(summary.cycles_done);
-    summary.per_cycle.clear();
     Ok(summary)
 }
 

@@ -222,7 +222,7 @@ fn cap_names(cap: u32) -> Vec<String> {
     names
 }
 
-fn read_line(path: &str) -> Option<String> {
+pub(crate) fn read_line(path: &str) -> Option<String> {
     fs::read_to_string(path)
         .ok()
         .map(|text| text.trim().to_owned())

@@ -13,7 +13,7 @@
 //! - [`migration`]: a guest that moves to another host,
 //! - [`update`]: a guest that outlives its host's kernel,
 //! - [`measure`]: the error, from the guest's readings before and after,
-//! - [`summary`], [`info`]: what is printed,
+//! - [`summary`], [`info`], [`origin`]: what is printed,
 //! - [`trace`]: the kernel, watched from outside.
 //!
 //! Units are in every name: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
@@ -29,6 +29,7 @@ pub mod measure;
 pub mod method;
 pub mod migration;
 pub mod observe;
+pub mod origin;
 pub mod progress;
 pub mod scenario;
 pub mod stream;

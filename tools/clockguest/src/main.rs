@@ -5,7 +5,10 @@
 mod cli;
 mod demo;
 
-use anyhow::Result;
+use anyhow::{
+    Context,
+    Result, //
+};
 use clap::Parser;
 use cli::{
     Cli,
@@ -23,6 +26,10 @@ use clockguest::{
         ServeConfig,
         Truth, //
     },
+    origin::{
+        Origin,
+        WithOrigin, //
+    },
     progress::Progress,
     scenario::{
         self,
@@ -35,7 +42,11 @@ use clockguest::{
     },
 };
 use demo::Demo;
-use std::process::ExitCode;
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode, //
+};
 
 /// The clocks were lost, or something failed.
 const FAILED: u8 = 1;
@@ -75,9 +86,13 @@ fn run(cli: Cli) -> Result<u8> {
             };
             cycle(&config, json, verbose)
         }
-        Command::Demo { size, json } => {
+        Command::Demo {
+            size,
+            json,
+            json_file,
+        } => {
             let demo = Demo::run(size.vcpus, size.cycles, size.downtime, cli.any_kvm)?;
-            show_demo(demo, json)
+            show_demo(demo, json, json_file.as_deref())
         }
         Command::Migrate(migrate) => move_guest(migrate, cli.any_kvm),
         Command::Serve {
@@ -118,13 +133,12 @@ fn info(any_kvm: bool, json: bool) -> Result<u8> {
 fn cycle(config: &Config, json: bool, verbose: bool) -> Result<u8> {
     let what = format!("{} by {}", config.scenario.name(), config.method.name());
     let mut progress = Progress::new(what, config.cycles);
-    let mut summary = scenario::run(config, &mut progress)?;
+    let summary = scenario::run(config, &mut progress)?;
     progress.finish(summary.cycles_done);
     if json {
-        if !verbose {
-            summary.per_cycle.clear();
-        }
-        println!("{}", serde_json::to_string(&summary)?);
+        let origin = Origin::of_this();
+        let run = WithOrigin::new("cycle", &origin, &summary);
+        println!("{}", serde_json::to_string(&run)?);
     } else {
         print!("{}", summary.to_text(verbose));
     }
@@ -146,13 +160,12 @@ fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
     };
     let what = format!("migrate by {}", config.method.name());
     let mut progress = Progress::new(what, (2 * config.round_trips).max(1));
-    let mut summary = migration::migrate(&config, &mut progress)?;
+    let summary = migration::migrate(&config, &mut progress)?;
     progress.finish(summary.moves_done);
     if args.json {
-        if !args.verbose {
-            summary.per_move.clear();
-        }
-        println!("{}", serde_json::to_string(&summary)?);
+        let origin = Origin::of_this();
+        let run = WithOrigin::new("migrate", &origin, &summary);
+        println!("{}", serde_json::to_string(&run)?);
     } else {
         print!("{}", summary.to_text(args.verbose));
     }
@@ -186,10 +199,14 @@ fn restore(args: &Restore, any_kvm: bool) -> Result<u8> {
     Ok(outcome.first_error.map_or(0, |_| FAILED))
 }
 
-fn show_demo(mut demo: Demo, json: bool) -> Result<u8> {
+fn show_demo(mut demo: Demo, json: bool, file: Option<&Path>) -> Result<u8> {
+    let runs = demo.to_json()?;
+    if let Some(file) = file {
+        fs::write(file, format!("{runs}\n"))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     if json {
-        let summaries: Vec<_> = demo.summaries().collect();
-        println!("{}", serde_json::to_string(&summaries)?);
+        println!("{runs}");
     } else {
         print!("{}", demo.to_text());
     }
