@@ -65,6 +65,19 @@ tick, or the clocks' part what the pings allow for. The stream is versioned and 
 until the destination has the guest complete and its clocks set, the guest is the source's,
 and goes on there, exactly, whatever goes wrong.";
 
+const REPORT: &str = "\
+Each FILE holds the JSON object of a run, or an array of them. The page shows the worst errors
+in a table, the error of each cycle in charts, what of a move's error the operation and the
+hosts' clocks made, what a benchmark counted against vCPUs, and the command, kernel, module and
+QEMU that each run came from. It needs no network and no scripts; all runs stand in it as JSON
+too, in the element with the id 'runs'.
+
+Exit status:
+  0  written; its path is printed
+  1  a file cannot be read, is not JSON, has no runs, or has one of an unknown kind or without
+     what its kind is to have; nothing was written. Or DIR cannot be written to
+  2  wrong usage";
+
 /// Measures, by a guest's own readings, what saving and restoring its clocks does to them.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_STATUS)]
@@ -152,6 +165,18 @@ pub(crate) enum Command {
     /// Restore a guest from a file on the host that saved it, and show the errors of its clocks
     #[command(after_help = EXIT_STATUS, after_long_help = format!("{MEASUREMENT}\n\n{EXIT_STATUS}"))]
     Restore(Restore),
+
+    /// Write a page and charts of the JSON that runs printed
+    #[command(after_help = REPORT, after_long_help = REPORT)]
+    Report {
+        /// Folder for index.html, and for a SVG and a PNG file of each chart
+        #[arg(long, default_value = "clockguest-report", value_name = "DIR")]
+        out: PathBuf,
+
+        /// What cycle, demo or migrate printed by --json, or `make bench` wrote
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 
     /// Hold one VM, by commands on stdin: the other process of snapshot and migrate
     #[command(hide = true)]

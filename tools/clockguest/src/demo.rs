@@ -11,6 +11,7 @@ use clockguest::{
         WithOrigin, //
     },
     progress::Progress,
+    report::text::grouped,
     scenario::{
         self,
         Config,
@@ -178,36 +179,10 @@ fn text_of(cell: Option<&Summary>, line: usize) -> String {
     }
 }
 
-/// Digits in groups of three.
-fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 fn run_one(config: &Config) -> Result<Summary> {
     let what = format!("{} by {}", config.scenario.name(), config.method.name());
     let mut progress = Progress::new(what, config.cycles);
     let summary = scenario::run(config, &mut progress)?;
     progress.finish(summary.cycles_done);
     Ok(summary)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::grouped;
-
-    #[test]
-    fn digits_are_grouped() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_000), "1,000");
-        assert_eq!(grouped(104_857_600), "104,857,600");
-    }
 }

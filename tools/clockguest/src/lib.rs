@@ -14,6 +14,7 @@
 //! - [`update`]: a guest that outlives its host's kernel,
 //! - [`measure`]: the error, from the guest's readings before and after,
 //! - [`summary`], [`info`], [`origin`]: what is printed,
+//! - [`report`]: a page and charts of what was printed,
 //! - [`trace`]: the kernel, watched from outside.
 //!
 //! Units are in every name: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
@@ -31,6 +32,7 @@ pub mod migration;
 pub mod observe;
 pub mod origin;
 pub mod progress;
+pub mod report;
 pub mod scenario;
 pub mod stream;
 pub mod summary;

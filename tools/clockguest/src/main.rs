@@ -31,6 +31,7 @@ use clockguest::{
         WithOrigin, //
     },
     progress::Progress,
+    report,
     scenario::{
         self,
         worker,
@@ -111,6 +112,15 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Command::Save(args) => save(args, cli.any_kvm),
         Command::Restore(args) => restore(&args, cli.any_kvm),
+        Command::Report { out, files } => {
+            let written = report::write(&files, &out)?;
+            println!("{}", written.page.display());
+            eprintln!(
+                "clockguest: {} charts of {} runs, each as SVG and PNG too",
+                written.charts, written.runs
+            );
+            Ok(0)
+        }
         // Its parent reports what it answers.
         Command::Worker { method } => Ok(worker::serve(method, cli.any_kvm).map_or(FAILED, |()| 0)),
     }

@@ -15,11 +15,14 @@ use crate::{
         Scenario, //
     },
 };
-use serde::Serialize;
+use serde::{
+    Deserialize,
+    Serialize, //
+};
 use std::fmt::Write;
 
 /// One cycle.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Cycle {
     /// Counts from 1.
     pub cycle: u32,
@@ -34,7 +37,7 @@ pub struct Cycle {
 }
 
 /// All cycles of a run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     /// What happened to the VM.
     pub scenario: Scenario,
@@ -76,7 +79,7 @@ pub struct Summary {
     /// that claims to be exact, the first error of a clock.
     pub first_error: Option<String>,
     /// The cycles one by one.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_cycle: Vec<Cycle>,
 }
 

@@ -48,5 +48,8 @@ pub use serve::{
     serve,
     Config as ServeConfig, //
 };
-pub use summary::Summary;
+pub use summary::{
+    Move,
+    Summary, //
+};
 pub use truth::Truth;

@@ -28,7 +28,10 @@ use crate::{
     summary::identical, //
 };
 use kvm_clock_ioctls::VmClock;
-use serde::Serialize;
+use serde::{
+    Deserialize,
+    Serialize, //
+};
 use std::fmt::Write;
 
 /// Parts per million by which the rate that a guest's TSC continues at may be wrong while it is down:
@@ -42,7 +45,7 @@ const OWN_TICKS: f64 = 1.0;
 const REST_TICKS: f64 = 4.0;
 
 /// Where a guest went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
     /// To the other host.
@@ -52,7 +55,7 @@ pub enum Direction {
 }
 
 /// One move to another host. Positive errors are of clocks that are ahead.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Move {
     /// Where to.
     pub direction: Direction,
@@ -91,7 +94,7 @@ pub struct Move {
 }
 
 /// A guest that could not move.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Aborted {
     /// Why.
     pub why: String,
@@ -103,7 +106,7 @@ pub struct Aborted {
 }
 
 /// All moves of a guest.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     /// How the clocks were to be saved and restored.
     pub method: Method,
@@ -142,7 +145,7 @@ pub struct Summary {
     /// What went wrong first: a contradiction, or, of method atomic, anything that was lost.
     pub first_error: Option<String>,
     /// The moves one by one.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_move: Vec<Move>,
 }
 
