@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Progress on stderr: one line rewritten on a terminal, a line now and then elsewhere.
+//! Progress on stderr: a bar in one line that is rewritten on a terminal, a line now and then elsewhere.
 
 use std::{
     io::{
@@ -18,6 +18,9 @@ use std::{
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two lines in a log.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Characters of the bar.
+const BAR: u32 = 20;
 
 /// Progress of one run.
 #[derive(Debug)]
@@ -73,11 +76,34 @@ impl Progress {
     fn print(&self, done: u32) {
         let Self { what, total, .. } = self;
         let seconds = self.start.elapsed().as_secs_f32();
-        let text = format!("{what}: {done}/{total}, {seconds:.1} s");
+        let numbers = format!("{done}/{total}, {seconds:.1} s");
         let _ = if self.terminal {
-            write!(stderr(), "\r{text}\x1b[K")
+            // Without wrapping a narrow terminal shows the beginning.
+            let bar = bar(done, *total);
+            write!(stderr(), "\r\x1b[?7l{what} [{bar}] {numbers}\x1b[K\x1b[?7h")
         } else {
-            writeln!(stderr(), "{text}")
+            writeln!(stderr(), "{what}: {numbers}")
         };
+    }
+}
+
+fn bar(done: u32, total: u32) -> String {
+    let part = u64::from(done) * u64::from(BAR) / u64::from(total.max(1));
+    // CAST: At most the bar's length.
+    let full = part.min(u64::from(BAR)) as usize;
+    format!("{:.<1$}", "#".repeat(full), BAR as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bar;
+
+    #[test]
+    fn a_bar_is_full_when_all_is_done() {
+        assert_eq!(bar(0, 7), "....................");
+        assert_eq!(bar(3, 12), "#####...............");
+        assert_eq!(bar(7, 7), "####################");
+        assert_eq!(bar(u32::MAX, u32::MAX), bar(1, 1));
+        assert_eq!(bar(0, 0), bar(0, 1));
     }
 }
