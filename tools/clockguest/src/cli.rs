@@ -2,28 +2,25 @@
 
 //! The command line.
 
+mod args;
+
+pub(crate) use args::{
+    Migrate,
+    Restore,
+    Save,
+    Size,
+    Watch, //
+};
+
 use clap::{
-    Args,
     Parser,
     Subcommand, //
 };
 use clockguest::{
-    duration,
-    guest::layout::MAX_VCPUS,
-    method::{
-        Method,
-        Mode, //
-    },
-    migration::{
-        ClockSource,
-        ModeChoice, //
-    },
+    method::Method,
     scenario::Scenario, //
 };
-use std::{
-    path::PathBuf,
-    time::Duration, //
-};
+use std::path::PathBuf;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -138,6 +135,14 @@ pub(crate) enum Command {
         json_file: Option<PathBuf>,
     },
 
+    /// Pause a running guest again and again, and show the present errors of its clocks in one line
+    ///
+    /// On a terminal that line is rewritten; elsewhere there is one for each cycle. It ends by Ctrl-C,
+    /// or after --cycles, with the sum. Errors are of the last cycle, and, in brackets, of all since the
+    /// guest started.
+    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MEASUREMENT}\n\n{EXIT_STATUS}"))]
+    Watch(Watch),
+
     /// Carry a running guest to another host, and show what that did to its clocks
     #[command(after_help = EXIT_STATUS, after_long_help = format!("{MIGRATION}\n\n{EXIT_STATUS}"))]
     Migrate(Migrate),
@@ -184,111 +189,6 @@ pub(crate) enum Command {
         #[arg(long)]
         method: Method,
     },
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Guest {
-    /// vCPUs of the guest
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
-    pub(crate) vcpus: u32,
-
-    /// TSC rate of the guest, kHz [default: the host's]
-    #[arg(long)]
-    pub(crate) tsc_khz: Option<u32>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Migrate {
-    /// Address of the other host's `clockguest serve`, HOST:PORT
-    #[arg(long)]
-    pub(crate) to: String,
-
-    #[command(flatten)]
-    pub(crate) guest: Guest,
-
-    /// How its clocks are saved and restored
-    #[arg(long, default_value = "atomic")]
-    pub(crate) method: Method,
-
-    /// How method atomic carries them over
-    #[arg(long, default_value = "auto")]
-    pub(crate) mode: ModeChoice,
-
-    /// What the hosts' time of day is compared by
-    #[arg(long, default_value = "exchange")]
-    pub(crate) sync: ClockSource,
-
-    /// Times that the guest goes there and comes back; 0: it goes there, and stays
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
-    pub(crate) round_trips: u32,
-
-    /// Trace by a kprobe what the kernel's clock says when the guest's clocks are set (root)
-    #[arg(long)]
-    pub(crate) trace_clock: bool,
-
-    /// What the two emulated hosts' TSCs are; tools/vm/pair writes that
-    #[arg(long, value_name = "FILE")]
-    pub(crate) truth: Option<PathBuf>,
-
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    /// Show every move too; JSON always has them all
-    #[arg(long)]
-    pub(crate) verbose: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Save {
-    /// The file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) to: PathBuf,
-
-    #[command(flatten)]
-    pub(crate) guest: Guest,
-
-    /// How its clocks are saved, and later restored
-    #[arg(long, default_value = "atomic")]
-    pub(crate) method: Method,
-
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Restore {
-    /// The file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) from: PathBuf,
-
-    /// How method atomic carries the clocks over [default: exact, which fails if it loses anything]
-    #[arg(long)]
-    pub(crate) mode: Option<Mode>,
-
-    /// Save the guest again after it has run
-    #[arg(long, value_name = "FILE")]
-    pub(crate) to: Option<PathBuf>,
-
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Size {
-    /// vCPUs of the guest
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
-    pub(crate) vcpus: u32,
-
-    /// Times that the clocks are saved and restored
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) cycles: u32,
-
-    /// Least time between stop and go, e.g. 500us, 50ms, 5s
-    #[arg(long, default_value = "50ms", value_parser = duration::parse)]
-    pub(crate) downtime: Duration,
 }
 
 #[cfg(test)]

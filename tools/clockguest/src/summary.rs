@@ -128,6 +128,11 @@ impl Tally {
         self.summary.cycles_done
     }
 
+    /// The sum so far.
+    pub fn so_far(&self) -> &Summary {
+        &self.summary
+    }
+
     /// Takes the reading after a cycle.
     pub fn add(&mut self, reading: Reading) {
         match (self.first.take(), self.previous.take()) {

@@ -7,6 +7,7 @@ mod pause;
 mod process;
 mod program;
 mod snapshot;
+pub mod watch;
 pub mod worker;
 
 use crate::{
