@@ -26,6 +26,9 @@ fuzz_option := $(if $(FUZZ),--fuzz)
 # Kernels to be measured.
 BENCH :=
 bench_option := $(if $(BENCH),--bench)
+# What looks at the page of a report.
+BROWSER :=
+browser_option := $(if $(BROWSER),--browser)
 # Known only after setup, hence asked for in the recipes.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
@@ -56,9 +59,21 @@ CYCLES ?= 20
 
 .PHONY: demo
 demo: modules tools ## the main job: a guest's clocks over pause, snapshot and migration
-	@tools/vm/run $(kdir_option) --timeout 1800 'target/release/clockguest demo --cycles $(CYCLES)'
+	@rm -f build/demo/demo.json; \
+	tools/vm/run $(kdir_option) --timeout 1800 --results build/demo \
+		'target/release/clockguest demo --cycles $(CYCLES) --json-file build/demo/demo.json'; \
+	status=$$?; \
+	if [[ -e build/demo/demo.json ]]; then \
+		if page=$$(target/release/clockguest report --out build/report build/demo/demo.json); then \
+			echo "report: $$page"; \
+		else \
+			status=1; \
+		fi; \
+	fi; \
+	exit $$status
 
 .PHONY: check
+check: browser_option := --browser
 check: setup ## every test; the last line counts them
 	@scripts/check $(kdir_option)
 
@@ -107,6 +122,7 @@ check-all: scaling_option := --scaling
 check-all: intel_option := --intel
 check-all: qemu_option := --qemu
 check-all: debug_option := --debug
+check-all: browser_option := --browser
 check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check, check-debug
 	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan
 
@@ -116,7 +132,7 @@ vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/ru
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option)
+	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option) $(browser_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module
