@@ -130,6 +130,7 @@ impl Saved {
         let home = self.home;
         let mut saved = home.clone();
         move_to_domain(&mut saved, DOMAIN);
+        let before_set = get(vm)?;
         set(vm, &mut saved, MODE_ADVANCE)?;
         let after = get(vm)?;
         let utc_ns = now_ns(libc::CLOCK_REALTIME) - self.utc_ns;
@@ -151,7 +152,10 @@ impl Saved {
         // CAST: the signed difference of values mod 2^64.
         let off = observed.wrapping_sub(expected) as i64;
         let by_tai = error_ticks(&saved.header, &after, &after.header)?;
-        let rounding = here(1)? + 2;
+        // The host's TSC drifts against its TAI, also from SET to GET.
+        let since_set_ns = after.header.tai_ns - before_set.header.tai_ns;
+        let drift = i128::from(off) * i128::from(since_set_ns) / i128::from(monotonic_ns.max(1));
+        let rounding = here(1)? + 2 + i64::try_from(drift.abs())?;
         note(&format!(
             "after {monotonic_ns} ns, of which UTC counted {utc_ns}, guest TSC is {off} ticks from where it \
              would be untouched, and {by_tai} from where elapsed TAI puts it"
