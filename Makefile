@@ -34,6 +34,8 @@ kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
 CARGO := scripts/env -- cargo
 rust_files = $$(find rust tools samples -name '*.rs' ! -name '*generated*' 2>/dev/null)
+# A page is as old as the last change to what it tells of, where git knows it.
+page_date = $(addprefix --date ,$(shell git log -1 --format=%cs -- tools/clockguest 2>/dev/null))
 # Where below build/ the module for this kernel goes.
 MODULE := module
 # $(call kbuild,FOLDER,ARGUMENTS): build the module into build/FOLDER.
@@ -167,6 +169,17 @@ prove: setup ## prove the arithmetic with z3 (1 min); tools/prove/prove --help
 .PHONY: doc
 doc: setup ## rustdoc of the crates, in target/doc
 	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: man
+man: tools ## man pages of clockguest, and shell completion, in build/man and build/completion
+	@rm -rf build/man build/completion && mkdir -p build/completion
+	@target/release/clockguest man --to build/man $(page_date)
+	@target/release/clockguest completion bash >build/completion/clockguest
+	@target/release/clockguest completion zsh >build/completion/_clockguest
+	@target/release/clockguest completion fish >build/completion/clockguest.fish
+	@echo "read: man build/man/clockguest-cycle.1    complete, in this shell: source build/completion/clockguest" >&2
+	@echo "install: build/man/* to share/man/man1; build/completion/* to share/bash-completion/completions," \
+		"share/zsh/site-functions (_clockguest), share/fish/vendor_completions.d (.fish)" >&2
 
 .PHONY: check-unchanged
 check-unchanged: setup ## prove that KVM without the option compiles to what it was (3 min)

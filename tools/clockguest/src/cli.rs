@@ -12,72 +12,37 @@ pub(crate) use args::{
     Watch, //
 };
 
+use crate::{
+    help::{
+        self,
+        sections,
+        EXIT_STATUS, //
+    },
+    man::ManPages,
+};
 use clap::{
     Parser,
     Subcommand, //
 };
+use clap_complete::Shell;
 use clockguest::{
     method::Method,
     scenario::Scenario, //
 };
 use std::path::PathBuf;
 
-const EXIT_STATUS: &str = "\
-Exit status:
-  0  done
-  1  failed: contradictory readings, a failed call, a dead process; or method atomic lost anything
-  2  wrong usage
-  4  this host cannot do it; the message says what is missing";
-
-const MEASUREMENT: &str = "\
-The error is measured by the guest's own readings. Before a cycle, each vCPU has a
-relation: the TSC offset that KVM reports, and the pvclock record that the guest read
-last. After it, the guest reads TSC g and kvmclock k, at the host TSC that the offset now
-in force gives for g; the host brackets the reading with its own RDTSC, so that a wrong
-offset is found out. Then
-  TSC error       is g minus the TSC by the relation before, at the same host TSC, in ticks;
-  kvmclock error  is k minus the kvmclock by the relation before, likewise, in ns;
-  skew            is k minus the kvmclock by the record before at g: how far the one clock
-                  was set against the other, in ns.
-All are what the guest would not have seen had nobody touched its clocks. The errors of
-the legacy methods are results, not failures; method atomic claims to lose nothing, and
-fails if it does.";
-
-const MIGRATION: &str = "\
-The guest's TSC goes on by the time that passed, as the two hosts' clocks have it. How these
-differ is measured by pings over the connection: no message arrives before it was sent, so
-each ping bounds the difference from both sides, and the truth is no further from the middle
-than the uncertainty that is reported. (--sync hosts trusts the hosts instead.)
-
-Errors are measured by the guest's own readings as of `clockguest cycle`. Between hosts:
-  skew            is what the guest's kvmclock reads minus what its record before says at
-                  the same guest TSC; needs no knowledge of the hosts' clocks;
-  TSC error       is what the guest's TSC reads minus what it would have read at home, at the
-                  same moment. Only who emulates both hosts knows that (--truth);
-  the operation's part of it is what SET wrote minus saved TSC + elapsed time x rate, for the
-                  very instant that the kernel's clock gave to SET (--trace-clock);
-  the clocks' part is the rest.
-Method atomic fails if the record or the skew changed, if the operation's part exceeds one
-tick, or the clocks' part what the pings allow for. The stream is versioned and checksummed;
-until the destination has the guest complete and its clocks set, the guest is the source's,
-and goes on there, exactly, whatever goes wrong.";
-
-const REPORT: &str = "\
-Each FILE holds the JSON object of a run, or an array of them. The page shows the worst errors
-in a table, the error of each cycle in charts, what of a move's error the operation and the
-hosts' clocks made, what a benchmark counted against vCPUs, and the command, kernel, module and
-QEMU that each run came from. It needs no network and no scripts; all runs stand in it as JSON
-too, in the element with the id 'runs'.
-
-Exit status:
-  0  written; its path is printed
-  1  a file cannot be read, is not JSON, has no runs, or has one of an unknown kind or without
-     what its kind is to have; nothing was written. Or DIR cannot be written to
-  2  wrong usage";
-
-/// Measures, by a guest's own readings, what saving and restoring its clocks does to them.
+/// Measures, by a guest's own readings, what saving and restoring its clocks does to them
+///
+/// The guest is some dozens of instructions that read the TSC and the pvclock page at full speed on
+/// every vCPU. It is stopped, its clocks are saved by a method, and restored: in the same VM, in
+/// another process, on another host, or under another kernel. What its clocks then read is compared
+/// with what they would have read had nothing happened.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_STATUS)]
+#[command(
+    version,
+    after_help = EXIT_STATUS,
+    after_long_help = sections(&[EXIT_STATUS, help::ENVIRONMENT, help::FILES, help::EXAMPLES])
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -98,7 +63,7 @@ pub(crate) enum Command {
     },
 
     /// Run one scenario by one method, and show the errors of the guest's clocks
-    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MEASUREMENT}\n\n{EXIT_STATUS}"))]
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS, help::CYCLE_EXAMPLES]))]
     Cycle {
         /// What happens to the VM
         #[arg(long)]
@@ -121,7 +86,7 @@ pub(crate) enum Command {
     },
 
     /// Run every scenario by every method, and show one table
-    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MEASUREMENT}\n\n{EXIT_STATUS}"))]
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS]))]
     Demo {
         #[command(flatten)]
         size: Size,
@@ -140,15 +105,15 @@ pub(crate) enum Command {
     /// On a terminal that line is rewritten; elsewhere there is one for each cycle. It ends by Ctrl-C,
     /// or after --cycles, with the sum. Errors are of the last cycle, and, in brackets, of all since the
     /// guest started.
-    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MEASUREMENT}\n\n{EXIT_STATUS}"))]
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS]))]
     Watch(Watch),
 
     /// Carry a running guest to another host, and show what that did to its clocks
-    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MIGRATION}\n\n{EXIT_STATUS}"))]
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
     Migrate(Migrate),
 
     /// Take guests over that another host's `clockguest migrate` sends
-    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MIGRATION}\n\n{EXIT_STATUS}"))]
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
     Serve {
         /// Address to listen on, HOST:PORT. Anybody who can connect can run a guest here
         #[arg(long)]
@@ -164,15 +129,15 @@ pub(crate) enum Command {
     },
 
     /// Save a running guest to a file, to be restored when a kexec has replaced this host's kernel
-    #[command(after_help = EXIT_STATUS)]
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Save(Save),
 
     /// Restore a guest from a file on the host that saved it, and show the errors of its clocks
-    #[command(after_help = EXIT_STATUS, after_long_help = format!("{MEASUREMENT}\n\n{EXIT_STATUS}"))]
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Restore(Restore),
 
     /// Write a page and charts of the JSON that runs printed
-    #[command(after_help = REPORT, after_long_help = REPORT)]
+    #[command(after_help = help::REPORT)]
     Report {
         /// Folder for index.html, and for a SVG and a PNG file of each chart
         #[arg(long, default_value = "clockguest-report", value_name = "DIR")]
@@ -181,6 +146,17 @@ pub(crate) enum Command {
         /// What cycle, demo or migrate printed by --json, or `make bench` wrote
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+    },
+
+    /// Print a man page, or write all of them into a folder
+    #[command(after_help = EXIT_STATUS)]
+    Man(ManPages),
+
+    /// Print what makes a shell complete this command line
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::COMPLETION_EXAMPLES]))]
+    Completion {
+        /// The shell
+        shell: Shell,
     },
 
     /// Hold one VM, by commands on stdin: the other process of snapshot and migrate

@@ -4,13 +4,19 @@
 
 mod cli;
 mod demo;
+mod help;
+mod man;
 mod watch;
 
 use anyhow::{
     Context,
     Result, //
 };
-use clap::Parser;
+use clap::{
+    error::ErrorKind,
+    CommandFactory,
+    Parser, //
+};
 use cli::{
     Cli,
     Command,
@@ -44,10 +50,15 @@ use clockguest::{
     },
 };
 use demo::Demo;
+use man::ManPages;
 use std::{
     fs,
+    io::{
+        stdout,
+        Write, //
+    },
     path::Path,
-    process::ExitCode, //
+    process::ExitCode,
 };
 
 /// The clocks were lost, or something failed.
@@ -121,6 +132,13 @@ fn run(cli: Cli) -> Result<u8> {
                 "clockguest: {} charts of {} runs, each as SVG and PNG too",
                 written.charts, written.runs
             );
+            Ok(0)
+        }
+        Command::Man(args) => man_pages(&args),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "clockguest", &mut script);
+            stdout().write_all(&script)?;
             Ok(0)
         }
         // Its parent reports what it answers.
@@ -209,6 +227,24 @@ fn restore(args: &Restore, any_kvm: bool) -> Result<u8> {
         print!("{}", outcome.to_text());
     }
     Ok(outcome.first_error.map_or(0, |_| FAILED))
+}
+
+fn man_pages(args: &ManPages) -> Result<u8> {
+    if let Some(to) = &args.to {
+        man::write_all::<Cli>(to, &args.date)?;
+        return Ok(0);
+    }
+    let Some(page) = man::page::<Cli>(args.subcommand.as_deref(), &args.date) else {
+        let unknown = format!(
+            "no subcommand '{}'",
+            args.subcommand.as_deref().unwrap_or_default()
+        );
+        Cli::command()
+            .error(ErrorKind::InvalidSubcommand, unknown)
+            .exit();
+    };
+    stdout().write_all(page.as_bytes())?;
+    Ok(0)
 }
 
 fn show_demo(mut demo: Demo, json: bool, file: Option<&Path>) -> Result<u8> {
