@@ -14,6 +14,60 @@
 //! TSC values live in the ring of integers mod 2^64: a counter wraps, an offset may be "negative",
 //! and a fresh host's TSC is behind any older one. Every addition of TSC values therefore wraps,
 //! on purpose; order between two of them is the sign of their wrapped difference.
+//!
+//! # Where to begin
+//!
+//! [`tsc::Relation`] and [`ClockGuest::kvmclock_ns`](abi::ClockGuest::kvmclock_ns) are the two functions.
+//! What SET computes is the way of a request from the ioctl's bytes, [`abi::VmClockGuest`], over
+//! [`request::SetRequest`] to [`plan::plan`]:
+//!
+//! ```
+//! use pvclock::{abi, plan, rate, request, tsc};
+//!
+//! // What GET told on a host of 2 GHz whose TSC was far ahead: one vCPU, up for 2 s, 0.5 ns a tick.
+//! let saved = abi::VmClockGuest {
+//!     host_tsc: 900_000_000_000,
+//!     guest_tsc: 4_000_000_000,
+//!     kvmclock_ns: 2_000_000_000,
+//!     tai_ns: 1_800_000_000_000_000_000,
+//!     tai_offset_s: 37,
+//!     host_tsc_khz: 2_000_000,
+//!     record: abi::ClockGuest {
+//!         tsc_to_system_mul: 1 << 31,
+//!         ..Default::default()
+//!     },
+//!     ..Default::default()
+//! };
+//! let entry = abi::ClockGuestVcpu {
+//!     tsc_offset: 4_000_000_000u64.wrapping_sub(900_000_000_000),
+//!     ..Default::default()
+//! };
+//!
+//! // The guest arrives on another host 10 s later, so the mode is advance.
+//! let set = |mode| request::SetRequest::new(abi::VmClockGuest { mode, ..saved }).unwrap();
+//! let advance = set(abi::MODE_ADVANCE);
+//! let mut vcpus = [request::Vcpu { id: 0, saved: None }];
+//! let ref_offset = advance.match_vcpus(&mut vcpus, &[entry]).unwrap();
+//! let now = plan::Instant {
+//!     host_tsc: 5_000,
+//!     tai_ns: saved.tai_ns + 10_000_000_000,
+//!     tai_offset_s: 37,
+//!     ..Default::default()
+//! };
+//! let here = rate::GuestRate { host_khz: 2_000_000, scale: tsc::Scale::IDENTITY };
+//! let plan = plan::plan(&advance, ref_offset, &now, here).unwrap();
+//!
+//! // Its TSC reads what it would have read at home, and kvmclock is the same function of it.
+//! let offset = entry.tsc_offset.wrapping_add(plan.offset_shift);
+//! let guest_tsc = tsc::Relation { scale: plan.scale, offset }.guest_tsc(now.host_tsc);
+//! assert_eq!(guest_tsc, saved.guest_tsc + 20_000_000_000);
+//! assert_eq!(plan.record, saved.record);
+//! assert_eq!(plan.record.kvmclock_ns(guest_tsc), 12_000_000_000);
+//!
+//! // Exact is for the host that the guest was saved on; this one's TSC has not come as far.
+//! let exact = set(abi::MODE_EXACT);
+//! assert_eq!(plan::plan(&exact, ref_offset, &now, here), Err(plan::Refusal::Stale));
+//! ```
 
 // Only the root of a crate may carry `no_std`; Kbuild, which sets `MODULE`, makes this a module.
 #![cfg_attr(not(MODULE), no_std)]

@@ -21,6 +21,19 @@ pub const TOLERANCE_PPM: u64 = 250;
 ///
 /// Kept as the pair, not as a number of Hz: rounding to Hz first would cost one tick per second of
 /// downtime.
+///
+/// # Example
+///
+/// ```
+/// use pvclock::{rate::GuestRate, tsc::Scale};
+///
+/// // A third of 2 GHz, by VMX's 48 fraction bits.
+/// let scale = Scale::new((1 << 48) / 3, 48).unwrap();
+/// let rate = GuestRate { host_khz: 2_000_000, scale };
+/// assert_eq!(rate.hz(), 666_666_666);
+/// // In an hour, by a rate in Hz, 2,399 ticks would get lost.
+/// assert_eq!(rate.ticks(3_600_000_000_000), Some(666_666_666 * 3_600 + 2_399));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestRate {
     /// Host TSC rate, kHz.

@@ -4,6 +4,34 @@
 //!
 //! Mirrors `__pvclock_read_cycles()` and `pvclock_scale_delta()` of `arch/x86/include/asm/pvclock.h`,
 //! which both the guest and KVM evaluate.
+//!
+//! # Example
+//!
+//! ```
+//! use pvclock::{abi::ClockGuest, rate::Factor};
+//!
+//! // kvmclock of a guest of 3 GHz, whose record was made at TSC 1,000, 5 ns after its boot.
+//! let factor = Factor::of_khz(3_000_000).unwrap();
+//! let record = ClockGuest {
+//!     tsc_timestamp: 1_000,
+//!     system_time: 5,
+//!     tsc_to_system_mul: factor.mul,
+//!     tsc_shift: factor.shift,
+//!     ..ClockGuest::default()
+//! };
+//! assert_eq!(record.kvmclock_ns(1_000), 5);
+//! // 3 ticks are a ns, but for what the factor's 32 bits round down.
+//! assert_eq!(record.kvmclock_ns(1_000 + 3_000_000_000), 5 + 999_999_999);
+//!
+//! // A vCPU whose TSC is 42 ticks ahead has the same time by a record of its own.
+//! assert_eq!(record.shifted_by(42).kvmclock_ns(1_000 + 42), 5);
+//!
+//! // Whoever moves a record to where nothing is rounded, changes no later reading.
+//! let moved = record.not_ahead_of(999).unwrap();
+//! let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
+//! assert_eq!(ticks, 1 << record.lattice_bits());
+//! assert!((1_000..2_000).all(|tsc| moved.kvmclock_ns(tsc) == record.kvmclock_ns(tsc)));
+//! ```
 
 use super::{
     abi::ClockGuest,

@@ -5,6 +5,19 @@
 //! Mirrors `kvm_scale_tsc()` and `kvm_read_l1_tsc()` of `arch/x86/kvm/x86.c`.
 
 /// A TSC scaling ratio: a fixed-point factor from host ticks to guest ticks.
+///
+/// # Example
+///
+/// ```
+/// use pvclock::tsc::Scale;
+///
+/// // A guest of 2.5 GHz on a host of 2 GHz, by SVM's 32 fraction bits.
+/// let scale = Scale::new((5 << 32) / 4, 32).unwrap();
+/// assert_eq!(scale.apply(2_000_000_000), 2_500_000_000);
+/// // The ABI's (0, 0) is a host that cannot scale; a ratio of 0 would be a TSC that stands still.
+/// assert_eq!(Scale::new(0, 0), Some(Scale::IDENTITY));
+/// assert_eq!(Scale::new(0, 32), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale {
     ratio: u64,
@@ -56,6 +69,20 @@ impl Scale {
 }
 
 /// What makes a vCPU's L1 TSC: `G(h) = scale(h) + offset`, mod 2^64.
+///
+/// # Example
+///
+/// ```
+/// use pvclock::tsc::{is_ahead, Relation, Scale};
+///
+/// // A guest that booted, with its TSC at 0, when the host's was 7,000,000: a "negative" offset.
+/// let relation = Relation::through(Scale::IDENTITY, 7_000_000, 0);
+/// assert_eq!(relation.offset, 7_000_000u64.wrapping_neg());
+/// assert_eq!(relation.guest_tsc(7_000_042), 42);
+/// // A tick before that its TSC was 2^64 - 1, and not ahead of what came then.
+/// assert_eq!(relation.guest_tsc(6_999_999), u64::MAX);
+/// assert!(is_ahead(0, u64::MAX));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relation {
     /// Scaling ratio of the vCPU.

@@ -9,6 +9,11 @@
 //!
 //! #[derive(serde::Serialize, serde::Deserialize)]
 //! struct Saved(#[serde(with = "bits")] ClockGuest);
+//!
+//! let record = ClockGuest { tsc_timestamp: u64::MAX, tsc_shift: -1, ..ClockGuest::default() };
+//! let file = serde_json::to_string(&Saved(record)).unwrap();
+//! let Saved(restored) = serde_json::from_str(&file).unwrap();
+//! assert_eq!(restored, record);
 //! ```
 
 use serde::{

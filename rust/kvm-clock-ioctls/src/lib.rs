@@ -44,6 +44,32 @@
 //!     Ok(vcpus)
 //! }
 //! ```
+//!
+//! What a saved guest's clocks read needs no KVM: at any host TSC of the host that saved it, vCPU by
+//! vCPU. (A ratio comes on top where the host scales, see [`pvclock::tsc`].)
+//!
+//! ```
+//! use kvm_clock_ioctls::{abi, VmClock};
+//!
+//! fn clocks(saved: &VmClock, vcpu: usize, host_tsc: u64) -> (u64, u64) {
+//!     let ref_id = saved.header.ref_vcpu_id;
+//!     let offset = saved.vcpus[vcpu].tsc_offset;
+//!     let reference = saved.vcpus.iter().find(|vcpu| vcpu.vcpu_id == ref_id).unwrap();
+//!     let record = saved.header.record.shifted_by(offset.wrapping_sub(reference.tsc_offset));
+//!     let guest_tsc = host_tsc.wrapping_add(offset);
+//!     (guest_tsc, record.kvmclock_ns(guest_tsc))
+//! }
+//!
+//! // Of 2 GHz; vCPU 1's TSC is 7 ticks ahead.
+//! let vcpu = |vcpu_id, tsc_offset| abi::ClockGuestVcpu { vcpu_id, tsc_offset, pad: 0 };
+//! let record = abi::ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
+//! let saved = VmClock {
+//!     header: abi::VmClockGuest { record, ..Default::default() },
+//!     vcpus: vec![vcpu(0, 1_000), vcpu(1, 1_007)],
+//! };
+//! assert_eq!(clocks(&saved, 0, 3_000), (4_000, 2_000));
+//! assert_eq!(clocks(&saved, 1, 3_000), (4_007, 2_000));
+//! ```
 
 // The TSC and kvmclock are an x86 guest's.
 #![cfg(target_arch = "x86_64")]

@@ -18,6 +18,28 @@
 //! - [`trace`]: the kernel, watched from outside.
 //!
 //! Units are in every name: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
+//!
+//! # Example
+//!
+//! What `clockguest cycle --scenario pause --method legacy-msr --cycles 5` does, on a host with KVM;
+//! [`measure::compare`] and [`stream`] have examples that need none.
+//!
+//! ```no_run
+//! use clockguest::{method::Method, progress::Progress, scenario};
+//!
+//! let config = scenario::Config {
+//!     scenario: scenario::Scenario::Pause,
+//!     method: Method::LegacyMsr,
+//!     vcpus: 2,
+//!     cycles: 5,
+//!     downtime: std::time::Duration::from_millis(50),
+//!     any_kvm: false,
+//! };
+//! let mut progress = Progress::new("pause by legacy-msr".to_owned(), config.cycles);
+//! let summary = scenario::run(&config, &mut progress)?;
+//! print!("{}", summary.to_text(true));
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 // The guest and the RDTSC brackets are x86 code.
 #![cfg(target_arch = "x86_64")]

@@ -200,6 +200,40 @@ pub enum Contradiction {
 /// # Errors
 ///
 /// [`Contradiction`], if the readings are not consistent in themselves.
+///
+/// # Example
+///
+/// A vCPU whose TSC was set ahead by 1,000 ticks, while its kvmclock, at 2 ticks a ns, was not:
+///
+/// ```
+/// use clockguest::{guest, measure};
+/// use kvm_clock_ioctls::abi::ClockGuest;
+///
+/// let reading = |offset: u64, record: ClockGuest, host_tsc: u64| {
+///     let tsc = host_tsc + offset;
+///     let sample = guest::Sample { number: 0, tsc, kvmclock_ns: record.kvmclock_ns(tsc), record };
+///     let (host_before, host_after) = (host_tsc - 9, host_tsc + 9);
+///     let vcpu = measure::VcpuReading {
+///         tsc: measure::TscRelation { offset, ..Default::default() },
+///         record,
+///         samples: vec![measure::Bracketed { sample, host_before, host_after }],
+///         backwards: Default::default(),
+///     };
+///     let (host_run, host_stop) = (host_before, host_after);
+///     measure::Reading { vcpus: vec![vcpu], tsc_khz: 2_000_000, host_run, host_stop }
+/// };
+/// let record = ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
+/// let moved = ClockGuest { tsc_timestamp: 1_000, ..record };
+///
+/// let before = reading(50_000, record, 1_000_000);
+/// let compared = measure::compare(&before, &reading(51_000, moved, 2_000_000))?;
+/// assert_eq!(compared.error.tsc_ticks, 1_000);
+/// assert_eq!(compared.error.kvmclock_ns, 0);
+/// // The one clock was set against the other.
+/// assert_eq!(compared.error.skew_ns, -500);
+/// assert!(!compared.offsets_identical && !compared.records_identical);
+/// # Ok::<(), measure::Contradiction>(())
+/// ```
 pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Contradiction> {
     compare_across(before, after, |host_tsc| host_tsc)
 }

@@ -18,6 +18,26 @@
 //! Integers are little-endian. A reader looks at the magic first, then at the version, so that a
 //! later format is told from a damaged one; whatever a frame says, no more than [`MAX_PAYLOAD`] bytes
 //! are read for it.
+//!
+//! # Example
+//!
+//! ```
+//! use clockguest::stream::{new_session, Error, Kind, Reader, Writer};
+//!
+//! let session = new_session()?;
+//! let mut bytes = Vec::new();
+//! Writer::new(&mut bytes, session).write_raw(Kind::Memory, b"a page")?;
+//! let mut reader = Reader::new(bytes.as_slice(), Some(session));
+//! assert_eq!(reader.read_raw(Kind::Memory)?, b"a page");
+//!
+//! // What was recorded of another session is refused, as is what is damaged.
+//! let replayed = Reader::new(bytes.as_slice(), Some(!session)).read_raw(Kind::Memory);
+//! assert!(matches!(replayed, Err(Error::Session { number: 0, .. })));
+//! bytes[40] ^= 1;
+//! let damaged = Reader::new(bytes.as_slice(), Some(session)).read_raw(Kind::Memory);
+//! assert!(matches!(damaged, Err(Error::Corrupted { number: 0 })));
+//! # Ok::<(), Error>(())
+//! ```
 
 mod frame;
 mod reader;
