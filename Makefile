@@ -181,6 +181,11 @@ man: tools ## man pages of clockguest, and shell completion, in build/man and bu
 	@echo "install: build/man/* to share/man/man1; build/completion/* to share/bash-completion/completions," \
 		"share/zsh/site-functions (_clockguest), share/fish/vendor_completions.d (.fish)" >&2
 
+.PHONY: docs
+docs: doc man ## all documentation as one set of pages, in build/docs; warnings and dead links are errors
+	@scripts/build-docs
+	@echo "read: build/docs/index.html" >&2
+
 .PHONY: check-unchanged
 check-unchanged: setup ## prove that KVM without the option compiles to what it was (3 min)
 	@scripts/check-unchanged
