@@ -20,6 +20,9 @@ qemu_option := $(if $(QEMU),--qemu)
 # Kernels that look closer at the module; never by a variable of the environment.
 DEBUG :=
 debug_option := $(if $(DEBUG),--debug)
+# Debian's own kernel; never by a variable of the environment.
+DEBIAN :=
+debian_option := $(if $(DEBIAN),--debian)
 # What fuzzes on this machine.
 FUZZ :=
 fuzz_option := $(if $(FUZZ),--fuzz)
@@ -54,6 +57,7 @@ help: ## this text
 	@echo "  QEMU=1               'make setup' with the two QEMUs that 'make qemu-check' compares"
 	@echo "  SECONDS=N            how long 'make fuzz' gives each target ($(SECONDS))"
 	@echo "  DEBUG=1              'make setup' with the kernels of 'make check-debug'"
+	@echo "  DEBIAN=1             'make setup' with the kernel of 'make check-debian'"
 	@echo "  CYCLES=N             how often 'make demo' saves and restores ($(CYCLES))"
 
 # Enough to see the difference; the promise is tested with more.
@@ -111,6 +115,11 @@ bench: tools ## what it costs, in instructions of the test host (5 min; first 12
 	@$(MAKE) KDIR="$$(scripts/env kdir-bench)" MODULE=module-bench modules
 	@tools/bench/run
 
+.PHONY: check-debian
+check-debian: debian_option := --debian
+check-debian: setup ## the test host's tests on Debian's own kernel, with KVM patched out of tree (12 min; first 10 to build)
+	@scripts/check $(kdir_option) debian
+
 # Longer finds more: each target goes on from what it reached before.
 SECONDS ?= 60
 
@@ -125,8 +134,9 @@ check-all: intel_option := --intel
 check-all: qemu_option := --qemu
 check-all: debug_option := --debug
 check-all: browser_option := --browser
-check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check, check-debug
-	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan
+check-all: debian_option := --debian
+check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check, check-debug, check-debian
+	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan debian
 
 .PHONY: vm
 vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
@@ -134,7 +144,7 @@ vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/ru
 
 .PHONY: setup
 setup: ## install and build all that is missing
-	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option) $(browser_option)
+	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option) $(browser_option) $(debian_option)
 
 .PHONY: modules
 modules: setup ## kvm_clock_guest.ko, in build/module
