@@ -2,7 +2,7 @@
 
 //! Refuses to build unless the Rust ABI is the C one.
 //!
-//! C header: `arch/x86/include/uapi/asm/kvm.h` of the hook series in `patches/linux/`
+//! C header: `arch/x86/include/uapi/asm/kvm.h`
 
 use super::bindings;
 use crate::pvclock::abi;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! bindgen's view of KVM; made by `Kbuild` from `bindings_helper.h`.
+//! bindgen's view of KVM; made by Kbuild from `bindings_helper.h`.
 
 #![allow(
     clippy::all,

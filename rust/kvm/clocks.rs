@@ -136,8 +136,8 @@ impl<'a> ClocksGuard<'a> {
         })
     }
 
-    /// Whether the TSC of `vcpu` runs at the rate of one scaled by `scale`, of which `ratio` is KVM's number:
-    /// that is compared first, as nearly all are the same.
+    /// Whether the TSC of `vcpu` runs at the rate of one scaled by `scale`, of which `ratio` is
+    /// KVM's number: that is compared first, as nearly all are the same.
     pub(crate) fn is_scaled_by(&self, vcpu: &Vcpu, scale: Scale, ratio: u64) -> bool {
         let of_vcpu = self.ratio(vcpu);
         of_vcpu == ratio || scale_of(of_vcpu) == scale
@@ -201,14 +201,15 @@ fn vcpu_arch(vcpu: &Vcpu) -> *const bindings::kvm_vcpu_arch {
     unsafe { core::ptr::addr_of!((*vcpu.as_raw()).arch) }
 }
 
-/// The L1 TSC offset of `vcpu` (ticks), with what KVM is to add when it next loads the vCPU, as the host's
-/// TSC restarted.
+/// The L1 TSC offset of `vcpu` (ticks), with what KVM is to add when it next loads the vCPU, as the
+/// host's TSC restarted.
 ///
-/// The caller holds `tsc_write_lock` or the vCPU's mutex, under each of which both parts change as one.
+/// The caller holds `tsc_write_lock` or the vCPU's mutex, under each of which both parts change as
+/// one.
 pub(super) fn offset_of(vcpu: &Vcpu) -> u64 {
     let arch = vcpu_arch(vcpu);
-    // SAFETY: `arch` is valid by `Vcpu`'s invariant; a running guest may write the offset at any time,
-    // hence `read_once!`.
+    // SAFETY: `arch` is valid by `Vcpu`'s invariant; a running guest may write the offset at any
+    // time, hence `read_once!`.
     unsafe {
         let offset = read_once!((*arch).l1_tsc_offset);
         match read_once!((*arch).tsc_offset_adjustment) {

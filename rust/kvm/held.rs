@@ -44,12 +44,12 @@ impl<'a> HeldVcpus<'a> {
         })
     }
 
-    /// Writes the L1 TSC of a vCPU of this VM, as `KVM_VCPU_TSC_OFFSET` does, and its scaling ratio, for
-    /// which [`is_valid_scale`](super::is_valid_scale).
+    /// Writes the L1 TSC of a vCPU of this VM, as `KVM_VCPU_TSC_OFFSET` does, and its scaling
+    /// ratio, for which [`is_valid_scale`](super::is_valid_scale).
     pub(crate) fn set_tsc(&self, vcpu: &Vcpu, relation: Relation) {
         let ratio = ratio_of(vcpu, relation.scale);
-        // SAFETY: By the type invariant the vCPU's mutex is held. A ratio that the hardware refuses makes
-        // KVM complain, and no more.
+        // SAFETY: By the type invariant the vCPU's mutex is held. A ratio that the hardware refuses
+        // makes KVM complain, and no more.
         unsafe { bindings::kvm_clock_guest_set_tsc(vcpu.as_raw(), relation.offset, ratio) };
     }
 

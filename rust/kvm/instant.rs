@@ -10,7 +10,8 @@ use core::mem::MaybeUninit;
 
 const NSEC_PER_SEC: i64 = 1_000_000_000;
 
-/// The present instant. Its `spread` is 0 if the host keeps its time by a stable TSC, and only then.
+/// The present instant. Its `spread` is 0 if the host keeps its time by a stable TSC, and only
+/// then.
 ///
 /// `None` if timekeeping has no snapshot to give.
 pub(crate) fn now() -> Option<Instant> {

@@ -2,7 +2,7 @@
 
 //! Safe abstractions over KVM's clock hooks: all `unsafe` of the module lives here.
 //!
-//! C headers: `arch/x86/include/asm/kvm_clock_guest.h` of the hook series in `patches/linux/`, and
+//! C headers: `arch/x86/include/asm/kvm_clock_guest.h`,
 //! [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h).
 //!
 //! # Lock order

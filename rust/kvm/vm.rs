@@ -101,8 +101,8 @@ impl VmGuard<'_> {
     pub(crate) fn first_vcpu(&self) -> Option<&Vcpu> {
         let mut vcpu = ptr::null_mut();
         if self.nr_vcpus() != 0 {
-            // SAFETY: By the type invariant this is a valid VM whose set of vCPUs stands still; it has
-            // one, for which there is room.
+            // SAFETY: By the type invariant this is a valid VM whose set of vCPUs stands still; it
+            // has one, for which there is room.
             unsafe { bindings::rust_helper_kvm_get_vcpus(self.as_raw(), 0, &mut vcpu, 1) };
         }
         // SAFETY: It was just looked up, unless it is null, and lives as long as its VM.
@@ -181,8 +181,8 @@ impl Vcpus<'_> {
         // CAST: A small constant.
         let count = self.left.len().min(BATCH) as u32;
         let (vm, first) = (self.vm.as_raw(), self.left.start);
-        // SAFETY: `VmGuard` proves a valid VM whose set of vCPUs stands still; by the type invariant
-        // these are online, and `batch` has room for them.
+        // SAFETY: `VmGuard` proves a valid VM whose set of vCPUs stands still; by the type
+        // invariant these are online, and `batch` has room for them.
         let got = unsafe {
             bindings::rust_helper_kvm_get_vcpus(vm, first, self.batch.as_mut_ptr(), count)
         };
@@ -235,8 +235,8 @@ impl Vcpu {
 
     /// The VM that this is a vCPU of.
     pub(crate) fn vm(&self) -> &Vm {
-        // SAFETY: By the type invariant this is a valid `struct kvm_vcpu`; its VM never changes, and
-        // outlives it.
+        // SAFETY: By the type invariant this is a valid `struct kvm_vcpu`; its VM never changes,
+        // and outlives it.
         unsafe { Vm::from_raw((*self.as_raw()).kvm) }
     }
 

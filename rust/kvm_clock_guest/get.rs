@@ -27,8 +27,8 @@ use kernel::{
 ///
 /// # Errors
 ///
-/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, those of [`State::new`] and [`Record::of`], `EINTR`,
-/// `ENOMEM`.
+/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, those of [`State::new`] and [`Record::of`],
+/// `EINTR`, `ENOMEM`.
 pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
     let mut header = user::read_header(arg)?;
     let request = GetRequest::new(&header).map_err(|_| EINVAL)?;

@@ -22,8 +22,8 @@ use kernel::prelude::*;
 pub(crate) struct Record {
     /// The record of [`State::reference`].
     pub(crate) record: ClockGuest,
-    /// How far it, or the host's clocks, may be from what they were at the anchor, ns; 0 = the record
-    /// is what KVM hands the guest, and all was read as one.
+    /// How far it, or the host's clocks, may be from what they were at the anchor, ns; 0 = the
+    /// record is what KVM hands the guest, and all was read as one.
     pub(crate) precision_ns: u32,
 }
 
@@ -58,8 +58,8 @@ impl Record {
         }
 
         // KVM takes a master clock up at the first KVM_RUN only. Until then the anchor is as good a
-        // point to derive the record from as the one it will choose. A VM that ran and has none lost
-        // it, and its vCPUs were each handed a record of their own.
+        // point to derive the record from as the one it will choose. A VM that ran and has none
+        // lost it, and its vCPUs were each handed a record of their own.
         let is_new = guard.vcpus().all(|vcpu| clocks.factor(vcpu).is_none())
             && all_matched
             && clocks.master_clock_possible()

@@ -22,8 +22,8 @@ use crate::{
 };
 use kernel::uaccess::UserPtr;
 
-/// Whether all clocks of the VM are what is asked for already, no vCPU is in an ioctl, and SET's answer was
-/// written.
+/// Whether all clocks of the VM are what is asked for already, no vCPU is in an ioctl, and SET's
+/// answer was written.
 ///
 /// If not, whatever the cause, SET has to go through it step by step, and tells which.
 pub(crate) fn is_in_place(

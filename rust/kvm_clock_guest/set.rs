@@ -39,8 +39,8 @@ use kernel::{
 /// # Errors
 ///
 /// `EINVAL`, `E2BIG`, `EFAULT` for the payload, `EBUSY` while a vCPU runs, those of [`State::new`],
-/// `ENODATA` without vCPU, `ERANGE`, `ESTALE`, `ETIME` for what the request asks, `EINTR`, `ENOMEM`.
-/// Nothing is changed then, except that `rate_diff_hz` was written if it was known.
+/// `ENODATA` without vCPU, `ERANGE`, `ESTALE`, `ETIME` for what the request asks, `EINTR`,
+/// `ENOMEM`. Nothing is changed then, except that `rate_diff_hz` was written if it was known.
 pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let header = user::read_header(arg)?;
     let request = SetRequest::new(header).map_err(|_| EINVAL)?;

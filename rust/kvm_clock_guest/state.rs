@@ -78,8 +78,8 @@ impl<'a> State<'a> {
     }
 }
 
-/// `STATUS_*` at `now`, of a VM whose TSCs are scaled by `scale`: a record kept for another one is handed to
-/// no vCPU.
+/// `STATUS_*` at `now`, of a VM whose TSCs are scaled by `scale`: a record kept for another one is
+/// handed to no vCPU.
 pub(crate) fn status(clocks: &ClocksGuard<'_>, now: &Instant, scale: Scale) -> u32 {
     let kept = clocks
         .kept()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KUnit tests, run when the module is loaded: our arithmetic against the kernel's own C, and against
-//! the vectors that the host tests and the proofs of `tools/prove` share.
+//! KUnit tests, run when the module is loaded: our arithmetic against the kernel's own C, and
+//! against vectors that other implementations of it were compared with as well.
 
 use crate::pvclock::{
     abi,

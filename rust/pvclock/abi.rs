@@ -2,8 +2,8 @@
 
 //! The ioctl ABI, as integers: what crosses between the VMM and the module.
 //!
-//! Mirrors `arch/x86/include/uapi/asm/kvm.h` of `patches/linux/7.3/`; the module's build compares
-//! every size and offset here with bindgen's view of that header.
+//! Mirrors `arch/x86/include/uapi/asm/kvm.h`; the module's build compares every size and offset
+//! here with bindgen's view of that header.
 //!
 //! All structures are plain fixed-width integers with explicit padding, so that every bit pattern
 //! is a value and no byte leaks from one side to the other.
@@ -41,8 +41,8 @@ pub const MODE_FREEZE: u32 = 3;
 pub const FLAG_ALLOW_BACKWARDS: u32 = 1 << 0;
 /// SET flag: accept a TSC rate beyond the tolerance (`ERANGE` otherwise).
 pub const FLAG_ALLOW_RATE_MISMATCH: u32 = 1 << 1;
-/// GET and SET flag: without a master clock, or a host TSC fit for one, do the best that is possible
-/// and tell how good that is, in [`VmClockGuest::precision_ns`] (`ENODATA` otherwise).
+/// GET and SET flag: without a master clock, or a host TSC fit for one, do the best that is
+/// possible and tell how good that is, in [`VmClockGuest::precision_ns`] (`ENODATA` otherwise).
 pub const FLAG_FALLBACK: u32 = 1 << 2;
 /// All SET flags this build knows.
 pub const FLAGS_KNOWN: u32 = FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH | FLAG_FALLBACK;
@@ -82,7 +82,8 @@ pub const KVM_SET_CLOCK_GUEST: u32 = ioc(IOC_WRITE, 0xd6, size_of::<ClockGuest>(
 /// Reads the record of a vCPU; vCPU fd, payload [`ClockGuest`].
 pub const KVM_GET_CLOCK_GUEST: u32 = ioc(IOC_READ, 0xd7, size_of::<ClockGuest>());
 
-/// Attribute of a vCPU in group `KVM_VCPU_TSC_CTRL`: its scaling ratio, [`VcpuTscScale`], read-only.
+/// Attribute of a vCPU in group `KVM_VCPU_TSC_CTRL`: its scaling ratio, [`VcpuTscScale`],
+/// read-only.
 pub const KVM_VCPU_TSC_SCALE: u64 = 1;
 
 /// The pvclock record in the form the guest sees it: `struct pvclock_vcpu_time_info`.

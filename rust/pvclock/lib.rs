@@ -17,14 +17,15 @@
 //!
 //! # Where to begin
 //!
-//! [`tsc::Relation`] and [`ClockGuest::kvmclock_ns`](abi::ClockGuest::kvmclock_ns) are the two functions.
-//! What SET computes is the way of a request from the ioctl's bytes, [`abi::VmClockGuest`], over
-//! [`request::SetRequest`] to [`plan::plan`]:
+//! [`tsc::Relation`] and [`ClockGuest::kvmclock_ns`](abi::ClockGuest::kvmclock_ns) are the two
+//! functions. What SET computes is the way of a request from the ioctl's bytes,
+//! [`abi::VmClockGuest`], over [`request::SetRequest`] to [`plan::plan`]:
 //!
 //! ```
 //! use pvclock::{abi, plan, rate, request, tsc};
 //!
-//! // What GET told on a host of 2 GHz whose TSC was far ahead: one vCPU, up for 2 s, 0.5 ns a tick.
+//! // What GET told on a host of 2 GHz whose TSC was far ahead: one vCPU, up for 2 s, 0.5 ns a
+//! // tick.
 //! let saved = abi::VmClockGuest {
 //!     host_tsc: 900_000_000_000,
 //!     guest_tsc: 4_000_000_000,
@@ -69,8 +70,8 @@
 //! assert_eq!(plan::plan(&exact, ref_offset, &now, here), Err(plan::Refusal::Stale));
 //! ```
 
-// Only the root of a crate may carry `no_std`; Kbuild, which sets `MODULE`, makes this a module.
-#![cfg_attr(not(MODULE), no_std)]
+// Only the root of a crate may carry `no_std`; in the kernel this is a module of one.
+#![cfg_attr(not(CONFIG_RUST), no_std)]
 
 pub mod abi;
 pub mod plan;

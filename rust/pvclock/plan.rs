@@ -71,8 +71,8 @@ pub enum Refusal {
     Stale,
     /// Advance would move the guest backwards: `ETIME`.
     Backwards,
-    /// The elapsed time takes the guest 2^63 ticks or more from where it was or from its record, or the
-    /// record cannot reach as far back as the guest is to go: `EINVAL`.
+    /// The elapsed time takes the guest 2^63 ticks or more from where it was or from its record, or
+    /// the record cannot reach as far back as the guest is to go: `EINVAL`.
     Unrepresentable,
 }
 
@@ -112,8 +112,8 @@ impl Plan {
 
 /// Whether a host whose TAI - UTC is `tai_offset_s` (s) was told what it is.
 ///
-/// It has been 10 s or more ever since UTC has leap seconds, 1972. A host that was not told counts the
-/// leap seconds that it took from 0 on, and its `CLOCK_TAI` is UTC but for these.
+/// It has been 10 s or more ever since UTC has leap seconds, 1972. A host that was not told counts
+/// the leap seconds that it took from 0 on, and its `CLOCK_TAI` is UTC but for these.
 pub const fn knows_tai(tai_offset_s: i32) -> bool {
     tai_offset_s >= 10
 }
@@ -125,8 +125,8 @@ pub fn rate_diff_hz(request: &SetRequest, here: GuestRate) -> i64 {
 
 /// What is to be written.
 ///
-/// `ref_offset` is the saved offset of the reference vCPU (ticks), `now` an instant of this host and
-/// `here` the guest's TSC rate on it.
+/// `ref_offset` is the saved offset of the reference vCPU (ticks), `now` an instant of this host
+/// and `here` the guest's TSC rate on it.
 ///
 /// # Errors
 ///
@@ -181,10 +181,11 @@ pub fn plan(
     })
 }
 
-/// The scaling ratio that mode exact gives a guest whose rate is `here`; `None` if it had another rate.
+/// The scaling ratio that mode exact gives a guest whose rate is `here`; `None` if it had another
+/// rate.
 ///
-/// In one domain the counter is the same whatever each kernel calibrated it to be. But KVM computes a
-/// ratio from that, so it may be a few ppm off the one that the guest had: that one is put back.
+/// In one domain the counter is the same whatever each kernel calibrated it to be. But KVM computes
+/// a ratio from that, so it may be a few ppm off the one that the guest had: that one is put back.
 fn exact_scale(saved: Scale, here: GuestRate) -> Option<Scale> {
     if saved == here.scale || (saved.is_identity() && here.scale.is_identity()) {
         return Some(here.scale);

@@ -2,8 +2,8 @@
 
 //! kvmclock as a function of guest TSC.
 //!
-//! Mirrors `__pvclock_read_cycles()` and `pvclock_scale_delta()` of `arch/x86/include/asm/pvclock.h`,
-//! which both the guest and KVM evaluate.
+//! Mirrors `__pvclock_read_cycles()` and `pvclock_scale_delta()` of
+//! `arch/x86/include/asm/pvclock.h`, which both the guest and KVM evaluate.
 //!
 //! # Example
 //!
@@ -59,8 +59,8 @@ impl ClockGuest {
     }
 
     /// The lossless lattice: kvmclock is a whole number of ns, with nothing floored away, every so
-    /// many ticks from `tsc_timestamp` on. Returned as a power of 2, i.e. the lattice's step is
-    /// `1 << lattice_bits()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.
+    /// many ticks from `tsc_timestamp` on. Returned as a power of 2, i.e. the lattice's step is `1
+    /// << lattice_bits()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.
     ///
     /// A record that is moved by whole steps reads the same afterwards at every later TSC. Moved to
     /// any other tick it loses up to 1 ns.

@@ -218,8 +218,8 @@ impl SetRequest {
     ///
     /// # Errors
     ///
-    /// [`Invalid::Contradiction`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the record
-    /// say at the anchor, [`Invalid::RecordAhead`] if the record lies ahead.
+    /// [`Invalid::Contradiction`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
+    /// record say at the anchor, [`Invalid::RecordAhead`] if the record lies ahead.
     pub fn check_reference(&self, offset: u64) -> Result<(), Invalid> {
         let relation = Relation {
             scale: self.rate.scale,

@@ -9,6 +9,7 @@ The results come from Python's integers (reference.py). `tools/prove/vectors.py 
 import pathlib
 import random
 import sys
+import textwrap
 
 sys.dont_write_bytecode = True
 
@@ -170,14 +171,17 @@ def render():
     tables = generate()
     lines = ["// SPDX-License-Identifier: GPL-2.0-only", "",
              "//! Inputs and the results that Python's integers have for them.", "//!",
-             "//! Made by `tools/prove/vectors.py --write`; do not edit."]
+             "//! Made by kvm-clock-guest's `tools/prove/vectors.py --write`; do not edit."]
     for name, kinds, fields, _ in TABLES:
         kinds = kinds.split()
         row_type = ", ".join(kinds).replace("(u64,u64)", "(u64, u64)").replace("(u32,i8)", "(u32, i8)")
         row = name.title().replace("_", "") + "Row"
-        lines += ["", f"/// {fields}", f"pub(crate) type {row} = ({row_type});", "",
+        lines += ["", *textwrap.wrap(fields, 100, initial_indent="/// ", subsequent_indent="/// "),
+                  f"pub(crate) type {row} = ({row_type});", "",
                   "#[rustfmt::skip]", f"pub(crate) const {name}: &[{row}] = &["]
-        lines += ["    ({}),".format(", ".join(map(rust, row, kinds))) for row in tables[name]]
+        for row in tables[name]:
+            lines += textwrap.wrap("({}),".format(", ".join(map(rust, row, kinds))), 100,
+                                   initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
         lines.append("];")
     return "\n".join(lines) + "\n"
 

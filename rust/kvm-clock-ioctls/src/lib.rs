@@ -6,8 +6,8 @@
 //! - [`clock_guest_cap`]: what this kernel can do,
 //! - [`get_vm_clock_guest`], [`set_vm_clock_guest`]: the clocks of a whole VM,
 //! - [`get_clock_guest`], [`set_clock_guest`]: kvmclock alone, by a vCPU,
-//! - [`set_tsc_khz`], [`tsc_offset`], [`set_tsc_offset`], [`tsc_scale`]: what else concerns the TSC and
-//!   kvm-ioctls does not have,
+//! - [`set_tsc_khz`], [`tsc_offset`], [`set_tsc_offset`], [`tsc_scale`]: what else concerns the TSC
+//!   and kvm-ioctls does not have,
 //! - [`abi`]: the structures and constants, and what kvmclock reads by a record,
 //! - [`bits`]: serde for the structures.
 //!

@@ -83,8 +83,8 @@ pub fn clock_guest_cap(vm: &VmFd) -> u32 {
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `ENODATA`: the VM keeps no record and has no master clock, or the host does not keep its time by
-///   a stable TSC; see [`get_vm_clock_guest_or_fall_back`].
+/// - `ENODATA`: the VM keeps no record and has no master clock, or the host does not keep its time
+///   by a stable TSC; see [`get_vm_clock_guest_or_fall_back`].
 /// - `EBUSY`: the host's TSC rate is momentarily not known.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
@@ -103,15 +103,15 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
     get(vm, 0)
 }
 
-/// As [`get_vm_clock_guest`], but without a master clock or a host TSC fit for one it reads what KVM's
-/// clock says, and tells in `header.precision_ns` how good that is.
+/// As [`get_vm_clock_guest`], but without a master clock or a host TSC fit for one it reads what
+/// KVM's clock says, and tells in `header.precision_ns` how good that is.
 ///
 /// Needs `KVM_CAP_CLOCK_GUEST` with `CAP_FALLBACK`.
 ///
 /// # Errors
 ///
-/// As of [`get_vm_clock_guest`]; `ENODATA` only if the vCPUs' TSCs run at different rates, or if there
-/// is no vCPU.
+/// As of [`get_vm_clock_guest`]; `ENODATA` only if the vCPUs' TSCs run at different rates, or if
+/// there is no vCPU.
 ///
 /// # Example
 ///
@@ -137,7 +137,8 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
     };
     loop {
         let mut header = clock.prepared();
-        // SAFETY: `header` begins with its size, and describes `clock.vcpus`, mutably borrowed here.
+        // SAFETY: `header` begins with its size, and describes `clock.vcpus`, mutably borrowed
+        // here.
         let result = unsafe { raw::get(vm, (&raw mut header).cast()) };
         let needed = header.nr_vcpus as usize;
         match result {
@@ -165,8 +166,8 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
 /// - `EINVAL`: `clock` is malformed, or does not name every vCPU exactly once.
 /// - `EBUSY`: a vCPU is inside an ioctl, that is to say in `KVM_RUN`.
-/// - `ENODATA`: the host does not keep its time by a stable TSC, and `FLAG_FALLBACK` is not set; or the
-///   vCPUs' TSCs run at different rates.
+/// - `ENODATA`: the host does not keep its time by a stable TSC, and `FLAG_FALLBACK` is not set; or
+///   the vCPUs' TSCs run at different rates.
 /// - `ERANGE`: the rates differ by more than the tolerance.
 /// - `ESTALE`: mode exact, but the anchor lies ahead of this host's TSC.
 /// - `ETIME`: mode advance would move the guest backwards.

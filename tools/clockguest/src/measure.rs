@@ -3,8 +3,8 @@
 //! The error of a guest's clocks, from its own readings.
 //!
 //! Before a cycle a vCPU has a relation: the TSC offset and scaling ratio that KVM reports, and the
-//! pvclock record that the guest read last. After the cycle the guest reads TSC `g` and kvmclock `k`.
-//! With `G(h)` the guest TSC at host TSC `h` and `K(g)` the record's kvmclock at `g`:
+//! pvclock record that the guest read last. After the cycle the guest reads TSC `g` and kvmclock
+//! `k`. With `G(h)` the guest TSC at host TSC `h` and `K(g)` the record's kvmclock at `g`:
 //!
 //! - the reading was made at the host TSC `h` with `G_after(h) = g`,
 //! - TSC error = `g - G_before(h)`, in ticks,
@@ -238,8 +238,8 @@ pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Contradi
     compare_across(before, after, |host_tsc| host_tsc)
 }
 
-/// As [`compare`], where `before_of` turns the TSC of the host after into that of the host before, at
-/// the same moment, ticks.
+/// As [`compare`], where `before_of` turns the TSC of the host after into that of the host before,
+/// at the same moment, ticks.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The arithmetic once more, with integers that have no width: what the crate's results are compared
-//! with, by `big_integers.rs` and by `tools/fuzz`.
+//! The arithmetic once more, with integers that have no width: what the crate's results are
+//! compared with, by `big_integers.rs` and by `tools/fuzz`.
 
 use num_bigint::{
     BigInt,
@@ -69,7 +69,8 @@ pub(crate) fn ticks(rate: GuestRate, ns: u64) -> Option<u64> {
     to_u64(all_ticks(rate, &ns.into()))
 }
 
-/// The rate that a pvclock factor is for, kHz, rounded down; `None` if it is none or exceeds 64 bits.
+/// The rate that a pvclock factor is for, kHz, rounded down; `None` if it is none or exceeds 64
+/// bits.
 pub(crate) fn implied_khz(factor: Factor) -> Option<u64> {
     let bits = u32::from(factor.shift.unsigned_abs());
     let (up, down) = if factor.shift < 0 {
@@ -103,8 +104,8 @@ pub(crate) fn precision_ns(spread: u64, khz: u32) -> u32 {
     u32::try_from(ns).unwrap_or(u32::MAX)
 }
 
-/// Whether there is no room to move `record`, which lies `ahead` ticks ahead, back behind that: as many
-/// ticks, shifted, have more than 63 bits.
+/// Whether there is no room to move `record`, which lies `ahead` ticks ahead, back behind that: as
+/// many ticks, shifted, have more than 63 bits.
 pub(crate) fn is_stuck(record: &ClockGuest, ahead: u64) -> bool {
     let step = BigUint::from(1u32) << record.lattice_bits();
     let ticks = (ahead + &step - 1u32) / &step * step;
@@ -112,8 +113,8 @@ pub(crate) fn is_stuck(record: &ClockGuest, ahead: u64) -> bool {
         && (ticks << usize::from(record.tsc_shift.unsigned_abs())) >= BigUint::from(1u32) << 63
 }
 
-/// How much later than `record.tsc_timestamp` both it and `moved` can be read, its timestamp being the
-/// earlier one: ticks, not included.
+/// How much later than `record.tsc_timestamp` both it and `moved` can be read, its timestamp being
+/// the earlier one: ticks, not included.
 pub(crate) fn common_reach(record: &ClockGuest, moved: &ClockGuest) -> u128 {
     let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
     let left = u32::try_from(record.tsc_shift).unwrap_or(0);
@@ -129,8 +130,8 @@ pub(crate) fn elapsed_ns(saved: &VmClockGuest, now: &Instant) -> BigInt {
     elapsed
 }
 
-/// The guest TSC, `elapsed` ns after the anchor of `saved`; `None` if that is half the ring or more away
-/// from where it was or from its record.
+/// The guest TSC, `elapsed` ns after the anchor of `saved`; `None` if that is half the ring or more
+/// away from where it was or from its record.
 pub(crate) fn advanced(saved: &VmClockGuest, elapsed: &BigInt, rate: GuestRate) -> Option<u64> {
     let ticks = all_ticks(rate, elapsed.magnitude());
     let is_back = elapsed.sign() == Sign::Minus;

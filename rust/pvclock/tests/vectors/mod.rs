@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Runs the vectors, on the host (`tests/big_integers.rs`) and in the kernel
-//! (`rust/kvm_clock_guest/tests.rs`).
+//! Runs the vectors: in the kernel (KUnit, `kvm_clock_guest/tests.rs`), and on the host that a
+//! change of the arithmetic is made on.
 //!
 //! The parent brings the crate's modules into scope. Nothing here panics: each table answers with
 //! the index of the first row that is wrong.

@@ -16,8 +16,8 @@
 //! | 36 | | payload: JSON, or guest memory as it is |
 //!
 //! Integers are little-endian. A reader looks at the magic first, then at the version, so that a
-//! later format is told from a damaged one; whatever a frame says, no more than [`MAX_PAYLOAD`] bytes
-//! are read for it.
+//! later format is told from a damaged one; whatever a frame says, no more than [`MAX_PAYLOAD`]
+//! bytes are read for it.
 //!
 //! # Example
 //!

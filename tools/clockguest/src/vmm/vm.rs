@@ -53,15 +53,16 @@ const PTE_LARGE: u64 = 0x80;
 const CR0_PE_MP_ET_NE_PG: u64 = 0x8000_0033;
 const CR4_PAE: u64 = 0x20;
 const EFER_LME_LMA: u64 = 0x500;
-/// Bit 1 is always set. Interrupts are enabled, though none is for the guest: in Bochs 2.7 the host's
-/// do not end a guest that has them disabled.
+/// Bit 1 is always set. Interrupts are enabled, though none is for the guest: in Bochs 2.7 the
+/// host's do not end a guest that has them disabled.
 const RFLAGS: u64 = 0x202;
 
 /// The three pages above 3 GiB that VMX without unrestricted guest would need.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
 /// A VM of the built-in guest; its vCPUs are stopped at first.
-// Field order is drop order: threads leave KVM_RUN before the VM goes, and the VM before its memory.
+// Field order is drop order: threads leave KVM_RUN before the VM goes, and the VM before its
+// memory.
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<Vcpu>,

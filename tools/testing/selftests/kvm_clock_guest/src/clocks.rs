@@ -31,7 +31,8 @@ use pvclock::abi::{
     STATUS_KEPT, //
 };
 
-/// TSC offsets, the record as KVM reports it, the records as the guest has them, and `KVM_GET_CLOCK`.
+/// TSC offsets, the record as KVM reports it, the records as the guest has them, and
+/// `KVM_GET_CLOCK`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clocks {
     /// `KVM_VCPU_TSC_OFFSET` of every vCPU, ticks.
@@ -122,10 +123,11 @@ impl Clocks {
     }
 }
 
-/// `KVM_GET_CLOCK` of the stopped `vm` minus what the record of `clock` says at the same host TSC, ns.
+/// `KVM_GET_CLOCK` of the stopped `vm` minus what the record of `clock` says at the same host TSC,
+/// ns.
 ///
-/// `None` if KVM told no host TSC; or if it derives its clock from the host's TSC, with a factor for
-/// the host's rate, and the guest's record from the guest's scaled one.
+/// `None` if KVM told no host TSC; or if it derives its clock from the host's TSC, with a factor
+/// for the host's rate, and the guest's record from the guest's scaled one.
 fn clock_diff_ns(vm: &Vm, clock: &VmClock) -> Result<Option<i64>> {
     let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
     let relation = reference_relation(clock)?;

@@ -92,8 +92,8 @@ impl Drop for WithoutTsc {
     }
 }
 
-/// Lets the guest run until KVM hands vCPU 0 another record than `kept`: a work item of the kernel's
-/// tells KVM of the new clocksource, and the next KVM_RUN after that acts on it.
+/// Lets the guest run until KVM hands vCPU 0 another record than `kept`: a work item of the
+/// kernel's tells KVM of the new clocksource, and the next KVM_RUN after that acts on it.
 ///
 /// # Errors
 ///

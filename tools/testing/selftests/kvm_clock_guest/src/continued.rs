@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! kvmclock on a host that does not keep its time by its TSC: it goes on from the value that a record
-//! gave it at one instant, and follows the host's raw clock from then on.
+//! kvmclock on a host that does not keep its time by its TSC: it goes on from the value that a
+//! record gave it at one instant, and follows the host's raw clock from then on.
 //!
-//! TSC and raw clock cannot be read as one, and drift apart. So everything here is an interval: what
-//! two readings of the one, before and after a reading of the other, leave open.
+//! TSC and raw clock cannot be read as one, and drift apart. So everything here is an interval:
+//! what two readings of the one, before and after a reading of the other, leave open.
 
 use crate::host_clock::now_ns;
 use anyhow::{
@@ -30,7 +30,8 @@ use pvclock::{
 
 /// Tries, of which the narrowest counts.
 const TRIES: u32 = 100;
-/// What the drift of two clocks may leave open, ns: far below an hour, by which tests tell clocks apart.
+/// What the drift of two clocks may leave open, ns: far below an hour, by which tests tell clocks
+/// apart.
 const MOST_OPEN_NS: i64 = 100_000_000;
 
 /// A number of ns that is not known exactly: no less than `least`, no more than `most`.
@@ -107,8 +108,8 @@ pub struct Function {
 }
 
 impl Function {
-    /// kvmclock (ns) at host TSC `host_tsc` (ticks), also before the record's timestamp, where no guest
-    /// could read it.
+    /// kvmclock (ns) at host TSC `host_tsc` (ticks), also before the record's timestamp, where no
+    /// guest could read it.
     pub fn at(&self, host_tsc: u64) -> i64 {
         let record = self.record;
         let guest_tsc = self.relation.guest_tsc(host_tsc);
@@ -160,8 +161,8 @@ pub struct Continued {
 }
 
 impl Continued {
-    /// Says how the clock goes on to which the value of `function` was given between `raw_before` and
-    /// now, and off by no more than `precision_ns`.
+    /// Says how the clock goes on to which the value of `function` was given between `raw_before`
+    /// and now, and off by no more than `precision_ns`.
     ///
     /// # Errors
     ///
@@ -222,9 +223,9 @@ impl Continued {
         Ok(reading)
     }
 
-    /// KVM reads the TSC first and its clock thereafter when it makes a record, which the guest reads
-    /// later still. So the clock was not below `system_time` when the guest read the record, and not
-    /// above it when TSC was `tsc_timestamp`.
+    /// KVM reads the TSC first and its clock thereafter when it makes a record, which the guest
+    /// reads later still. So the clock was not below `system_time` when the guest read the record,
+    /// and not above it when TSC was `tsc_timestamp`.
     fn ensure_read(&self, read: &Bracketed, drifting: Span) -> Result<()> {
         let (sample, record) = (&read.sample, read.sample.record);
         // CAST: Below 292 years.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Further descriptors of a VM and of its vCPUs: [`Vm`] lends a vCPU's own only while it is stopped.
+//! Further descriptors of a VM and of its vCPUs: [`Vm`] lends a vCPU's own only while it is
+//! stopped.
 
 use anyhow::{
     Context,

@@ -98,8 +98,8 @@ pub fn lattice_ticks(record: &ClockGuest) -> u64 {
     steps.find(|&step| is_whole(step)).unwrap_or(0)
 }
 
-/// `record`, or if it lies ahead of guest TSC `guest_tsc`, the nearest point of its lattice that does
-/// not.
+/// `record`, or if it lies ahead of guest TSC `guest_tsc`, the nearest point of its lattice that
+/// does not.
 pub fn not_ahead_of(record: &ClockGuest, guest_tsc: u64) -> ClockGuest {
     let mut moved = *record;
     // CAST: the sign of a difference mod 2^64 is the order.
@@ -137,7 +137,8 @@ pub fn ensure_reads(reading: &Reading, record: &ClockGuest, offset: u64) -> Resu
     Ok(())
 }
 
-/// Fails unless `KVM_GET_CLOCK` of `vm` is `record`'s function of the reference vCPU's TSC, to the ns.
+/// Fails unless `KVM_GET_CLOCK` of `vm` is `record`'s function of the reference vCPU's TSC, to the
+/// ns.
 ///
 /// # Errors
 ///

@@ -40,14 +40,14 @@ const MANY: u32 = 1_000_000;
 pub enum Kind {
     /// The n-th copy from or to user memory: `EFAULT`.
     UserAccess,
-    /// All allocations once those before have had so many bytes, n times as many as the smallest has:
-    /// `ENOMEM`. Not the n-th alone, as some are tried twice.
+    /// All allocations once those before have had so many bytes, n times as many as the smallest
+    /// has: `ENOMEM`. Not the n-th alone, as some are tried twice.
     Memory,
-    /// All allocations of pages once those before have had n: `ENOMEM`. Arrays of more than 8 KiB have
-    /// pages of their own.
+    /// All allocations of pages once those before have had n: `ENOMEM`. Arrays of more than 8 KiB
+    /// have pages of their own.
     Pages,
-    /// As `Memory`, while no two pages are to be had in one piece, so that such arrays are put together
-    /// of single ones.
+    /// As `Memory`, while no two pages are to be had in one piece, so that such arrays are put
+    /// together of single ones.
     Scattered,
     /// The n-th of all these, in the order in which the kernel comes to them, and it alone.
     Any,
@@ -74,8 +74,8 @@ const NO_CACHE: Settings = &[("cache-filter", "Y")];
 const NO_PAGE: Settings = &[("min-order", "64")];
 
 impl Kind {
-    /// What has to be set, beside that no stack is dumped for each fault: that would look like a kernel
-    /// in trouble.
+    /// What has to be set, beside that no stack is dumped for each fault: that would look like a
+    /// kernel in trouble.
     fn settings(self) -> &'static [(&'static str, Settings)] {
         const SLEEPERS: Settings = &[("ignore-gfp-wait", "N")];
         match self {

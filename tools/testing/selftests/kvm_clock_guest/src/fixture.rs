@@ -131,7 +131,8 @@ pub fn reference_offset(clock: &VmClock) -> u64 {
     reference.map_or(0, |vcpu| vcpu.tsc_offset)
 }
 
-/// Makes `guest_tsc` and `kvmclock_ns` follow from the rest of `clock`, where it has a ratio at all.
+/// Makes `guest_tsc` and `kvmclock_ns` follow from the rest of `clock`, where it has a ratio at
+/// all.
 pub fn make_consistent(clock: &mut VmClock) {
     let offset = reference_offset(clock);
     let header = &mut clock.header;
@@ -180,16 +181,16 @@ pub fn at_twice_the_rate(mut clock: VmClock) -> VmClock {
     clock
 }
 
-/// `clock` with kvmclock an hour ahead of what it is, so that no clock of KVM's own making is mistaken
-/// for it.
+/// `clock` with kvmclock an hour ahead of what it is, so that no clock of KVM's own making is
+/// mistaken for it.
 pub fn an_hour_ahead(mut clock: VmClock) -> VmClock {
     clock.header.record.system_time += HOUR_NS;
     clock.header.kvmclock_ns += HOUR_NS;
     clock
 }
 
-/// `clock` as another VM's: other offsets, another record, and saved an hour ago, so that a SET of it
-/// leaves nothing as it is, in any mode.
+/// `clock` as another VM's: other offsets, another record, and saved an hour ago, so that a SET of
+/// it leaves nothing as it is, in any mode.
 pub fn unlike(clock: VmClock) -> VmClock {
     let mut clock = at_twice_the_rate(clock);
     let host_tsc = clock.header.host_tsc / 2;

@@ -43,8 +43,8 @@ impl Progress {
         pairs.map(|((now, _), (then, _))| now - then).collect()
     }
 
-    /// Returns when every vCPU of the running `vm` has published `readings` more than at this moment.
-    /// The first of these may have been begun before it; the others were not.
+    /// Returns when every vCPU of the running `vm` has published `readings` more than at this
+    /// moment. The first of these may have been begun before it; the others were not.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Kernel modules that a test loads and unloads; among them those of `modules/`, which do something to
-//! the host and are built beside `kvm_clock_guest.ko`.
+//! Kernel modules that a test loads and unloads; among them those of `modules/`, which do something
+//! to the host and are built beside `kvm_clock_guest.ko`.
 
 use anyhow::{
     Context,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The clocks of a Hyper-V guest: a reference counter that counts units of 100 ns, as an MSR and as a
-//! function of the TSC in a page that the guest can read.
+//! The clocks of a Hyper-V guest: a reference counter that counts units of 100 ns, as an MSR and as
+//! a function of the TSC in a page that the guest can read.
 
 use anyhow::Result;
 use clockguest::vmm::{

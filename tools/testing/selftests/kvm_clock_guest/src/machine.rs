@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM whose vCPUs have a local APIC, for guest code of a program's own: a page of position-independent
-//! 64-bit instructions.
+//! A VM whose vCPUs have a local APIC, for guest code of a program's own: a page of
+//! position-independent 64-bit instructions.
 //!
 //! ```text
 //! 0x1000  PML4, 0x2000 PDPT, 0x3000 PD: one 2 MiB page at 0
@@ -100,7 +100,8 @@ const CPUID_FEATURES: u32 = 1;
 const CPUID_ECX_TSC_DEADLINE: u32 = 1 << 24;
 
 /// The VM; its vCPUs are stopped at first.
-// Field order is drop order: threads leave KVM_RUN before the VM goes, and the VM before its memory.
+// Field order is drop order: threads leave KVM_RUN before the VM goes, and the VM before its
+// memory.
 #[derive(Debug)]
 pub struct Machine {
     vcpus: Vec<Vcpu>,
@@ -253,8 +254,8 @@ impl Machine {
     }
 }
 
-/// Makes a vCPU go on where another one, of a VM with the same memory, is: registers, local APIC, and
-/// the `msrs`, whose meaning may depend on those. The vCPUs are stopped.
+/// Makes a vCPU go on where another one, of a VM with the same memory, is: registers, local APIC,
+/// and the `msrs`, whose meaning may depend on those. The vCPUs are stopped.
 ///
 /// # Errors
 ///

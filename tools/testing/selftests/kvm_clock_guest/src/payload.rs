@@ -37,9 +37,9 @@ const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
 ///
 /// # Invariants
 ///
-/// `base` is the start of a private mapping of `MAPPED` bytes, readable below `GUARD`, that lives as
-/// long as `self` and to which no Rust reference exists. `header` and `array` are offsets into it,
-/// no higher than `GUARD`.
+/// `base` is the start of a private mapping of `MAPPED` bytes, readable below `GUARD`, that lives
+/// as long as `self` and to which no Rust reference exists. `header` and `array` are offsets into
+/// it, no higher than `GUARD`.
 #[derive(Debug)]
 pub struct Payload {
     base: NonNull<u8>,

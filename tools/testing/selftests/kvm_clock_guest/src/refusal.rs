@@ -31,8 +31,8 @@ pub fn ensure_errno(errno: i32, result: errno::Result<()>) -> Result<()> {
     }
 }
 
-/// Fails unless `call`, made while `vm` is stopped, fails with `errno`, changes no clock of it and has
-/// none updated when it runs next.
+/// Fails unless `call`, made while `vm` is stopped, fails with `errno`, changes no clock of it and
+/// has none updated when it runs next.
 ///
 /// # Errors
 ///
@@ -45,8 +45,8 @@ pub fn ensure_refused(
     ensure_changes_nothing(vm, |fd| ensure_errno(errno, call(fd)))
 }
 
-/// Fails unless `call`, made while `vm` is stopped, returns `Ok`, changes no clock of it and has none
-/// updated when it runs next.
+/// Fails unless `call`, made while `vm` is stopped, returns `Ok`, changes no clock of it and has
+/// none updated when it runs next.
 ///
 /// # Errors
 ///

@@ -167,8 +167,9 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     Ok(())
 }
 
-/// KVM had to do without the kept record in between, and does without a master clock until something
-/// makes it look again. GET says so, or else says what the guest reads; SET puts back what was saved.
+/// KVM had to do without the kept record in between, and does without a master clock until
+/// something makes it look again. GET says so, or else says what the guest reads; SET puts back
+/// what was saved.
 fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
     let vm = kept(kvm, 2)?;
     let before = Clocks::of(&vm)?;

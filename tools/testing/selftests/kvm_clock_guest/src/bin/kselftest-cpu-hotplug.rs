@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! CPUs of the host go offline and come back, with vCPUs running on them: nothing of a guest's clocks
-//! changes, and its readings go on. `--rounds=N` has each go and come N times.
+//! CPUs of the host go offline and come back, with vCPUs running on them: nothing of a guest's
+//! clocks changes, and its readings go on. `--rounds=N` has each go and come N times.
 
 use anyhow::{
     ensure,
@@ -58,7 +58,8 @@ impl Host {
         Ok(Self { kvm, cpus, rounds })
     }
 
-    /// Has each CPU go and come, as often as asked for; `check` looks at each that is gone, and that is back.
+    /// Has each CPU go and come, as often as asked for; `check` looks at each that is gone, and
+    /// that is back.
     fn for_each_round(&self, check: impl Fn() -> Result<()>) -> Result<()> {
         for round in 0..self.rounds {
             for cpu in &self.cpus {

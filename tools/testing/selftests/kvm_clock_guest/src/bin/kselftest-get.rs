@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_GET_VM_CLOCK_GUEST: every field holds at one instant, by the host's clocks and by the guest's
-//! own readings; and nothing is changed by asking.
+//! KVM_GET_VM_CLOCK_GUEST: every field holds at one instant, by the host's clocks and by the
+//! guest's own readings; and nothing is changed by asking.
 
 use anyhow::{
     ensure,

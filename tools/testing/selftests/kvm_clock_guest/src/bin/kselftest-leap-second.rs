@@ -124,8 +124,8 @@ impl Saved {
         })
     }
 
-    /// Restores as on another host, after TAI - UTC grew by `grows_s`: the guest is where it would be
-    /// had nobody touched it.
+    /// Restores as on another host, after TAI - UTC grew by `grows_s`: the guest is where it would
+    /// be had nobody touched it.
     fn ensure_continues(self, vm: &Vm, grows_s: i32) -> Result<()> {
         let home = self.home;
         let mut saved = home.clone();

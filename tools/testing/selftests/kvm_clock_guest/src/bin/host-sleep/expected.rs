@@ -49,8 +49,8 @@ impl Before {
         }
     }
 
-    /// Fails unless the stopped `vm`, whose guest made `reading`, kept its clocks to the bit over a sleep
-    /// during which the host TSC counted on.
+    /// Fails unless the stopped `vm`, whose guest made `reading`, kept its clocks to the bit over a
+    /// sleep during which the host TSC counted on.
     pub(crate) fn ensure_kept(&self, vm: &Vm, reading: &Reading) -> Result<()> {
         let expected = self.told_of_pause();
         expected.ensure_is(&Clocks::of(vm)?, "after the sleep")?;
@@ -58,8 +58,8 @@ impl Before {
         self.progress.ensure_none_went_back(vm, true)
     }
 
-    /// Fails unless the stopped `vm`, which keeps a record and whose guest made `reading`, has all its
-    /// offsets raised alike since, and its record, a function of its TSC, unchanged to the bit.
+    /// Fails unless the stopped `vm`, which keeps a record and whose guest made `reading`, has all
+    /// its offsets raised alike since, and its record, a function of its TSC, unchanged to the bit.
     pub(crate) fn ensure_raised(&self, vm: &Vm, reading: &Reading) -> Result<()> {
         self.ensure_raised_to_within(vm, reading, 0)
     }
@@ -107,8 +107,8 @@ impl Before {
     }
 }
 
-/// Fails unless ADVANCE took the guest's TSC from `saved` to `now`, to the tick, as far as the whole ns of
-/// either tell.
+/// Fails unless ADVANCE took the guest's TSC from `saved` to `now`, to the tick, as far as the
+/// whole ns of either tell.
 pub(crate) fn ensure_advanced(saved: &VmClock, now: &VmClock) -> Result<()> {
     let off = expect::error_ticks(&saved.header, now, &now.header)?;
     let open = expect::ticks(&saved.header, 2) + 2;

@@ -3,13 +3,14 @@
 //! A host that is suspended to memory with guests in it, which keep their records, and whose TSC
 //! counts on meanwhile or restarts from 0.
 //!
-//! It needs a host that lives through that, and that somebody wakes: `host-sleep` by `tools/vm/sleep`, or
-//! `host-sleep --host-tsc=restarts` by `tools/vm/sleep --tsc-restarts`. With `--scaling` as well there
-//! are guests of other TSC rates. `--unstable=suspend` and `--unstable=online` have the host find its TSC
-//! unstable meanwhile, for good; they need `mark_tsc_unstable.ko` and `--allow`.
+//! It needs a host that lives through that, and that somebody wakes: `host-sleep` by
+//! `tools/vm/sleep`, or `host-sleep --host-tsc=restarts` by `tools/vm/sleep --tsc-restarts`. With
+//! `--scaling` as well there are guests of other TSC rates. `--unstable=suspend` and
+//! `--unstable=online` have the host find its TSC unstable meanwhile, for good; they need
+//! `mark_tsc_unstable.ko` and `--allow`.
 //!
-//! Where the TSC restarts, KVM raises the TSC offsets of all vCPUs by one number of host ticks, so that
-//! no guest's TSC goes back; of each vCPU when that is loaded for the next time.
+//! Where the TSC restarts, KVM raises the TSC offsets of all vCPUs by one number of host ticks, so
+//! that no guest's TSC goes back; of each vCPU when that is loaded for the next time.
 
 mod counts_on;
 mod expected;
@@ -78,7 +79,8 @@ impl Host {
         vms.collect()
     }
 
-    /// The same with a record each that it keeps, at twice the guest's rate: no clock of KVM's own making.
+    /// The same with a record each that it keeps, at twice the guest's rate: no clock of KVM's own
+    /// making.
     pub(crate) fn kept(&self) -> Result<Vec<Vm>> {
         self.keeping(at_twice_the_rate)
     }

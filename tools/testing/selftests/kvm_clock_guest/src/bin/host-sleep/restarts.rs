@@ -81,8 +81,9 @@ fn running(host: &Host) -> Result<()> {
     })
 }
 
-/// Fails unless the guest TSC went on from where it was when the host went to sleep, by no more than the time
-/// that the host was awake; if the VM `ran`, or else perhaps from where it was at the last ioctl of any vCPU.
+/// Fails unless the guest TSC went on from where it was when the host went to sleep, by no more
+/// than the time that the host was awake; if the VM `ran`, or else perhaps from where it was at the
+/// last ioctl of any vCPU.
 fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Result<()> {
     const SECOND_NS: u64 = 1_000_000_000;
     /// What passes from that ioctl on, and in the kernel before it keeps time again.
@@ -106,8 +107,8 @@ fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Re
     Ok(())
 }
 
-/// Fails unless GET, before any vCPU of the stopped `vm` is loaded, tells the clocks that the vCPUs are going
-/// to have.
+/// Fails unless GET, before any vCPU of the stopped `vm` is loaded, tells the clocks that the vCPUs
+/// are going to have.
 fn ensure_told(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
     let told = get(vm)?;
     let (header, was) = (told.header, saved.header);
@@ -147,8 +148,8 @@ fn stopped(host: &Host) -> Result<()> {
     })
 }
 
-/// The changes add up until the vCPUs are loaded; where the TSC is scaled, KVM rounds their sum, and the
-/// record's each.
+/// The changes add up until the vCPUs are loaded; where the TSC is scaled, KVM rounds their sum,
+/// and the record's each.
 fn in_a_row(host: &Host) -> Result<()> {
     const TIMES: u64 = 3;
 

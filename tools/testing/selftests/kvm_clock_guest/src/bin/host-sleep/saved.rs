@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET after the host TSC restarted, before any vCPU is loaded: of what was saved before, and since.
+//! SET after the host TSC restarted, before any vCPU is loaded: of what was saved before, and
+//! since.
 
 use crate::{
     expected::{

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host finds its TSC unstable on its way to sleep, or as its CPUs come back: the clocks of guests go
-//! on, and GET says that they no longer are kept.
+//! The host finds its TSC unstable on its way to sleep, or as its CPUs come back: the clocks of
+//! guests go on, and GET says that they no longer are kept.
 //!
-//! kvmclock follows the host's raw clock from then on. What the TSC itself does is KVM's to make up for, by
-//! hand.
+//! kvmclock follows the host's raw clock from then on. What the TSC itself does is KVM's to make up
+//! for, by hand.
 
 use crate::{
     expected::own_steps_back,
@@ -98,7 +98,8 @@ impl Kept {
         Ok(())
     }
 
-    /// Fails if `kvmclock_ns`, as `who` says now, is less than before, or more than the time that passed.
+    /// Fails if `kvmclock_ns`, as `who` says now, is less than before, or more than the time that
+    /// passed.
     fn ensure_went_on(&self, who: &str, kvmclock_ns: u64) -> Result<()> {
         // CAST: The sign of a difference mod 2^64 is the order.
         let went = kvmclock_ns.wrapping_sub(self.kvmclock_ns) as i64;
@@ -138,8 +139,8 @@ impl Kept {
         for read in reading.vcpus.iter().flat_map(|vcpu| &vcpu.samples) {
             self.ensure_went_on("the guest", read.sample.kvmclock_ns)?;
         }
-        // For each record that KVM makes now it reads TSC and raw clock one after the other. What passes in
-        // between differs, and a clock without the stable bit may step back by it.
+        // For each record that KVM makes now it reads TSC and raw clock one after the other. What
+        // passes in between differs, and a clock without the stable bit may step back by it.
         note(&format!(
             "steps back of each vCPU's TSC and kvmclock were {:?}, are {:?}",
             self.steps_back,

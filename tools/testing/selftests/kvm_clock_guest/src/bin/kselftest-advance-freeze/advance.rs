@@ -46,7 +46,8 @@ const DOWNTIMES: &[(&str, i64)] = &[
     ("10 years", 10 * YEAR_NS),
 ];
 
-/// TSC values are compared by the sign of their difference: no guest goes further than this at once.
+/// TSC values are compared by the sign of their difference: no guest goes further than this at
+/// once.
 const REACH_TICKS: i128 = 1 << 63;
 
 /// Downtimes (ns) that are refused as they exceed [`REACH_TICKS`] at any rate from 1.5 GHz on.

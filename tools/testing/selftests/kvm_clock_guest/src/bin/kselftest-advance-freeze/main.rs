@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Modes advance and freeze: the guest TSC goes where it should, by arithmetic of the test's own, and
-//! kvmclock stays the same function of it, by the same bits wherever they can stay.
+//! Modes advance and freeze: the guest TSC goes where it should, by arithmetic of the test's own,
+//! and kvmclock stays the same function of it, by the same bits wherever they can stay.
 
 mod advance;
 mod backwards;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What holds after any SET that moves a guest's TSC: all vCPUs moved by as much, and kvmclock is the
-//! function of the TSC that it was, for whoever asks.
+//! What holds after any SET that moves a guest's TSC: all vCPUs moved by as much, and kvmclock is
+//! the function of the TSC that it was, for whoever asks.
 
 use anyhow::{
     ensure,
@@ -50,8 +50,8 @@ impl<'a> Moved<'a> {
         })
     }
 
-    /// Fails unless the SET of `saved`, made since, did what it should to kvmclock; returns what GET
-    /// says right after it.
+    /// Fails unless the SET of `saved`, made since, did what it should to kvmclock; returns what
+    /// GET says right after it.
     pub(crate) fn ensure_one_clock(&self, saved: &VmClock) -> Result<VmClock> {
         let after = get(self.vm)?;
         let relation = reference_relation(&after)?;
@@ -87,7 +87,8 @@ impl<'a> Moved<'a> {
     }
 }
 
-/// SET in mode advance puts the guest TSC where elapsed TAI does; returns what GET says right after.
+/// SET in mode advance puts the guest TSC where elapsed TAI does; returns what GET says right
+/// after.
 ///
 /// SET does not tell its instant, but it is between the anchors of a GET before and after. At each
 /// of them the error is the same, but for drift between TAI and TSC and the granularity of a ns.

@@ -128,8 +128,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
-/// Whatever fails before the commit makes SET fail and changes nothing; after it, telling the caller
-/// of status and precision is all that is left, and not worth a failure.
+/// Whatever fails before the commit makes SET fail and changes nothing; after it, telling the
+/// caller of status and precision is all that is left, and not worth a failure.
 fn set(host: &Host, kind: Kind, mode: u32, size: Option<u32>) -> Result<()> {
     const TOLD_AFTERWARDS: u32 = 2;
 

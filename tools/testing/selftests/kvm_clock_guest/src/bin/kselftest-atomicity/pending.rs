@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Pending clock requests: a SET that fails makes none, and takes none away. They cannot be seen, but
-//! what KVM does about them at the next KVM_RUN can.
+//! Pending clock requests: a SET that fails makes none, and takes none away. They cannot be seen,
+//! but what KVM does about them at the next KVM_RUN can.
 
 use crate::{
     both,

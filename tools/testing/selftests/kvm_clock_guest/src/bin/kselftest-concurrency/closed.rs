@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Descriptors that are closed, by number, while other threads are inside ioctls on them: those finish,
-//! and the VM goes with the last of them.
+//! Descriptors that are closed, by number, while other threads are inside ioctls on them: those
+//! finish, and the VM goes with the last of them.
 
 use anyhow::{
     bail,
@@ -58,7 +58,8 @@ use vmm_sys_util::{
 const CLOSES: u32 = 20;
 /// So many must have been in progress when a descriptor was closed, of 100.
 const LEAST: u32 = 10;
-/// Each round has this much longer than the one before, and after so many the first one's time again.
+/// Each round has this much longer than the one before, and after so many the first one's time
+/// again.
 const LONGER: Duration = Duration::from_micros(100);
 const CYCLE: u32 = 16;
 /// Numbers of descriptors that nobody else gets meanwhile.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A process that is killed in the middle of everything leaves nothing behind, and KVM as it was; another
-//! process still has its descriptors then.
+//! A process that is killed in the middle of everything leaves nothing behind, and KVM as it was;
+//! another process still has its descriptors then.
 
 use crate::{
     closed,
@@ -53,12 +53,14 @@ use std::{
 };
 
 const KILLS: u32 = 3;
-/// Each process has this much longer than the one before, and after so many the first one's time again.
+/// Each process has this much longer than the one before, and after so many the first one's time
+/// again.
 const LONGER: Duration = Duration::from_millis(3);
 const CYCLE: u32 = 16;
 /// How often everybody in the process has seen every state before it may be killed.
 const UNDER_WAY: u64 = 1;
-/// Looks at a process before it is killed: most of the time some thread waits for another one's ioctl.
+/// Looks at a process before it is killed: most of the time some thread waits for another one's
+/// ioctl.
 const LOOKS: u32 = 100;
 /// Our ioctls.
 const OURS: [u32; 4] = [
@@ -124,8 +126,8 @@ fn kill_one(number: u32) -> Result<Killed> {
     Ok(Killed { inside, refused })
 }
 
-/// Returns as soon as threads of process `pid` are seen inside our ioctls, and how many; 0 if none is in
-/// so many looks.
+/// Returns as soon as threads of process `pid` are seen inside our ioctls, and how many; 0 if none
+/// is in so many looks.
 fn wait_until_inside(pid: u32) -> Result<u32> {
     for _ in 0..LOOKS {
         let inside = threads_inside(pid)?;

@@ -5,8 +5,8 @@
 //!
 //! kselftest-atomicity has a SET that fails half way, kselftest-steps what a guest makes of one.
 //!
-//! `--times=N`: how often everything has to happen; `--closes=N`, `--kills=N`: descriptors to be closed,
-//! and processes to be killed.
+//! `--times=N`: how often everything has to happen; `--closes=N`, `--kills=N`: descriptors to be
+//! closed, and processes to be killed.
 
 mod closed;
 mod killed;

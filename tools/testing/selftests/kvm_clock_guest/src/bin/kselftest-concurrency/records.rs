@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_SET_CLOCK_GUEST from several threads, by several vCPUs, while all of them run: every one has the
-//! same record of those that were SET; and no SET of the whole VM comes in between.
+//! KVM_SET_CLOCK_GUEST from several threads, by several vCPUs, while all of them run: every one has
+//! the same record of those that were SET; and no SET of the whole VM comes in between.
 
 use crate::{
     looks::{

@@ -83,8 +83,9 @@ impl State {
         function(self.header.record.shifted_by(self.ahead(id)))
     }
 
-    /// Whether every vCPU of `clock` has this state's offset. One with an id from `ours` on may have
-    /// any vCPU's: it was added since the last SET, and KVM gave it the offset that was written last.
+    /// Whether every vCPU of `clock` has this state's offset. One with an id from `ours` on may
+    /// have any vCPU's: it was added since the last SET, and KVM gave it the offset that was
+    /// written last.
     fn has_offsets(&self, vcpus: &[ClockGuestVcpu], ours: u32) -> bool {
         vcpus.iter().enumerate().all(|(index, vcpu)| {
             // CAST: A few.
@@ -122,7 +123,8 @@ impl States {
         })
     }
 
-    /// So many that differ in the record alone, in a way that KVM_SET_CLOCK_GUEST can write, for `vm`.
+    /// So many that differ in the record alone, in a way that KVM_SET_CLOCK_GUEST can write, for
+    /// `vm`.
     pub(crate) fn records(vm: &Vm, count: usize) -> Result<Self> {
         let mut clock = get(vm)?;
         let states = (0..count).map(|_| {
@@ -203,8 +205,8 @@ impl States {
         }
     }
 
-    /// The one state in which vCPU `id` made a reading, which was there at host TSC `after`: its TSC,
-    /// its record, and the kvmclock that it computed.
+    /// The one state in which vCPU `id` made a reading, which was there at host TSC `after`: its
+    /// TSC, its record, and the kvmclock that it computed.
     ///
     /// # Errors
     ///

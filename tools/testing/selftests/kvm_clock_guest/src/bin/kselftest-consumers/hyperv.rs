@@ -96,7 +96,8 @@ fn counter(vm: &Vm, kept: &Kept) -> Result<()> {
 /// The page's function is the record's, at the TSC of all vCPUs, but that it counts from TSC 0 and
 /// rounds differently: one unit.
 ///
-/// It serves all vCPUs, so it is invalid, and the guest told to read the MSR, where their TSCs differ.
+/// It serves all vCPUs, so it is invalid, and the guest told to read the MSR, where their TSCs
+/// differ.
 fn page(vm: &Vm, kept: &Kept) -> Result<()> {
     /// Guest ticks from now on, up to some years.
     const LATER: [u64; 5] = [0, 1, 1_000_000_007, 1 << 42, 1 << 57];

@@ -88,8 +88,8 @@ fn get_clock(vm: &Vm, kept: &Kept) -> Result<()> {
 
 /// Fails unless `write` makes KVM write the guest's epoch, UTC minus kvmclock, to `gpa`.
 ///
-/// The kept clock gains on UTC, so that the epoch moves a little between two GETs; it was read between
-/// them.
+/// The kept clock gains on UTC, so that the epoch moves a little between two GETs; it was read
+/// between them.
 pub(crate) fn ensure_epoch(
     vm: &Vm,
     kept: &Kept,

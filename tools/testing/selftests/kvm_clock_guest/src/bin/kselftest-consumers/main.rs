@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What else KVM computes from a guest's kvmclock is the same function as the record it keeps, after
-//! every mode of SET, with vCPUs whose TSCs agree or differ, and at every rate that the host can give.
+//! What else KVM computes from a guest's kvmclock is the same function as the record it keeps,
+//! after every mode of SET, with vCPUs whose TSCs agree or differ, and at every rate that the host
+//! can give.
 //!
 //! Where an interface does not tell the host TSC at which it was read, the record is made one that
 //! hardly moves while it is.

@@ -166,8 +166,8 @@ impl State {
     }
 }
 
-/// `clock` with a record that moves by less than 100 ns in a millisecond from its anchor on: what is
-/// read at an unknown moment of a call is known all the same.
+/// `clock` with a record that moves by less than 100 ns in a millisecond from its anchor on: what
+/// is read at an unknown moment of a call is known all the same.
 pub(crate) fn nearly_still(mut clock: VmClock) -> VmClock {
     let header = &mut clock.header;
     header.record.tsc_timestamp = header.guest_tsc;

@@ -43,15 +43,15 @@ use std::{
 pub(crate) const MSEC_NS: i64 = 1_000_000;
 pub(crate) const SECOND_NS: i64 = 1_000 * MSEC_NS;
 
-/// TSC that guests start with, in ns, so that no case takes one below 0: compared with that, as CPUs
-/// compare, every deadline has passed.
+/// TSC that guests start with, in ns, so that no case takes one below 0: compared with that, as
+/// CPUs compare, every deadline has passed.
 const START_NS: i64 = 24 * 3600 * SECOND_NS;
 /// How long the guest may take for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// An interrupt may be so late; by the former TSC it would be nearly a minute, or never come.
 const LATE_NS: i64 = 10 * SECOND_NS;
-/// KVM's hrtimer goes by the host's time, not its TSC: at nearly the same rate. By the former TSC an
-/// interrupt would be a fifth of a second early.
+/// KVM's hrtimer goes by the host's time, not its TSC: at nearly the same rate. By the former TSC
+/// an interrupt would be a fifth of a second early.
 const EARLY_NS: i64 = MSEC_NS;
 /// A second interrupt would have come by then.
 const AFTERWARDS: Duration = Duration::from_millis(100);
@@ -85,8 +85,8 @@ pub(crate) struct Armed {
 }
 
 impl Armed {
-    /// A guest whose vCPUs armed their timers `ahead_ns` ahead, or not at all if that is 0, and which
-    /// was stopped before it saw one fire.
+    /// A guest whose vCPUs armed their timers `ahead_ns` ahead, or not at all if that is 0, and
+    /// which was stopped before it saw one fire.
     pub(crate) fn new(kvm: &Kvm, guest: &Guest, ahead_ns: i64) -> Result<Self> {
         /// Doublings of `ahead_ns`.
         const ATTEMPTS: u32 = 6;
@@ -184,8 +184,8 @@ impl Armed {
         Ok(())
     }
 
-    /// Lets the guest run; fails unless every timer fires at its deadline, or now if that has passed,
-    /// and is not armed afterwards. Leaves the guest stopped.
+    /// Lets the guest run; fails unless every timer fires at its deadline, or now if that has
+    /// passed, and is not armed afterwards. Leaves the guest stopped.
     pub(crate) fn ensure_fires(&self) -> Result<()> {
         // When each is due by the present TSC.
         let due: Vec<_> = self

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A TSC-deadline timer that is armed when SET moves the guest's TSC fires by the new TSC: not before
-//! its deadline, not long after it, and once.
+//! A TSC-deadline timer that is armed when SET moves the guest's TSC fires by the new TSC: not
+//! before its deadline, not long after it, and once.
 //!
-//! How far a SET is to take the TSC follows from the deadline the guest chose, so that a timer which
-//! goes by the former TSC is off by much more than any bound here, however slow the host.
+//! How far a SET is to take the TSC follows from the deadline the guest chose, so that a timer
+//! which goes by the former TSC is off by much more than any bound here, however slow the host.
 
 mod armed;
 mod guest;

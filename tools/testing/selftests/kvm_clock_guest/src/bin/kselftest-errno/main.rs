@@ -2,10 +2,10 @@
 
 //! Each errno by each of its causes; a call that fails leaves every clock as it was.
 //!
-//! Two causes cannot be had here: `EINTR` reaches nobody, as the signal is fatal; and `EBUSY` for a host
-//! TSC rate that is momentarily unknown needs a host that has not calibrated its TSC yet. `ENOTTY` is
-//! kselftest-lifecycle's, `ENOMEM` kselftest-atomicity's, and `ENODATA` for a host that stops using
-//! its TSC kselftest-clocksource's, as it concerns the whole host.
+//! Two causes cannot be had here: `EINTR` reaches nobody, as the signal is fatal; and `EBUSY` for a
+//! host TSC rate that is momentarily unknown needs a host that has not calibrated its TSC yet.
+//! `ENOTTY` is kselftest-lifecycle's, `ENOMEM` kselftest-atomicity's, and `ENODATA` for a host that
+//! stops using its TSC kselftest-clocksource's, as it concerns the whole host.
 
 mod accepted;
 mod backwards;

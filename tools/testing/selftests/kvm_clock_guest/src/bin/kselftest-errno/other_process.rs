@@ -43,8 +43,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 /// Fails unless `call`, made by a child process, fails with `EIO`.
 fn ensure_eio(call: impl FnOnce() -> errno::Result<()>) -> Result<()> {
-    // SAFETY: The child has no thread but this one; it makes one system call and exits, and so needs
-    // nothing that another thread may have held.
+    // SAFETY: The child has no thread but this one; it makes one system call and exits, and so
+    // needs nothing that another thread may have held.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let status = call().map_or_else(|error| error.errno(), |()| 0);

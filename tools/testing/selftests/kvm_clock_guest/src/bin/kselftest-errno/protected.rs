@@ -2,8 +2,8 @@
 
 //! `EOPNOTSUPP` for a guest whose TSC is out of the host's hands.
 //!
-//! There is no SEV-SNP and no TDX here. KVM is told by `modules/protect_guest_tsc.c` that the guest is
-//! one of those; what it does then is its own.
+//! There is no SEV-SNP and no TDX here. KVM is told by `modules/protect_guest_tsc.c` that the guest
+//! is one of those; what it does then is its own.
 
 use crate::{
     Host,

@@ -79,8 +79,8 @@ fn set_or_fall_back(vm: &Vm, clock: &mut VmClock, mode: u32) -> errno::Result<()
     set_vm_clock_guest(vm.fd(), clock)
 }
 
-/// What GET with FALLBACK tells: one instant inside the call, consistent in itself, and the clock that
-/// KVM_GET_CLOCK tells. What it returns took so many ns at most.
+/// What GET with FALLBACK tells: one instant inside the call, consistent in itself, and the clock
+/// that KVM_GET_CLOCK tells. What it returns took so many ns at most.
 fn ensure_sound(vm: &Vm) -> Result<(VmClock, i64)> {
     let kvmclock = || vm.fd().get_clock().context("KVM_GET_CLOCK");
     let (kvmclock_before, before) = (kvmclock()?.clock, rdtsc_ordered());
@@ -121,7 +121,8 @@ fn ensure_sound(vm: &Vm) -> Result<(VmClock, i64)> {
     Ok((clock, i64::try_from(took)? + 1))
 }
 
-/// Offsets and the guest's records: what a call that is refused is to leave alone, where GET is too.
+/// Offsets and the guest's records: what a call that is refused is to leave alone, where GET is
+/// too.
 fn seen(vm: &Vm) -> Result<(Vec<u64>, Vec<ClockGuest>)> {
     Ok((vm.tsc_offsets()?, pages(vm)))
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host keeps its time by its TSC, but KVM has no master clock for the VM: offsets differ, or the
-//! guest uses the old kvmclock MSR.
+//! The host keeps its time by its TSC, but KVM has no master clock for the VM: offsets differ, or
+//! the guest uses the old kvmclock MSR.
 
 use crate::{
     ensure_no_data,
@@ -117,8 +117,8 @@ fn falls_back(vm: &Vm) -> Result<()> {
         header.precision_ns
     );
 
-    // As near as KVM_GET_CLOCK and the raw clock can be read. Between the readings the record drifts
-    // from the raw clock by no more than two roundings of a rate.
+    // As near as KVM_GET_CLOCK and the raw clock can be read. Between the readings the record
+    // drifts from the raw clock by no more than two roundings of a rate.
     let function = Function {
         record: header.record,
         relation: reference_relation(&clock)?,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host does not keep its time by its TSC: GET with FALLBACK tells KVM's clock, and how far apart
-//! the clocks of the instant may be.
+//! The host does not keep its time by its TSC: GET with FALLBACK tells KVM's clock, and how far
+//! apart the clocks of the instant may be.
 
 use crate::{
     ensure_no_data,
@@ -63,7 +63,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     ]
 }
 
-/// A stopped VM that kept a record an hour ahead, which KVM dropped as the host stopped using its TSC.
+/// A stopped VM that kept a record an hour ahead, which KVM dropped as the host stopped using its
+/// TSC.
 fn dropped(host: &Host) -> Result<(Vm, WithoutTsc)> {
     let vm = kept(&host.kvm, VCPUS)?;
     let mut clock = an_hour_ahead(get(&vm)?);
@@ -86,8 +87,8 @@ fn gets(host: &Host) -> Result<()> {
             clock.header.status,
             clock.header.record.flags
         );
-        // The instant lies in the middle of what was taken for reading it, which was part of the call;
-        // and the kernel does not read its clock that much faster than this program does.
+        // The instant lies in the middle of what was taken for reading it, which was part of the
+        // call; and the kernel does not read its clock that much faster than this program does.
         let least_ns = (took_here_ns(&clock)? / 32).max(1);
         ensure!(
             (least_ns..=took_ns / 2 + 2).contains(&precision_ns),
@@ -106,7 +107,8 @@ fn gets(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// How long it takes this program to read the raw clock, ns: a device's, and by a call to the kernel.
+/// How long it takes this program to read the raw clock, ns: a device's, and by a call to the
+/// kernel.
 fn took_here_ns(clock: &VmClock) -> Result<i64> {
     let [before, after] = Paired::now(libc::CLOCK_MONOTONIC_RAW)?.host_tsc;
     let khz = u64::from(clock.header.host_tsc_khz);
@@ -139,8 +141,8 @@ fn ensure_instant(clock: &VmClock) -> Result<()> {
     Ok(())
 }
 
-/// No vCPU ran since the switch: the record is kept still, but the host's other clocks cannot be read
-/// as one with its TSC.
+/// No vCPU ran since the switch: the record is kept still, but the host's other clocks cannot be
+/// read as one with its TSC.
 fn gets_kept(host: &Host) -> Result<()> {
     let vm = kept(&host.kvm, VCPUS)?;
     let record = get(&vm)?.header.record;

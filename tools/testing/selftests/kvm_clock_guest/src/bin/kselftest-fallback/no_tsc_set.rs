@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host does not keep its time by its TSC: SET with FALLBACK writes the offsets all the same, and
-//! kvmclock goes on from the saved function, by the host's raw clock.
+//! The host does not keep its time by its TSC: SET with FALLBACK writes the offsets all the same,
+//! and kvmclock goes on from the saved function, by the host's raw clock.
 
 use crate::{
     ensure_no_data,
@@ -249,7 +249,8 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
         record: clock.header.record,
         relation,
     };
-    // What was saved may be off by the saved precision; what SET was given it is to add `own_ns` to.
+    // What was saved may be off by the saved precision; what SET was given it is to add `own_ns`
+    // to.
     let continued = Continued::since(function, raw_before, u32::try_from(own_ns)?)?;
     note(&format!(
         "mode {mode}: SET adds {own_ns} ns, took {took_ns} ns; the clocks leave {} ns open",

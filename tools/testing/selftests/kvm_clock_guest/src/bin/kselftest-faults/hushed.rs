@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The kernel's console while it is made to fail: what it says of that is no sign of trouble, but would
-//! look like one to who reads the console. All else comes there a little later.
+//! The kernel's console while it is made to fail: what it says of that is no sign of trouble, but
+//! would look like one to who reads the console. All else comes there a little later.
 
 use anyhow::{
     Context,

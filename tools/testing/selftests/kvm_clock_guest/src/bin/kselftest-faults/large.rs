@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM of so many vCPUs that its arrays are no slab objects: they have pages in one piece, or, if there
-//! are none, single ones. Both, and what it takes to put single ones together, can be had or not.
+//! A VM of so many vCPUs that its arrays are no slab objects: they have pages in one piece, or, if
+//! there are none, single ones. Both, and what it takes to put single ones together, can be had or
+//! not.
 
 use crate::{
     each,
@@ -96,7 +97,8 @@ impl Written {
     }
 }
 
-/// What a call with a fault returned, whether there was a fault, and what is to be there afterwards.
+/// What a call with a fault returned, whether there was a fault, and what is to be there
+/// afterwards.
 type Made = (errno::Result<()>, bool, Written);
 /// Injects a fault.
 type Inject<'a> =

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Loading the module: most fault points are the module loader's, one allocation is ours. Each fails
-//! once, the module is not there then, and is when it is loaded next. `--to-the-end=true` goes on when
-//! all of module_init() has had its fault, through what is done then for a module that is there.
+//! Loading the module: most fault points are the module loader's, one allocation is ours. Each
+//! fails once, the module is not there then, and is when it is loaded next. `--to-the-end=true`
+//! goes on when all of module_init() has had its fault, through what is done then for a module that
+//! is there.
 
 use crate::{
     each,
@@ -39,8 +40,8 @@ use std::{
     process, //
 };
 
-/// Allocations between the loader's last word and a module that is there: the loader's own to free the
-/// code of module_init(), and our registration.
+/// Allocations between the loader's last word and a module that is there: the loader's own to free
+/// the code of module_init(), and our registration.
 const OURS: u32 = 2;
 
 pub(crate) fn each_fault(host: &Host) -> Result<()> {
@@ -90,7 +91,8 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// What the loader says if it has no memory, and KUnit, which runs the module's tests when it is loaded.
+/// What the loader says if it has no memory, and KUnit, which runs the module's tests when it is
+/// loaded.
 fn is_about_a_fault(line: &str) -> bool {
     (line.contains("Unknown symbol ") && line.ends_with("(err -12)"))
         || line.trim_start().starts_with("not ok ")

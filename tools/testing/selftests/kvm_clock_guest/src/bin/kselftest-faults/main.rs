@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Where kselftest-atomicity, which fails each user access and each allocation of small VMs, does not
-//! get: arrays that have pages of their own, the attribute, and the loading of the module. Needs root.
+//! Where kselftest-atomicity, which fails each user access and each allocation of small VMs, does
+//! not get: arrays that have pages of their own, the attribute, and the loading of the module.
+//! Needs root.
 //!
-//! Whatever fails, it is said by `ENOMEM` or `EFAULT`, nothing has changed, and it can be done again.
-//! That nothing is left behind is for KMEMLEAK to see.
+//! Whatever fails, it is said by `ENOMEM` or `EFAULT`, nothing has changed, and it can be done
+//! again. That nothing is left behind is for KMEMLEAK to see.
 
 mod attribute;
 mod hushed;
@@ -53,8 +54,9 @@ struct Outcomes {
     survived: u32,
 }
 
-/// Makes `call` with one fault of `kind` after the other, until it comes to none; `call` injects it, and
-/// returns the errno, whether there was a fault, and an error if anything but the fault was wrong.
+/// Makes `call` with one fault of `kind` after the other, until it comes to none; `call` injects
+/// it, and returns the errno, whether there was a fault, and an error if anything but the fault was
+/// wrong.
 fn each(
     kind: Kind,
     mut call: impl FnMut(&dyn Fn() -> Result<Faults>, u32) -> Result<(Option<i32>, bool)>,

@@ -33,7 +33,8 @@ const NONE: libc::c_int = libc::PROT_NONE;
 const RO: libc::c_int = libc::PROT_READ;
 const RW: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
-/// What the pages are to the ioctls. A header has at most a page and its neighbour, an array far less.
+/// What the pages are to the ioctls. A header has at most a page and its neighbour, an array far
+/// less.
 const PAGES: [libc::c_int; 13] = [NONE, RW, RW, NONE, RW, RW, NONE, RO, RO, RW, RO, NONE, NONE];
 const MAPPED: usize = PAGES.len() * PAGE;
 
@@ -58,8 +59,8 @@ const EDGES: [usize; 7] = [
 ///
 /// # Invariants
 ///
-/// `user` and `alias` are mappings of the same `MAPPED` bytes that live as long as `self`, to which no
-/// Rust reference but to atomic bytes exists. The latter is readable and writable.
+/// `user` and `alias` are mappings of the same `MAPPED` bytes that live as long as `self`, to which
+/// no Rust reference but to atomic bytes exists. The latter is readable and writable.
 #[derive(Debug)]
 pub(crate) struct Arena {
     user: NonNull<u8>,
@@ -135,7 +136,8 @@ impl Arena {
             NONE => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
             _ => (libc::MAP_SHARED, self.file.as_raw_fd()),
         };
-        // SAFETY: The page is within our mapping, to which by the type's invariants no reference exists.
+        // SAFETY: The page is within our mapping, to which by the type's invariants no reference
+        // exists.
         let address = unsafe {
             libc::mmap(
                 self.user.as_ptr().add(page * PAGE).cast(),
@@ -155,8 +157,8 @@ impl Arena {
     /// A byte, whatever its page is to the ioctls.
     pub(crate) fn byte(&self, offset: usize) -> &AtomicU8 {
         assert!(offset < MAPPED);
-        // SAFETY: By the type's invariants it is within a mapping that may be written, and everybody
-        // else accesses it as an atomic byte, too.
+        // SAFETY: By the type's invariants it is within a mapping that may be written, and
+        // everybody else accesses it as an atomic byte, too.
         unsafe { self.alias.add(offset).cast::<AtomicU8>().as_ref() }
     }
 
@@ -259,11 +261,13 @@ impl Arena {
     }
 }
 
-/// Copies bytes that another thread may be changing: each of them is then what it was or what it is.
+/// Copies bytes that another thread may be changing: each of them is then what it was or what it
+/// is.
 ///
 /// # Safety
 ///
-/// `len` bytes may be written at `to`, and read at `from`; who else accesses them does it atomically.
+/// `len` bytes may be written at `to`, and read at `from`; who else accesses them does it
+/// atomically.
 unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: As the caller promises. The direction flag is clear by the ABI.
     unsafe {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What can be wrong with the argument of a VM ioctl. What a SET may be refused for is at times wrong, and
-//! at times just within the limits: `model` says which.
+//! What can be wrong with the argument of a VM ioctl. What a SET may be refused for is at times
+//! wrong, and at times just within the limits: `model` says which.
 
 use crate::{
     arena::Arena,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Calls whose argument another thread changes meanwhile: what was checked must be what is used, and what
-//! cannot be accessed any more gives `EFAULT`.
+//! Calls whose argument another thread changes meanwhile: what was checked must be what is used,
+//! and what cannot be accessed any more gives `EFAULT`.
 
 use crate::{
     arena::{
@@ -104,7 +104,8 @@ pub(crate) fn calls(host: &Host, calls: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether calls succeeded, failed as they could not access the argument, and as they did not like it.
+/// Whether calls succeeded, failed as they could not access the argument, and as they did not like
+/// it.
 fn was_all_had(fuzz: &Fuzz<'_>) -> bool {
     let names = ["KVM_GET_VM_CLOCK_GUEST", "KVM_SET_VM_CLOCK_GUEST"];
     let had = |end| names.iter().any(|name| fuzz.tally.ended(name, end) > 0);
@@ -198,7 +199,8 @@ fn call(fuzz: &mut Fuzz<'_>, arena: &Arena) -> Result<()> {
     judged(fuzz, name, is_get, || ioctl(fd, request, draft.header_at))
 }
 
-/// Fails unless the call failed and changed nothing, or succeeded and left a clock that makes sense.
+/// Fails unless the call failed and changed nothing, or succeeded and left a clock that makes
+/// sense.
 fn judged(
     fuzz: &mut Fuzz<'_>,
     name: &'static str,

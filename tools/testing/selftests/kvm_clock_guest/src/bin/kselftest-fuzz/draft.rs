@@ -167,8 +167,8 @@ impl Draft {
         }
     }
 
-    /// Makes `guest_tsc` and `kvmclock_ns` follow from the rest; with `age`, the record is as many ticks
-    /// old at the anchor.
+    /// Makes `guest_tsc` and `kvmclock_ns` follow from the rest; with `age`, the record is as many
+    /// ticks old at the anchor.
     pub(crate) fn make_consistent(&mut self, age: Option<u64>) {
         let header = &mut self.header;
         let reference = self

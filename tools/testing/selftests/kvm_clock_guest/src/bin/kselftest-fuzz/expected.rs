@@ -30,8 +30,8 @@ impl Expected {
         }
     }
 
-    /// Notes that the call must fail with `errno` if all of `causes` are there, and may if any is: they are
-    /// the cause before and after the call.
+    /// Notes that the call must fail with `errno` if all of `causes` are there, and may if any is:
+    /// they are the cause before and after the call.
     pub(crate) fn between(&mut self, errno: i32, causes: [bool; 2]) {
         self.must(errno, causes == [true; 2]);
         self.may(errno, causes.contains(&true));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Arguments that are not left to chance: what once led to a failure, and what arithmetic and copies are
-//! most likely to go wrong with. They are judged as all others are.
+//! Arguments that are not left to chance: what once led to a failure, and what arithmetic and
+//! copies are most likely to go wrong with. They are judged as all others are.
 
 use crate::{
     arena::{

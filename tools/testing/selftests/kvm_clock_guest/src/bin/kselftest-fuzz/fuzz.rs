@@ -82,8 +82,8 @@ impl Tally {
         ends.copied().unwrap_or(0)
     }
 
-    /// Fails unless so many calls of `name` that matter were made, and in `percent` of a hundred or more
-    /// ended so.
+    /// Fails unless so many calls of `name` that matter were made, and in `percent` of a hundred or
+    /// more ended so.
     pub(crate) fn ensure_share(&self, name: &str, errno: Option<i32>, percent: u64) -> Result<()> {
         let all: u64 = self.ends.get(name).map_or(0, |ends| ends.values().sum());
         let ended = self.ended(name, errno);
@@ -169,8 +169,8 @@ impl<'a> Fuzz<'a> {
         Ok(std::mem::replace(&mut self.state, now))
     }
 
-    /// Fails unless a call has changed nothing. Where not every one is looked at, what this one changed the
-    /// next ones would have to change back.
+    /// Fails unless a call has changed nothing. Where not every one is looked at, what this one
+    /// changed the next ones would have to change back.
     pub(crate) fn ensure_unchanged(&mut self) -> Result<()> {
         if one_in(&mut self.rng, self.look_every) {
             self.look()?.ensure_unchanged(&self.state)?;
@@ -184,8 +184,8 @@ impl<'a> Fuzz<'a> {
         Ok(())
     }
 
-    /// Fails unless `result` is what is `expected` between what the VM was and is. Returns what it was after
-    /// a call that succeeded; else it fails, too, if anything was changed.
+    /// Fails unless `result` is what is `expected` between what the VM was and is. Returns what it
+    /// was after a call that succeeded; else it fails, too, if anything was changed.
     pub(crate) fn judge<T>(
         &mut self,
         result: Result<T, i32>,

@@ -24,8 +24,8 @@ use kvm_clock_guest_selftests::clocks::{
 };
 use pvclock::abi::PVCLOCK_TSC_STABLE;
 
-/// Lets the guest run. Fails unless a kept record stays what it is, and the guest reads that, to the tick
-/// and the ns; and if `is_settled`, unless no record of a stable clock was written anew.
+/// Lets the guest run. Fails unless a kept record stays what it is, and the guest reads that, to
+/// the tick and the ns; and if `is_settled`, unless no record of a stable clock was written anew.
 pub(crate) fn ensure_reads(fuzz: &mut Fuzz<'_>, is_settled: bool) -> Result<()> {
     let version = versions(fuzz.subject.vm());
     let reading = fuzz.subject.read().context("the guest does not run")?;
@@ -84,8 +84,8 @@ fn ensure_kept_read(fuzz: &Fuzz<'_>, reading: &Reading) -> Result<()> {
     clocks.ensure_reads(reading)
 }
 
-/// `reading`, to be compared with itself: where KVM derives a record for each vCPU at its own moment, the
-/// TSC is all that can be judged.
+/// `reading`, to be compared with itself: where KVM derives a record for each vCPU at its own
+/// moment, the TSC is all that can be judged.
 fn with_own_records(reading: &Reading) -> Reading {
     let of_last = |vcpu: &VcpuReading| VcpuReading {
         record: vcpu

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Random calls of all ioctls, most of them sound or nearly so, with every extreme. After each call:
+//! Random calls of all ioctls, most of them sound or nearly so, with every extreme. After each
+//! call:
 //!
-//! - it failed with an errno that `clock-guest.rst` has for what was passed (see `model`), or succeeded if
-//!   there is no cause to fail,
-//! - if it failed, nothing is changed: TSC offsets, record, `KVM_GET_CLOCK`, the guest's pages, nor any byte
-//!   of the argument but those documented,
+//! - it failed with an errno that `clock-guest.rst` has for what was passed (see `model`), or
+//!   succeeded if there is no cause to fail,
+//! - if it failed, nothing is changed: TSC offsets, record, `KVM_GET_CLOCK`, the guest's pages, nor
+//!   any byte of the argument but those documented,
 //! - if it succeeded, GET returns what was SET (see `outcome`).
 //!
 //! Every so often the guest runs, and reads just that.
 //!
-//! `--calls=N` is the number of calls, `--seed=S` makes them others; the same seed makes the same choices.
-//! With `--look=N` all the VM's clocks are looked at after one in N of those calls that have to change
-//! nothing: on a kernel with much debugging these looks take most of the time.
-//! What once failed is in the table of `fixed`, and comes first.
+//! `--calls=N` is the number of calls, `--seed=S` makes them others; the same seed makes the same
+//! choices. With `--look=N` all the VM's clocks are looked at after one in N of those calls that
+//! have to change nothing: on a kernel with much debugging these looks take most of the time. What
+//! once failed is in the table of `fixed`, and comes first.
 
 mod arena;
 mod arithmetic;

@@ -43,7 +43,8 @@ pub(crate) fn meddle(fuzz: &mut Fuzz<'_>) -> Result<()> {
         0 => ensure!(is.is_none(), "KVM_SET_CLOCK left the record {is:x?}"),
         // The vCPU's slope is another then, and the record cannot be its.
         5 if fuzz.scales => (),
-        // An added vCPU has the VM's rate, whatever the others were given since: GET cannot tell then.
+        // An added vCPU has the VM's rate, whatever the others were given since: GET cannot tell
+        // then.
         7 if fuzz.scales && fuzz.state.clock.is_none() => (),
         _ => ensure!(
             was == is,

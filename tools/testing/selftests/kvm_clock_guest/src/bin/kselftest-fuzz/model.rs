@@ -110,8 +110,8 @@ pub(crate) fn has_no_data(state: &State, fallback: bool) -> bool {
         .is_none_or(|clock| clock.header.precision_ns != 0 && !fallback)
 }
 
-/// `KVM_SET_VM_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail; `busy`
-/// if a vCPU is in KVM_RUN. Also what was given, if it can be read.
+/// `KVM_SET_VM_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail;
+/// `busy` if a vCPU is in KVM_RUN. Also what was given, if it can be read.
 pub(crate) fn set(
     arena: &Arena,
     address: u64,
@@ -200,8 +200,8 @@ pub(crate) fn get_record(arena: &Arena, address: u64, state: &State) -> Expected
     expected
 }
 
-/// `KVM_SET_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail. Also what
-/// was given, if it can be read.
+/// `KVM_SET_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail.
+/// Also what was given, if it can be read.
 pub(crate) fn set_record(
     arena: &Arena,
     address: u64,

@@ -203,8 +203,8 @@ fn ensure_ratio(saved: &VmClockGuest, was: &VmClockGuest, is: &VmClockGuest) -> 
     Ok(())
 }
 
-/// The offset that puts the reference vCPU's TSC, at the anchor of `at`, where it should be if the call was
-/// made then. `None` if that is too far to say.
+/// The offset that puts the reference vCPU's TSC, at the anchor of `at`, where it should be if the
+/// call was made then. `None` if that is too far to say.
 fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
     let elapsed = match saved.mode {
         MODE_ADVANCE => elapsed_ns(saved, at),
@@ -218,8 +218,8 @@ fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
     Some(guest_tsc.wrapping_sub(scaled(ratio(at), at.host_tsc)))
 }
 
-/// Fails unless `offset` lies between `first` and `last`, what it should be by the clocks before and after
-/// the call; for FREEZE these are all the time of the call apart.
+/// Fails unless `offset` lies between `first` and `last`, what it should be by the clocks before
+/// and after the call; for FREEZE these are all the time of the call apart.
 fn ensure_between(
     saved: &VmClockGuest,
     here: [&VmClockGuest; 2],
@@ -247,8 +247,9 @@ fn ensure_between(
     Ok(())
 }
 
-/// Fails unless `is` is the record `saved`, or where that lies ahead of the guest's TSC, which is between
-/// the two values of `guest_tsc` at the call, the same function from the last point on that does not.
+/// Fails unless `is` is the record `saved`, or where that lies ahead of the guest's TSC, which is
+/// between the two values of `guest_tsc` at the call, the same function from the last point on that
+/// does not.
 fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [u64; 2]) -> Result<()> {
     let ahead = guest_tsc.map(|tsc| is_ahead(saved.tsc_timestamp, tsc));
     if !ahead[0] || !ahead[1] && function(*saved) == function(*is) {

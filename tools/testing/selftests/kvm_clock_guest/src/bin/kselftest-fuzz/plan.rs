@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The rest of the errno tables of `clock-guest.rst`: what a SET asks for, against the clocks of that time.
+//! The rest of the errno tables of `clock-guest.rst`: what a SET asks for, against the clocks of
+//! that time.
 
 use crate::{
     arithmetic::{
@@ -84,8 +85,8 @@ fn rates_differ_ppm(saved: &VmClockGuest, here: &VmClockGuest) -> f64 {
     ppm(was.0, is.0)
 }
 
-/// Whether ADVANCE by `elapsed_ns` leads further than TSC values can be compared; `None` if that is too
-/// close to tell.
+/// Whether ADVANCE by `elapsed_ns` leads further than TSC values can be compared; `None` if that is
+/// too close to tell.
 fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128) -> Option<bool> {
     let ticks = match ticks_in(saved, elapsed_ns) {
         Ticks::Of(ticks) => ticks,

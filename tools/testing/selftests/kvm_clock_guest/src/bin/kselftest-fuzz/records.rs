@@ -38,7 +38,8 @@ pub(crate) fn record(rng: &mut Rng, is_back: bool) -> ClockGuest {
     }
 }
 
-/// A record that KVM_SET_CLOCK_GUEST should take for vCPU `index`: of its rate, and not ahead of its TSC.
+/// A record that KVM_SET_CLOCK_GUEST should take for vCPU `index`: of its rate, and not ahead of
+/// its TSC.
 pub(crate) fn record_for(rng: &mut Rng, state: &State, index: usize) -> ClockGuest {
     let here = state.clock.clone().unwrap_or_default().header;
     // Any will do where there is no rate.

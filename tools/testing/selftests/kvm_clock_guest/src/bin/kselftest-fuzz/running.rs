@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Calls while vCPUs run: a SET of the VM must be refused, and the guest must not notice any of it, unless
-//! its record was SET through a vCPU.
+//! Calls while vCPUs run: a SET of the VM must be refused, and the guest must not notice any of it,
+//! unless its record was SET through a vCPU.
 
 use crate::{
     extremes::one_in,

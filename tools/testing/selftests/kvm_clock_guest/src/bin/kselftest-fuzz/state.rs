@@ -27,7 +27,8 @@ use pvclock::abi::{
 /// The clocks of a VM at one instant.
 #[derive(Clone, Debug)]
 pub(crate) struct State {
-    /// What GET with `FALLBACK` says; `None` if it says `ENODATA`, as one record cannot serve all vCPUs.
+    /// What GET with `FALLBACK` says; `None` if it says `ENODATA`, as one record cannot serve all
+    /// vCPUs.
     pub(crate) clock: Option<VmClock>,
     /// TSC offset of every vCPU, ticks.
     pub(crate) offsets: Vec<u64>,
@@ -53,8 +54,8 @@ impl Still {
     pub(crate) fn of(header: &VmClockGuest, vcpus: &[ClockGuestVcpu]) -> Self {
         let mut record = header.record;
         if header.status & STATUS_KEPT == 0 && record.tsc_timestamp == header.guest_tsc {
-            // KVM has no point from which it derives its clock, so GET took the anchor for it: the raw
-            // clock is what stands still then.
+            // KVM has no point from which it derives its clock, so GET took the anchor for it: the
+            // raw clock is what stands still then.
             record.tsc_timestamp = 0;
             // CAST: mod 2^64.
             let raw_ns = header.monotonic_raw_ns as u64;
@@ -159,8 +160,8 @@ impl State {
         clock.map(|clock| (clock.header.tsc_ratio, clock.header.tsc_frac_bits))
     }
 
-    /// The kept record as a function of the host's TSC, if the ratio is what it was; of that, nothing but
-    /// KVM_SET_CLOCK and a SET may change a bit.
+    /// The kept record as a function of the host's TSC, if the ratio is what it was; of that,
+    /// nothing but KVM_SET_CLOCK and a SET may change a bit.
     pub(crate) fn kept_function(&self) -> Option<(ClockGuest, u64)> {
         let clock = self.clock.as_ref().filter(|_| self.is_kept())?;
         let record = function(clock.header.record).shifted_by(self.offsets[0].wrapping_neg());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Calls while no vCPU runs: on VMs in all states, amid whatever else a VMM does to a guest's clocks.
+//! Calls while no vCPU runs: on VMs in all states, amid whatever else a VMM does to a guest's
+//! clocks.
 
 use crate::{
     extremes::one_in,

@@ -175,8 +175,8 @@ impl Subject {
 
 /// The system call; gives the errno if it failed.
 pub(crate) fn ioctl(fd: RawFd, request: u32, argument: u64) -> Result<i32, i32> {
-    // SAFETY: Whoever chose the argument sees to it that all that the kernel may write there is made up
-    // of atomic bytes, or is not accessible at all: see `Arena`.
+    // SAFETY: Whoever chose the argument sees to it that all that the kernel may write there is
+    // made up of atomic bytes, or is not accessible at all: see `Arena`.
     let ret = unsafe { libc::ioctl(fd, request.into(), argument) };
     if ret < 0 {
         return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Unloads and loads while callers of every kind call all the time: each call is served, or meets no
-//! module at all.
+//! Unloads and loads while callers of every kind call all the time: each call is served, or meets
+//! no module at all.
 
 use crate::{
     kunit::WithoutTests,

@@ -102,7 +102,8 @@ impl Module {
         self.name
     }
 
-    /// Unloads it, as soon as no call into it is in progress; dropping what is returned loads it again.
+    /// Unloads it, as soon as no call into it is in progress; dropping what is returned loads it
+    /// again.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Connections that go wrong: the guest goes on at the source, exact, or runs at the destination, and
-//! never at both; and the destination takes the next guest.
+//! Connections that go wrong: the guest goes on at the source, exact, or runs at the destination,
+//! and never at both; and the destination takes the next guest.
 
 use crate::{
     proxy::{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `clockguest migrate` and `serve`: a guest that moves arrives with its clocks, and one that cannot
-//! goes on where it was, exactly, whatever happened to the connection.
+//! `clockguest migrate` and `serve`: a guest that moves arrives with its clocks, and one that
+//! cannot goes on where it was, exactly, whatever happened to the connection.
 //!
 //! Source and destination are one host here, so that its TSC is ground truth; between hosts it is
 //! tools/vm/pair that tells.

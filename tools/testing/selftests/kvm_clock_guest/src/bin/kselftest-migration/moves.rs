@@ -101,8 +101,8 @@ fn advance(destination: &Destination, sync: ClockSource) -> Result<()> {
         let (error, difference) = (one.tsc_error_ticks, one.clock_difference);
         let ticks = error.context("no error")?.unsigned_abs();
         let uncertainty_ns = difference.map_or(0, |difference| difference.uncertainty_ns);
-        // On one host both clocks are the same clock, which counts at the guest's rate to 1 tick in a
-        // ns, and to the slewing of a few ppm.
+        // On one host both clocks are the same clock, which counts at the guest's rate to 1 tick in
+        // a ns, and to the slewing of a few ppm.
         let khz = u64::from(summary.tsc_khz);
         let slewed_ns = one.downtime_ns.unsigned_abs() / 100_000;
         let bound = (uncertainty_ns + slewed_ns + 2) * khz / 1_000_000;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest, L1, runs a guest of its own, L2, which reads its TSC for ever. When told to, L2 calls L1,
-//! which reads its TSC and resumes L2.
+//! The guest, L1, runs a guest of its own, L2, which reads its TSC for ever. When told to, L2 calls
+//! L1, which reads its TSC and resumes L2.
 
 use clockguest::guest::layout::{
     CODE,

@@ -112,7 +112,8 @@ impl Running {
         self.machine.clock()
     }
 
-    /// Fails unless all vCPUs, which are stopped, are in L2: L1 is there for some instructions only.
+    /// Fails unless all vCPUs, which are stopped, are in L2: L1 is there for some instructions
+    /// only.
     pub(crate) fn ensure_in_l2(&self) -> Result<()> {
         for vcpu in self.machine.vcpus() {
             let mut state = KvmNestedStateBuffer::empty();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET while a guest runs a guest of its own (AMD: SVM): L2's TSC is L1's plus the offset that L1 gave
-//! it, whatever SET made of L1's.
+//! SET while a guest runs a guest of its own (AMD: SVM): L2's TSC is L1's plus the offset that L1
+//! gave it, whatever SET made of L1's.
 
 mod guest;
 mod l2;

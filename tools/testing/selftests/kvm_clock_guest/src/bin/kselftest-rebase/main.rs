@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Nothing re-bases a kept record: whatever makes KVM compute a clock anew, the record's bits do not
-//! change, and the guest reads the same function as before, to the ns.
+//! Nothing re-bases a kept record: whatever makes KVM compute a clock anew, the record's bits do
+//! not change, and the guest reads the same function as before, to the ns.
 //!
 //! The record runs at twice the host's rate and was saved an hour of ticks ago, so that no clock of
-//! KVM's own making could be mistaken for it. What makes KVM compute clocks anew is only believed to
-//! have done so if a tracepoint says so.
+//! KVM's own making could be mistaken for it. What makes KVM compute clocks anew is only believed
+//! to have done so if a tracepoint says so.
 
 mod causes;
 mod first_run;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What KVM, the attribute KVM_VCPU_TSC_SCALE and GET say about the ratio, and what the guest reads.
+//! What KVM, the attribute KVM_VCPU_TSC_SCALE and GET say about the ratio, and what the guest
+//! reads.
 
 use crate::{
     tsc::{

@@ -60,8 +60,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
-/// KVM computes a ratio from the rate that it was told and the one that the host calibrated. Here the
-/// former is off, as the latter would be after a live update.
+/// KVM computes a ratio from the rate that it was told and the one that the host calibrated. Here
+/// the former is off, as the latter would be after a live update.
 fn recalibrated(host: &Host, rate: &Rate) -> Result<()> {
     let mut vm = rate.derived(host)?;
     let before = Clocks::of(&vm)?;

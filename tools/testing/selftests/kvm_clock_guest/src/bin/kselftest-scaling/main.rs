@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guests whose TSC the hardware scales: the same promises at ratios below and above 1, of round and
-//! of unround numbers. Needs such hardware: `make check-scaling` has it emulated.
+//! Guests whose TSC the hardware scales: the same promises at ratios below and above 1, of round
+//! and of unround numbers. Needs such hardware: `make check-scaling` has it emulated.
 
 mod attribute;
 mod calibration;

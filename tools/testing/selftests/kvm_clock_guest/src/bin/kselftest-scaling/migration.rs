@@ -88,7 +88,8 @@ fn at_rate(host: &Host, khz: u32) -> Result<Vm> {
     Ok(vm)
 }
 
-/// What a VM at `RATES[index]` has, as if saved on another host; mode exact needs one of this host's.
+/// What a VM at `RATES[index]` has, as if saved on another host; mode exact needs one of this
+/// host's.
 fn saved(host: &Host, index: usize, mode: u32) -> Result<VmClock> {
     let mut clock = get(&RATES[index].derived(host)?)?;
     if mode != MODE_EXACT {

@@ -44,8 +44,8 @@ use pvclock::abi::{
     MODE_FREEZE, //
 };
 
-/// Anchors of the other domain: behind, and far ahead of, any host TSC of here. Scaled, the last two
-/// exceed 64 bits wherever the ratio is above 1.
+/// Anchors of the other domain: behind, and far ahead of, any host TSC of here. Scaled, the last
+/// two exceed 64 bits wherever the ratio is above 1.
 const DOMAINS: &[u64] = &[0, 1 << 63, u64::MAX - 1_000_000_007];
 
 /// Downtimes, ns.

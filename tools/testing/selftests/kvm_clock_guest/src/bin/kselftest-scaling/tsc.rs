@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A vCPU's TSC as a function of the host's, by arithmetic of the test's own, and from what KVM tells
-//! beside the ioctls under test.
+//! A vCPU's TSC as a function of the host's, by arithmetic of the test's own, and from what KVM
+//! tells beside the ioctls under test.
 
 use anyhow::{
     ensure,
@@ -89,8 +89,8 @@ pub(crate) fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
     }
 }
 
-/// Fails unless every RDTSC that the guest of the stopped `vm` executed lies on its TSC's function of
-/// the host's: between the values for the host TSCs before and after.
+/// Fails unless every RDTSC that the guest of the stopped `vm` executed lies on its TSC's function
+/// of the host's: between the values for the host TSCs before and after.
 pub(crate) fn ensure_on_function(vm: &Vm, reading: &Reading) -> Result<()> {
     for (index, vcpu) in reading.vcpus.iter().enumerate() {
         let tsc = Tsc::of(vm, index)?;
@@ -107,8 +107,8 @@ pub(crate) fn ensure_on_function(vm: &Vm, reading: &Reading) -> Result<()> {
     Ok(())
 }
 
-/// Whether the readings `first` and `last` of vCPU 0 are too far apart, or too close, for a TSC that
-/// runs at the host's rate.
+/// Whether the readings `first` and `last` of vCPU 0 are too far apart, or too close, for a TSC
+/// that runs at the host's rate.
 pub(crate) fn excludes_host_rate(first: &Reading, last: &Reading) -> Option<bool> {
     let (first, last) = (
         first.vcpus[0].samples.first()?,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET against vCPUs that leave and enter KVM_RUN as they please: it is refused, or it is done before
-//! the first of them gets on.
+//! SET against vCPUs that leave and enter KVM_RUN as they please: it is refused, or it is done
+//! before the first of them gets on.
 
 use crate::SETS;
 use anyhow::{

@@ -44,13 +44,13 @@ use std::time::Instant;
 /// SETs of a VM whose vCPUs' TSCs cannot be compared, so that it tells less.
 const SETS_APART: u32 = SETS / 8;
 
-/// Readings of a vCPU between two SETs: the first may have been begun before the former one, and the
-/// last is to be compared with.
+/// Readings of a vCPU between two SETs: the first may have been begun before the former one, and
+/// the last is to be compared with.
 const READINGS: u64 = 3;
 
-/// All vCPUs are waited for before one SET in so many: to let four take turns on two CPUs takes long.
-/// Before the others it is whichever comes first. A vCPU that did not run compares its next reading
-/// with its last one, all the same.
+/// All vCPUs are waited for before one SET in so many: to let four take turns on two CPUs takes
+/// long. Before the others it is whichever comes first. A vCPU that did not run compares its next
+/// reading with its last one, all the same.
 const ALL_EVERY: u32 = 4;
 
 /// A mode, and the anchor in another host TSC domain, if in another.

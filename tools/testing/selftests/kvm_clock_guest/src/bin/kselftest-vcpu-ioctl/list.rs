@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A program as it would be written against the series on the kernel list: numbers and layouts are its
-//! own, so that nothing of this repository's vouches for itself.
+//! A program as it would be written against the series on the kernel list: numbers and layouts are
+//! its own, so that nothing of this repository's vouches for itself.
 //!
-//! It is in Rust because what such a program, once compiled, shares with KVM is numbers and bytes; that
-//! the UAPI header says the same in C is for the module's build to find out (rust/kvm/abi_check.rs).
+//! It is in Rust because what such a program, once compiled, shares with KVM is numbers and bytes;
+//! that the UAPI header says the same in C is for the module's build to find out
+//! (rust/kvm/abi_check.rs).
 
 use std::{
     io,
@@ -103,7 +104,8 @@ pub(crate) fn set_clock_guest(fd: &impl AsRawFd, info: &TimeInfo) -> io::Result<
 ///
 /// # Safety
 ///
-/// `address` may be accessed as `access` does, for as many bytes as the attribute has, or not at all.
+/// `address` may be accessed as `access` does, for as many bytes as the attribute has, or not at
+/// all.
 pub(crate) unsafe fn tsc_attr(
     fd: &impl AsRawFd,
     access: Access,

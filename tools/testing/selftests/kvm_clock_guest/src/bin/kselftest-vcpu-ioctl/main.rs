@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The vCPU ioctls KVM_GET_CLOCK_GUEST and KVM_SET_CLOCK_GUEST and the attribute KVM_VCPU_TSC_SCALE, as
-//! a program written against the series on the kernel list calls them; and what is promised beyond it:
-//! a call that fails changes nothing, and the record comes back to the bit.
+//! The vCPU ioctls KVM_GET_CLOCK_GUEST and KVM_SET_CLOCK_GUEST and the attribute
+//! KVM_VCPU_TSC_SCALE, as a program written against the series on the kernel list calls them; and
+//! what is promised beyond it: a call that fails changes nothing, and the record comes back to the
+//! bit.
 //!
 //! `ENOTTY` without the module is kselftest-lifecycle's.
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The procedures that the series documents, step by step: live update on one host, where the offset is
-//! put back as it is, and migration, where it is computed from KVM_GET_CLOCK and a time difference.
+//! The procedures that the series documents, step by step: live update on one host, where the
+//! offset is put back as it is, and migration, where it is computed from KVM_GET_CLOCK and a time
+//! difference.
 
 use crate::{
     get,
@@ -148,8 +149,8 @@ fn migration(host: &Host) -> Result<()> {
     let info = get(&vm, 0)?;
 
     let vm = successor(host, vm)?;
-    // (5): the series lets KVM_GET_CLOCK tell the pair before the first KVM_RUN too; here another VM
-    // must be asked.
+    // (5): the series lets KVM_GET_CLOCK tell the pair before the first KVM_RUN too; here another
+    // VM must be asked.
     let early = clock_of(&vm)?;
     if early.flags & KVM_CLOCK_HOST_TSC == 0 {
         note("KVM_GET_CLOCK of a VM that never ran tells no host_tsc");

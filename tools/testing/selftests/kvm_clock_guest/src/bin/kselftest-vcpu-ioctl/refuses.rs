@@ -2,8 +2,8 @@
 
 //! Each errno by each of its causes, and what is just inside the limits.
 //!
-//! `EBUSY` needs a host that does not know its TSC's rate, which cannot be had here; `EOPNOTSUPP` is
-//! kselftest-errno's.
+//! `EBUSY` needs a host that does not know its TSC's rate, which cannot be had here; `EOPNOTSUPP`
+//! is kselftest-errno's.
 
 use crate::{
     edge::Edge,
@@ -112,8 +112,8 @@ pub(crate) fn ensure_errno(errno: i32, result: io::Result<()>) -> Result<()> {
     }
 }
 
-/// Fails unless SET of `info` through every vCPU of the stopped `vm` fails with `errno`, and changes
-/// nothing.
+/// Fails unless SET of `info` through every vCPU of the stopped `vm` fails with `errno`, and
+/// changes nothing.
 pub(crate) fn ensure_refused(vm: &Vm, errno: i32, info: &TimeInfo) -> Result<()> {
     let before = Clocks::of(vm)?;
     for vcpu in vm.vcpus() {
@@ -175,8 +175,8 @@ fn ahead(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Address 0, the kernel's half, a record that ends beyond a page by any part of it; and then one that
-/// ends with the page.
+/// Address 0, the kernel's half, a record that ends beyond a page by any part of it; and then one
+/// that ends with the page.
 fn unreadable(host: &Host) -> Result<()> {
     for vm in &host.vms {
         let before = Clocks::of(vm)?;
@@ -213,8 +213,8 @@ fn unwritable(host: &Host) -> Result<()> {
         let before = Clocks::of(vm)?;
         let edge = Edge::new()?;
         let get = |address| {
-            // SAFETY: Nobody holds a reference to what KVM can write there: the edge's page, if it is
-            // accessible. The addresses that cannot be written give EFAULT.
+            // SAFETY: Nobody holds a reference to what KVM can write there: the edge's page, if it
+            // is accessible. The addresses that cannot be written give EFAULT.
             unsafe { ioctl(&*vm.vcpus()[0].fd(), KVM_GET_CLOCK_GUEST, address) }
         };
         for address in [0, KERNEL_HALF, usize::MAX] {

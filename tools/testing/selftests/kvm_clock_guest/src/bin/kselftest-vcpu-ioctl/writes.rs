@@ -133,7 +133,8 @@ fn callers_factor(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// With offsets apart there is no master clock, and the series would refuse. All vCPUs read one clock.
+/// With offsets apart there is no master clock, and the series would refuse. All vCPUs read one
+/// clock.
 fn apart(host: &Host, index: usize) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let info = an_hour_ahead(get(&vm, 0)?);
@@ -180,7 +181,8 @@ fn apart(host: &Host, index: usize) -> Result<()> {
     Clocks::of(&vm)?.ensure_unchanged(&vm)
 }
 
-/// The guest sees the one clock or the other, and neither step back; nothing that is pending undoes it.
+/// The guest sees the one clock or the other, and neither step back; nothing that is pending undoes
+/// it.
 fn running(host: &Host) -> Result<()> {
     const TIMES: u32 = 50;
 

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A host that finds its TSC unstable while guests run: `ENODATA`, kvmclock goes on from where it was,
-//! and FALLBACK does what is still possible.
+//! A host that finds its TSC unstable while guests run: `ENODATA`, kvmclock goes on from where it
+//! was, and FALLBACK does what is still possible.
 //!
 //! The host has no usable TSC from then on until it is rebooted, so this is not one of the programs
-//! that are run one after the other, but by `tools/vm/run --allow`. With `--at=online` the host finds
-//! out as one of its CPUs comes back.
+//! that are run one after the other, but by `tools/vm/run --allow`. With `--at=online` the host
+//! finds out as one of its CPUs comes back.
 //!
-//! KVM keeps guests' TSCs going by hand on such a host: whenever a vCPU is loaded, be it for an ioctl,
-//! its offset is made anew. Where offsets matter they are told by GET here, which loads no vCPU.
+//! KVM keeps guests' TSCs going by hand on such a host: whenever a vCPU is loaded, be it for an
+//! ioctl, its offset is made anew. Where offsets matter they are told by GET here, which loads no
+//! vCPU.
 
 mod sets;
 
@@ -79,8 +80,8 @@ use std::{
 const VCPUS: u32 = 2;
 /// How long the kernel may take to act on what it found out.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Long against what KVM takes to read its two clocks, the emulated host being interrupted in between,
-/// and short against the hour by which all other clocks are off.
+/// Long against what KVM takes to read its two clocks, the emulated host being interrupted in
+/// between, and short against the hour by which all other clocks are off.
 const TOLERANCE_NS: u32 = 100_000_000;
 
 /// A VM with a kept record an hour ahead, and when and what it was.

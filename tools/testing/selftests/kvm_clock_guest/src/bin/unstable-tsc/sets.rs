@@ -60,8 +60,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     ]
 }
 
-/// The saved offsets, or such that the TSC goes on as asked for; and kvmclock the saved function of it
-/// when SET is done, to within what is reported, and by the raw clock from then on.
+/// The saved offsets, or such that the TSC goes on as asked for; and kvmclock the saved function of
+/// it when SET is done, to within what is reported, and by the raw clock from then on.
 fn sets(host: &Host, mode: u32) -> Result<()> {
     const SAVED_NS: u32 = 12_345;
     /// Ahead of the present TSC, ticks.
@@ -70,8 +70,8 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     let Kept { vm, clock, .. } = &host.stopped;
     let mut clock = clock.clone();
     let present = get_or_fall_back(vm)?.vcpus;
-    // Where the TSC is to be at the anchor is in the offsets, whose changes made by KVM meanwhile are
-    // no matter.
+    // Where the TSC is to be at the anchor is in the offsets, whose changes made by KVM meanwhile
+    // are no matter.
     for (vcpu, present) in clock.vcpus.iter_mut().zip(present) {
         vcpu.tsc_offset = present.tsc_offset.wrapping_add(AHEAD);
     }
