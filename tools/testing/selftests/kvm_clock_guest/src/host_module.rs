@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Kernel modules that a test loads and unloads; among them those of `modules/`, which do something
-//! to the host and are built beside `kvm_clock_guest.ko`.
+//! to the host.
 
 use anyhow::{
     Context,
@@ -13,26 +13,27 @@ use std::{
     fs::File,
     io,
     os::fd::AsRawFd,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::Path, //
 };
 
-/// Where they are, seen from `kvm_clock_guest.ko`.
+/// Where they are, seen from a `kvm_clock_guest.ko` that was built with them.
 const FOLDER: &str = "tools/testing/selftests/kvm_clock_guest/modules";
 
 /// The file of module `name`, opened.
 ///
 /// # Errors
 ///
-/// If `$CLOCK_GUEST_MODULE` does not name `kvm_clock_guest.ko`, or the module is not there.
+/// If it is neither where it was built with `$CLOCK_GUEST_MODULE`, nor in `modules/` beside the
+/// program.
 pub fn open(name: &str) -> Result<File> {
-    let own = env::var_os("CLOCK_GUEST_MODULE")
-        .context("CLOCK_GUEST_MODULE is to name kvm_clock_guest.ko")?;
-    let path: PathBuf = Path::new(&own)
-        .with_file_name(FOLDER)
-        .join(format!("{name}.ko"));
+    let with_own = env::var_os("CLOCK_GUEST_MODULE")
+        .map(|own| Path::new(&own).with_file_name(FOLDER))
+        .filter(|folder| folder.is_dir());
+    let folder = match with_own {
+        Some(folder) => folder,
+        None => env::current_exe()?.with_file_name("modules"),
+    };
+    let path = folder.join(format!("{name}.ko"));
     File::open(&path).with_context(|| path.display().to_string())
 }
 

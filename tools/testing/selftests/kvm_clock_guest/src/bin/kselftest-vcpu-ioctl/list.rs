@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! A program as it would be written against the series on the kernel list: numbers and layouts are
-//! its own, so that nothing of this repository's vouches for itself.
+//! its own, so that nothing here vouches for itself.
 //!
 //! It is in Rust because what such a program, once compiled, shares with KVM is numbers and bytes;
 //! that the UAPI header says the same in C is for the module's build to find out
-//! (rust/kvm/abi_check.rs).
+//! (`abi_check.rs`).
 
 use std::{
     io,

@@ -97,7 +97,7 @@ fn second_descriptor(vm: &Vm, index: usize) -> Result<OwnedFd> {
     borrowed.try_clone_to_owned().context("fcntl")
 }
 
-/// The same record in the words of this repository.
+/// The same record in the words of the other tests.
 fn record(info: &TimeInfo) -> ClockGuest {
     ClockGuest {
         version: info.version,
