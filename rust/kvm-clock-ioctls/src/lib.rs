@@ -29,7 +29,9 @@
 //!     Ok((vcpus[0].get_tsc_khz()?, get_vm_clock_guest(vm)?))
 //! }
 //!
-//! fn restore(vm: &VmFd, khz: u32, mut clock: VmClock, same_boot: bool) -> Result<Vec<VcpuFd>, Error> {
+//! type Vcpus = Vec<VcpuFd>;
+//!
+//! fn restore(vm: &VmFd, khz: u32, mut clock: VmClock, same_boot: bool) -> Result<Vcpus, Error> {
 //!     // 1. The TSC's rate, before there are vCPUs; then these, with the ids they had.
 //!     set_tsc_khz(vm, khz)?;
 //!     let ids = clock.vcpus.iter().map(|vcpu| vcpu.vcpu_id.into());
@@ -45,8 +47,8 @@
 //! }
 //! ```
 //!
-//! What a saved guest's clocks read needs no KVM: at any host TSC of the host that saved it, vCPU by
-//! vCPU. (A ratio comes on top where the host scales, see [`pvclock::tsc`].)
+//! What a saved guest's clocks read needs no KVM: at any host TSC of the host that saved it, vCPU
+//! by vCPU. (A ratio comes on top where the host scales, see [`pvclock::tsc`].)
 //!
 //! ```
 //! use kvm_clock_ioctls::{abi, VmClock};

@@ -101,7 +101,8 @@ impl Run {
 
 /// Scaling ratio and its fraction bits.
 ///
-/// Without the attribute there is none: only tests that need it ask for another rate than the host's.
+/// Without the attribute there is none: only tests that need it ask for another rate than the
+/// host's.
 fn scaling(vcpu: &VcpuFd) -> Result<(u64, u32)> {
     match tsc_scale(vcpu) {
         Ok(scale) => {

@@ -49,8 +49,8 @@ pub const AREA_OWN_NS: usize = 16;
 pub const AREA_CROSS_TSC: usize = 24;
 /// In the sample area: kvmclock below a maximum seen before the reading.
 pub const AREA_CROSS_NS: usize = 32;
-/// In the sample area: the last step back of the vCPU's own kvmclock: its reading before (ns), the one
-/// after, and the TSC (ticks) of the latter.
+/// In the sample area: the last step back of the vCPU's own kvmclock: its reading before (ns), the
+/// one after, and the TSC (ticks) of the latter.
 pub const AREA_STEP: usize = 40;
 /// In the sample area: the last [`RING_LEN`] samples.
 pub const AREA_RING: usize = 1024;

@@ -126,7 +126,8 @@ impl<'a> VcpuView<'a> {
         }
     }
 
-    /// The last step back of the vCPU's own kvmclock, if there was one; of use while the vCPU is stopped.
+    /// The last step back of the vCPU's own kvmclock, if there was one; of use while the vCPU is
+    /// stopped.
     pub fn last_step(&self) -> Option<Step> {
         let word = |index: usize| self.area(layout::AREA_STEP + 8 * index, Ordering::Relaxed);
         (self.backwards().own_kvmclock != 0).then(|| Step {

@@ -9,15 +9,15 @@
 //! | 0 | 8 | magic, `CLKGUEST` |
 //! | 8 | 4 | version of the format, [`VERSION`] |
 //! | 12 | 4 | kind: what the payload is |
-//! | 16 | 8 | session: a random number that the receiver of a guest chooses, so that what was recorded of another session is refused; a file has one of its own |
+//! | 16 | 8 | session: a random number that the receiver of a guest chooses, or the file's |
 //! | 24 | 4 | number of the frame, from 0 |
 //! | 28 | 4 | length of the payload, bytes |
 //! | 32 | 4 | CRC-32 (IEEE 802.3) of the 32 bytes above and the payload |
 //! | 36 | | payload: JSON, or guest memory as it is |
 //!
-//! Integers are little-endian. A reader looks at the magic first, then at the version, so that a
-//! later format is told from a damaged one; whatever a frame says, no more than [`MAX_PAYLOAD`]
-//! bytes are read for it.
+//! What was recorded of another session is refused. Integers are little-endian. A reader looks at
+//! the magic first, then at the version, so that a later format is told from a damaged one;
+//! whatever a frame says, no more than [`MAX_PAYLOAD`] bytes are read for it.
 //!
 //! # Example
 //!
@@ -88,7 +88,10 @@ pub enum Error {
         number: u32,
     },
     /// Recorded of another session.
-    #[error("the stream was replayed: frame {number} is of session {found:#018x}, this is session {expected:#018x}")]
+    #[error(
+        "the stream was replayed: frame {number} is of session {found:#018x}, this is session \
+         {expected:#018x}"
+    )]
     Session {
         /// The frame.
         number: u32,

@@ -2,7 +2,10 @@
 
 //! What can go wrong with a VM.
 
-use crate::stream;
+use crate::{
+    guest::layout::MAX_VCPUS,
+    stream, //
+};
 use std::{
     io,
     time::Duration, //
@@ -42,7 +45,7 @@ pub enum Error {
         after: Duration,
     },
     /// More vCPUs than the guest has room for.
-    #[error("{0} vCPUs asked for; the guest has room for 1 to {max}", max = crate::guest::layout::MAX_VCPUS)]
+    #[error("{0} vCPUs asked for; the guest has room for 1 to {MAX_VCPUS}")]
     VcpuCount(u32),
     /// A saved state that does not fit the VM, or is no saved state.
     #[error("saved state: {0}")]

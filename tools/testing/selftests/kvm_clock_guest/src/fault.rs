@@ -122,7 +122,8 @@ impl Faults {
         for path in [FAILSLAB, FAIL_PAGE, USERCOPY, NTH, MAKE_IT_FAIL] {
             if !Path::new(path).exists() {
                 bail!(Skip(format!(
-                    "no {path}: the kernel needs FAILSLAB, FAIL_PAGE_ALLOC and FAULT_INJECTION_USERCOPY"
+                    "no {path}: the kernel needs FAILSLAB, FAIL_PAGE_ALLOC and \
+                     FAULT_INJECTION_USERCOPY"
                 )));
             }
         }

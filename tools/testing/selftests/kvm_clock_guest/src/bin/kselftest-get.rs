@@ -137,7 +137,8 @@ fn anchor(vm: &Vm) -> Result<()> {
             (before.0..=after.0).contains(&anchor.0)
                 && within(before.1, anchor.1, after.1)
                 && within(before.2, anchor.2, after.2),
-            "(host_tsc, tai_ns, monotonic_raw_ns) is {anchor:?}, not between {before:?} and {after:?}"
+            "(host_tsc, tai_ns, monotonic_raw_ns) is {anchor:?}, not between {before:?} and \
+             {after:?}"
         );
         least = least.min(after.0 - before.0);
     }

@@ -124,12 +124,13 @@ fn ensure_told(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
     let told_offsets: Vec<_> = told.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
     ensure!(
         told_offsets == offsets,
-        "GET tells TSC offsets {told_offsets:x?}, by KVM_VCPU_TSC_OFFSET they are {offsets:x?}; the guest \
-         TSC went on by {went} ticks then, kvmclock by {kvmclock_went} ns"
+        "GET tells TSC offsets {told_offsets:x?}, by KVM_VCPU_TSC_OFFSET they are {offsets:x?}; \
+         the guest TSC went on by {went} ticks then, kvmclock by {kvmclock_went} ns"
     );
     ensure!(
         went >= 0 && kvmclock_went >= 0,
-        "since before the sleep the guest TSC went on by {went} ticks, kvmclock by {kvmclock_went} ns"
+        "since before the sleep the guest TSC went on by {went} ticks, kvmclock by {kvmclock_went} \
+         ns"
     );
     Ok(told)
 }

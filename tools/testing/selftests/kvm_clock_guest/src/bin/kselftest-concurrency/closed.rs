@@ -85,7 +85,8 @@ fn closes(kvm: &Kvm) -> Result<()> {
             .with_context(|| format!("after round {number}"))?;
     }
     note(&format!(
-        "{rounds} VMs, {hit} of them closed while calls were in progress that succeeded; {calls} calls"
+        "{rounds} VMs, {hit} of them closed while calls were in progress that succeeded; {calls} \
+         calls"
     ));
     ensure!(
         hit * 100 >= LEAST * rounds,

@@ -90,8 +90,8 @@ fn killed(kvm: &Kvm) -> Result<()> {
         before.wait_until_back()?;
     }
     note(&format!(
-        "{kills} processes killed, {hit} of them with threads seen inside our ioctls, {inside} in all; \
-         {refused} calls by another process refused; {before:?} before and after"
+        "{kills} processes killed, {hit} of them with threads seen inside our ioctls, {inside} in \
+         all; {refused} calls by another process refused; {before:?} before and after"
     ));
     ensure!(hit > 0, "no process was killed inside our ioctls");
     Ok(())

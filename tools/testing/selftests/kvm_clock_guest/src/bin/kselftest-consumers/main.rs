@@ -66,7 +66,10 @@ fn main() -> ExitCode {
         || {
             let kvm = require::clock_guest()?;
             if !scales {
-                note("the TSC of this host's guests cannot be scaled: rates other than its are left out");
+                note(
+                    "the TSC of this host's guests cannot be scaled: rates other than its are left \
+                     out",
+                );
             }
             Ok(kvm)
         },

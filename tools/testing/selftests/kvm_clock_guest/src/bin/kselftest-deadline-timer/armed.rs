@@ -228,7 +228,8 @@ impl Armed {
         let from_deadline_ns = self.ns(first.wrapping_sub(timer.deadline()));
         let late_ns = self.ns(first.wrapping_sub(due));
         note(&format!(
-            "vCPU {vcpu}: interrupt {from_deadline_ns} ns after the deadline, {late_ns} ns after it was due"
+            "vCPU {vcpu}: interrupt {from_deadline_ns} ns after the deadline, {late_ns} ns after \
+             it was due"
         ));
         ensure!(
             from_deadline_ns >= -EARLY_NS,

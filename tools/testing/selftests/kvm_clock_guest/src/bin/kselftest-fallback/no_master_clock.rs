@@ -112,7 +112,8 @@ fn falls_back(vm: &Vm) -> Result<()> {
     let (header, flags) = (&clock.header, clock.header.record.flags);
     ensure!(
         (header.status, header.precision_ns, flags) == (STATUS_HOST_TSC_FIT, 1, 0),
-        "status {:#x}, precision {} ns and flags {flags:#x}, expected {STATUS_HOST_TSC_FIT:#x}, 1, 0",
+        "status {:#x}, precision {} ns and flags {flags:#x}, expected {STATUS_HOST_TSC_FIT:#x}, 1, \
+         0",
         header.status,
         header.precision_ns
     );

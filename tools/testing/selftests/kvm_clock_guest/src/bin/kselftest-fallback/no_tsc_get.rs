@@ -133,8 +133,8 @@ fn ensure_instant(clock: &VmClock) -> Result<()> {
         let slack = i128::from(header.precision_ns) + drift + 1;
         ensure!(
             since >= by_tsc[0] - slack && since <= by_tsc[1] + slack,
-            "by the {name} clock the anchor was {since} ns ago, by the TSC {by_tsc:?} ns, precision \
-             {} ns",
+            "by the {name} clock the anchor was {since} ns ago, by the TSC {by_tsc:?} ns, \
+             precision {} ns",
             header.precision_ns
         );
     }

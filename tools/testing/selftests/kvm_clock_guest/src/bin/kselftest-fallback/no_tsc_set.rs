@@ -134,7 +134,8 @@ fn advance(mut clock: VmClock) -> Asked {
         let most = off_by[0][1].max(off_by[1][1]);
         ensure!(
             most >= -precision && least <= precision,
-            "the guest TSC is {least} to {most} ticks from where it should be, precision {precision}"
+            "the guest TSC is {least} to {most} ticks from where it should be, precision \
+             {precision}"
         );
         Ok(())
     };

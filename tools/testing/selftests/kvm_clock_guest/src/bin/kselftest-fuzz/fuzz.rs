@@ -90,7 +90,8 @@ impl Tally {
         let how = errno.map_or("success".to_owned(), errno_name);
         ensure!(
             ended > 0 && ended * 100 >= all * percent,
-            "{ended} of {all} calls of {name} ended with {how}: these are to be {percent} % at least"
+            "{ended} of {all} calls of {name} ended with {how}: these are to be {percent} % at \
+             least"
         );
         Ok(())
     }

@@ -91,8 +91,8 @@ impl Module {
                 Ok(Self { name, path })
             }
             _ => bail!(Skip(format!(
-                "modinfo does not find {name}: name its file in CLOCK_GUEST_MODULE, or its kernel's \
-                 build folder in CLOCK_GUEST_KDIR"
+                "modinfo does not find {name}: name its file in CLOCK_GUEST_MODULE, or its \
+                 kernel's build folder in CLOCK_GUEST_KDIR"
             ))),
         }
     }

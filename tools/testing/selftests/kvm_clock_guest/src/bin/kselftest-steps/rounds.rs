@@ -105,8 +105,8 @@ fn rounds(vm: &Vm, sets: u32, comparable: bool) -> Result<()> {
     let read = Progress::of(vm).since(&first);
     let seconds = start.elapsed().as_secs_f64();
     note(&format!(
-        "{sets} SETs, {moves} of which moved the TSCs, in {seconds:.1} s; by vCPU: {read:?} readings, \
-         between {seen:?} of the SETs"
+        "{sets} SETs, {moves} of which moved the TSCs, in {seconds:.1} s; by vCPU: {read:?} \
+         readings, between {seen:?} of the SETs"
     ));
     first.ensure_none_went_back(vm, comparable)?;
     ensure!(
