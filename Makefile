@@ -135,8 +135,8 @@ check-all: qemu_option := --qemu
 check-all: debug_option := --debug
 check-all: browser_option := --browser
 check-all: debian_option := --debian
-check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check, check-debug, check-debian
-	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan debian
+check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check, check-debug, check-debian, check-series
+	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan debian series
 
 .PHONY: vm
 vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
@@ -199,6 +199,14 @@ docs: doc man ## all documentation as one set of pages, in build/docs; warnings 
 .PHONY: check-unchanged
 check-unchanged: setup ## prove that KVM without the option compiles to what it was (3 min)
 	@scripts/check-unchanged
+
+.PHONY: series
+series: setup ## what would be posted for Linux, hook, module, documentation and tests, in build/series
+	@scripts/make-series
+
+.PHONY: check-series
+check-series: setup ## apply it to Linux 7.3, build it with the option m, y and n, boot that (15 min)
+	@scripts/check $(kdir_option) series
 
 .PHONY: patch
 patch: ## apply the hook series to the tree in KDIR

@@ -21,8 +21,8 @@
 //!
 //! # Example
 //!
-//! What `clockguest cycle --scenario pause --method legacy-msr --cycles 5` does, on a host with KVM;
-//! [`measure::compare`] and [`stream`] have examples that need none.
+//! What `clockguest cycle --scenario pause --method legacy-msr --cycles 5` does, on a host with
+//! KVM; [`measure::compare`] and [`stream`] have examples that need none.
 //!
 //! ```no_run
 //! use clockguest::{method::Method, progress::Progress, scenario};
