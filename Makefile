@@ -120,6 +120,11 @@ check-debian: debian_option := --debian
 check-debian: setup ## the test host's tests on Debian's own kernel, with KVM patched out of tree (12 min; first 10 to build)
 	@scripts/check $(kdir_option) debian
 
+.PHONY: bench-arithmetic
+bench-arithmetic: setup ## the arithmetic's instructions and ns beside the kernel's C, on this machine (1 min)
+	@scripts/get-packages valgrind
+	@tools/bench/arithmetic/run $(kdir_option)
+
 # Longer finds more: each target goes on from what it reached before.
 SECONDS ?= 60
 

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the conversions are given: guests of 0.5 to 5 GHz, saved and restored within a day.
+
+use crate::pvclock::{
+    abi::{
+        self,
+        ClockGuest,
+        VmClockGuest, //
+    },
+    plan::Instant,
+    rate::{
+        Factor,
+        GuestRate, //
+    },
+    request::SetRequest,
+    tsc::{
+        Relation,
+        Scale, //
+    },
+};
+
+/// How many different inputs are measured: few enough to stay in a first-level cache.
+pub const MEASURED: u64 = 32;
+
+/// Fraction bits of an SVM ratio, as `c/conversions.c` has them.
+const FRAC_BITS: u32 = 32;
+
+/// What both languages read: `struct shared` of `c/conversions.c`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// kvmclock's record.
+    pub record: ClockGuest,
+    /// A guest TSC at or after the record's, ticks.
+    pub guest_tsc: u64,
+    /// A host TSC, ticks.
+    pub host_tsc: u64,
+    /// TSC offset, ticks mod 2^64.
+    pub offset: u64,
+    /// Scaling ratio of a guest as fast as its host.
+    pub ratio_identity: u64,
+    /// Scaling ratio of a guest that is not.
+    pub ratio_scaled: u64,
+    /// A guest's TSC rate, kHz.
+    pub khz: u64,
+    /// The host's TSC rate, Hz.
+    pub hz: u64,
+    /// Time elapsed, ns.
+    pub ns: u64,
+}
+
+/// Arguments of each conversion.
+#[derive(Clone, Copy, Debug)]
+pub struct Input {
+    /// What C gets as well.
+    pub shared: Shared,
+    /// `shared`'s TSC of a guest as fast as its host.
+    pub identity: Relation,
+    /// `shared`'s TSC of one that is not.
+    pub scaled: Relation,
+    /// `shared.hz`, without scaling.
+    pub rate: GuestRate,
+    /// The same, scaled.
+    pub rate_scaled: GuestRate,
+    /// To restore it on its own host.
+    pub exact: SetRequest,
+    /// To restore it on another.
+    pub advance: SetRequest,
+    /// The same, if that host scales its TSC.
+    pub advance_scaled: SetRequest,
+    /// When that is.
+    pub now: Instant,
+}
+
+/// splitmix64: any seed gives independent numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+impl Input {
+    /// Another input for each `seed`, always the same for one.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random(seed << 32);
+        let host_khz = 500_000 + random.below(4_500_000) as u32;
+        let ratio_identity = 1u64 << FRAC_BITS;
+        // Half to twice the host's rate.
+        let ratio_scaled = ratio_identity / 2 + random.below(ratio_identity / 2 * 3);
+        let scale = |ratio| Scale::new(ratio, FRAC_BITS).expect("a ratio is not 0");
+        let offset = random.next();
+        let host_tsc = random.next() >> 8;
+        let identity = Relation {
+            scale: scale(ratio_identity),
+            offset,
+        };
+        let scaled = Relation {
+            scale: scale(ratio_scaled),
+            offset,
+        };
+        // Up to a day.
+        let ns = random.below(86_400_000_000_000);
+        let guest_tsc = identity.guest_tsc(host_tsc);
+        let factor = Factor::of_khz(u64::from(host_khz)).expect("a rate is not 0");
+        let record = ClockGuest {
+            tsc_timestamp: guest_tsc.wrapping_sub(random.next() >> 16),
+            system_time: random.next() >> 8,
+            tsc_to_system_mul: factor.mul,
+            tsc_shift: factor.shift,
+            ..Default::default()
+        };
+        let header = VmClockGuest {
+            size: size_of::<VmClockGuest>() as u32,
+            host_tsc,
+            guest_tsc,
+            kvmclock_ns: record.kvmclock_ns(guest_tsc),
+            tai_ns: 1_795_000_000_000_000_000,
+            tai_offset_s: 37,
+            host_tsc_khz: host_khz,
+            record,
+            ..Default::default()
+        };
+        let request = |mode, scale: Scale| {
+            SetRequest::new(VmClockGuest {
+                mode,
+                tsc_ratio: scale.ratio(),
+                tsc_frac_bits: scale.frac_bits(),
+                ..header
+            })
+            .expect("a request as GET would return it")
+        };
+        let rate = |scale| GuestRate { host_khz, scale };
+        Self {
+            shared: Shared {
+                record,
+                guest_tsc,
+                host_tsc,
+                offset,
+                ratio_identity,
+                ratio_scaled,
+                khz: u64::from(host_khz),
+                hz: u64::from(host_khz) * 1000,
+                ns,
+            },
+            identity,
+            scaled,
+            rate: rate(Scale::IDENTITY),
+            rate_scaled: rate(scaled.scale),
+            exact: request(abi::MODE_EXACT, Scale::IDENTITY),
+            advance: request(abi::MODE_ADVANCE, Scale::IDENTITY),
+            advance_scaled: request(abi::MODE_ADVANCE, scaled.scale),
+            now: Instant {
+                // The counter of this host or another; later, at any rate.
+                host_tsc: host_tsc + ns,
+                tai_ns: header.tai_ns + ns as i64,
+                tai_offset_s: header.tai_offset_s,
+                ..Default::default()
+            },
+        }
+    }
+
+    /// Those that are measured.
+    pub fn measured() -> Vec<Self> {
+        (0..MEASURED).map(Self::new).collect()
+    }
+}
