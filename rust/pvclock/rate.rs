@@ -45,6 +45,10 @@ pub struct GuestRate {
 impl GuestRate {
     /// The rate in Hz, rounded down; `u64::MAX` where a hostile ratio exceeds that.
     pub fn hz(self) -> u64 {
+        if self.scale.is_identity() {
+            // Every SET asks three times.
+            return u64::from(self.host_khz) * 1000;
+        }
         self.ticks(u64::from(NSEC_PER_SEC)).unwrap_or(u64::MAX)
     }
 

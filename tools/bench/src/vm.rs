@@ -25,6 +25,7 @@ use kvm_ioctls::{
     VcpuFd,
     VmFd, //
 };
+use std::io;
 
 /// `hlt`, and back to it.
 const CODE: [u8; 3] = [0xf4, 0xeb, 0xfd];
@@ -35,6 +36,8 @@ const RECORDS_AT: u64 = 0x1000;
 /// Bytes of a record.
 const RECORD: u64 = 32;
 const PAGE: u64 = 4096;
+/// Files of the process that are no vCPUs.
+const SPARE_FILES: u64 = 64;
 
 /// The VM.
 // Field order is drop order: the VM goes before its memory.
@@ -63,6 +66,7 @@ impl Vm {
         };
         // SAFETY: `memory` outlives the VM, and is nobody else's.
         unsafe { fd.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        allow_files(u64::from(count) + SPARE_FILES)?;
         let mut vcpus = Vec::new();
         for index in 0..u64::from(count) {
             let vcpu = fd.create_vcpu(index).context("KVM_CREATE_VCPU")?;
@@ -98,6 +102,31 @@ impl Vm {
             run(vcpu)?;
         }
         Ok(())
+    }
+}
+
+/// Lets this process open `count` files at once.
+fn allow_files(count: u64) -> Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: It writes to `limit` alone.
+    ensure_ok(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }).context("getrlimit")?;
+    if limit.rlim_cur >= count {
+        return Ok(());
+    }
+    limit.rlim_cur = count;
+    limit.rlim_max = limit.rlim_max.max(count);
+    // SAFETY: It only reads `limit`.
+    ensure_ok(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })
+        .with_context(|| format!("cannot have {count} files open"))
+}
+
+fn ensure_ok(ret: libc::c_int) -> io::Result<()> {
+    match ret {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
