@@ -48,6 +48,12 @@ def parse(lines, ended=True):
     [('a', 'PASS'), ('b', 'PASS'), ('planned 3 tests, reported 2', 'FAIL')]
     >>> [(r.name, r.status) for r in parse(['1..3', 'ok 1 a', 'ok 2 b'], ended=False)]
     [('a', 'PASS'), ('b', 'PASS')]
+    >>> [(r.name, r.status) for r in parse(['ok 1 a', 'ok 2 b', '1..2'])]
+    [('a', 'PASS'), ('b', 'PASS')]
+    >>> [(r.name, r.status) for r in parse(['ok 1 a', '1..2'])]
+    [('a', 'PASS'), ('planned 2 tests, reported 1', 'FAIL')]
+    >>> [(r.name, r.status) for r in parse(['1..1', 'ok 1 a', '1..2', 'ok 1 b'])]
+    [('a', 'PASS'), ('b', 'PASS'), ('planned 2 tests, reported 1', 'FAIL')]
     >>> [(r.name, r.status) for r in parse(['1..0 # SKIP no KVM'])]
     [('all', 'SKIP')]
     """
@@ -64,8 +70,11 @@ def parse(lines, ended=True):
     for line in lines:
         if plan := _PLAN.match(line):
             indent = len(plan["indent"])
-            close(indent)
-            open_blocks[indent] = [int(plan["count"]), 0]
+            close(indent + 1)
+            if open_blocks.get(indent, [1])[0]:
+                close(indent)
+            # Also at the end of a block, by who did not know before.
+            open_blocks.setdefault(indent, [0, 0])[0] = int(plan["count"])
             if plan["count"] == "0":
                 results.append(Result("all", SKIP, plan["rest"].strip(" #")))
         elif match := _RESULT.match(line):
