@@ -198,7 +198,7 @@ impl<'a> Iterator for Vcpus<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a Vcpu> {
-        if self.next == self.got {
+        while self.next == self.got {
             if self.left.is_empty() {
                 return None;
             }
