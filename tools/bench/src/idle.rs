@@ -13,17 +13,12 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::host::module_version;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
-use std::fs;
 
 /// Instructions of the host, guest included, which has two.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Idle {
-    kind: &'static str,
-    kernel: String,
-    module: Option<String>,
     /// KVM_RUN, until the guest halts.
     run: u64,
     /// The same with an update of the guest's clock on entry.
@@ -38,11 +33,6 @@ impl Idle {
         // Faults and branches of the first times are no part of it.
         let repeat = repeat.max(100);
         Ok(Self {
-            kind: "idle",
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-                .trim()
-                .to_owned(),
-            module: module_version("kvm_clock_guest"),
             run: least(repeat, vcpu, run, run)?,
             run_and_update: least(
                 repeat,

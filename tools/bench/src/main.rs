@@ -18,7 +18,13 @@ use clap::{
     Parser,
     Subcommand, //
 };
-use clockguest::host::open_kvm;
+use clockguest::{
+    host::open_kvm,
+    origin::{
+        Origin,
+        WithOrigin, //
+    },
+};
 use std::{
     fs,
     path::PathBuf,
@@ -103,10 +109,12 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     count::ensure_tsc_counts()?;
     let kvm = open_kvm(false)?;
+    let origin = Origin::of_this();
     let (json, text) = match &cli.command {
         Command::Whole { vcpus } => {
             let whole = whole::Whole::measure(&kvm, vcpus, cli.repeat)?;
-            (serde_json::to_string(&whole)?, whole.to_text())
+            let json = serde_json::to_string(&WithOrigin::new("bench", &origin, &whole))?;
+            (json, whole.to_text())
         }
         Command::Mark {
             procedure,
@@ -116,7 +124,8 @@ fn run(cli: &Cli) -> Result<()> {
         } => return whole::mark(&kvm, *vcpus, *procedure, *operation, *case),
         Command::Idle => {
             let idle = idle::Idle::measure(&kvm, cli.repeat)?;
-            (serde_json::to_string(&idle)?, idle.to_text())
+            let json = serde_json::to_string(&WithOrigin::new("idle", &origin, &idle))?;
+            (json, idle.to_text())
         }
     };
     if let Some(file) = &cli.save {

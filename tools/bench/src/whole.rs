@@ -19,21 +19,14 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::{
-    host::module_version,
-    progress::Progress, //
-};
+use clockguest::progress::Progress;
 use kvm_clock_ioctls::{
     set_tsc_offset,
     tsc_offset, //
 };
 use kvm_ioctls::Kvm;
 use serde::Serialize;
-use std::{
-    env,
-    fmt::Write as _,
-    fs, //
-};
+use std::fmt::Write as _;
 
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -90,10 +83,6 @@ struct Slope {
 /// All counts.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Whole {
-    kind: &'static str,
-    command: String,
-    kernel: String,
-    module: Option<String>,
     results: Vec<Count>,
     slopes: Vec<Slope>,
 }
@@ -131,12 +120,6 @@ impl Whole {
                 .filter_map(move |(operation, case)| slope_of(results, method, operation, case))
         });
         Ok(Self {
-            kind: "bench",
-            command: env::args().collect::<Vec<_>>().join(" "),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-                .trim()
-                .to_owned(),
-            module: module_version("kvm_clock_guest"),
             slopes: slopes.collect(),
             results,
         })

@@ -80,13 +80,6 @@ pub fn module_loaded(name: &str) -> bool {
     Path::new("/sys/module").join(name).is_dir()
 }
 
-/// Which build of the kernel module `name` is loaded, if it is: the checksum of its sources where
-/// modpost made one, or just that it is.
-pub fn module_version(name: &str) -> Option<String> {
-    let version = fs::read_to_string(Path::new("/sys/module").join(name).join("srcversion"));
-    module_loaded(name).then(|| version.map_or("loaded".to_owned(), |text| text.trim().to_owned()))
-}
-
 /// Opens `/dev/kvm`; unless `any`, only if the CPU vendor's module is behind it.
 ///
 /// # Errors
