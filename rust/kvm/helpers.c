@@ -26,20 +26,18 @@ unsigned int rust_helper_kvm_online_vcpus(struct kvm *kvm)
 
 /*
  * kvm_get_vcpu() of @nr vCPUs in a row, all of them online: looking up each by
- * itself would be most of what GET does for a vCPU.  Returns how many it got.
+ * itself would be most of what GET does for a vCPU.
  */
-unsigned int rust_helper_kvm_get_vcpus(struct kvm *kvm, unsigned int first,
-				       struct kvm_vcpu **vcpus, unsigned int nr)
+void rust_helper_kvm_get_vcpus(struct kvm *kvm, unsigned int first,
+			       struct kvm_vcpu **vcpus, unsigned int nr)
 {
 	XA_STATE(xas, &kvm->vcpu_array, first);
-	struct kvm_vcpu *vcpu;
-	unsigned int got = 0;
+	unsigned int i;
 
 	rcu_read_lock();
-	xas_for_each(&xas, vcpu, first + nr - 1)
-		vcpus[got++] = vcpu;
+	for (i = 0; i < nr; i++)
+		vcpus[i] = xas_next(&xas);
 	rcu_read_unlock();
-	return got;
 }
 
 bool rust_helper_kvm_vcpu_is_locked(struct kvm_vcpu *vcpu)

@@ -13,8 +13,8 @@ struct pvclock_vcpu_time_info;
 int rust_helper_kvm_lock_killable(struct kvm *kvm);
 void rust_helper_kvm_unlock(struct kvm *kvm);
 unsigned int rust_helper_kvm_online_vcpus(struct kvm *kvm);
-unsigned int rust_helper_kvm_get_vcpus(struct kvm *kvm, unsigned int first,
-				       struct kvm_vcpu **vcpus, unsigned int nr);
+void rust_helper_kvm_get_vcpus(struct kvm *kvm, unsigned int first,
+			       struct kvm_vcpu **vcpus, unsigned int nr);
 bool rust_helper_kvm_vcpu_is_locked(struct kvm_vcpu *vcpu);
 void rust_helper_kvm_tsc_write_lock(struct kvm *kvm);
 void rust_helper_kvm_tsc_write_unlock(struct kvm *kvm);

@@ -17,8 +17,8 @@ use crate::pvclock::{
     tsc::Relation, //
 };
 use core::{
-    ops::Range,
-    ptr, //
+    mem::MaybeUninit,
+    slice, //
 };
 use kernel::{
     error::to_result,
@@ -99,25 +99,57 @@ impl VmGuard<'_> {
 
     /// The vCPU that was created first, if any.
     pub(crate) fn first_vcpu(&self) -> Option<&Vcpu> {
-        let mut vcpu = ptr::null_mut();
-        if self.nr_vcpus() != 0 {
-            // SAFETY: By the type invariant this is a valid VM whose set of vCPUs stands still; it
-            // has one, for which there is room.
-            unsafe { bindings::rust_helper_kvm_get_vcpus(self.as_raw(), 0, &mut vcpu, 1) };
+        if self.nr_vcpus() == 0 {
+            return None;
         }
-        // SAFETY: It was just looked up, unless it is null, and lives as long as its VM.
-        (!vcpu.is_null()).then(|| unsafe { Vcpu::from_raw(vcpu) })
+        let mut room = [MaybeUninit::uninit()];
+        // SAFETY: There is one, at least.
+        unsafe { self.look_up(0, &mut room) }.first().copied()
     }
 
-    /// All vCPUs, in the order of their creation.
-    pub(crate) fn vcpus(&self) -> Vcpus<'_> {
-        Vcpus {
-            vm: self,
-            batch: [ptr::null_mut(); BATCH],
-            next: 0,
-            got: 0,
-            left: 0..self.nr_vcpus(),
+    /// Shows all vCPUs to `each`, in the order of their creation, until it fails.
+    ///
+    /// # Errors
+    ///
+    /// That of `each`.
+    #[inline]
+    pub(crate) fn try_for_each_vcpu<'a, E>(
+        &'a self,
+        mut each: impl FnMut(&'a Vcpu) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut room = [MaybeUninit::uninit(); BATCH];
+        let nr_vcpus = self.nr_vcpus();
+        for first in (0..nr_vcpus).step_by(BATCH) {
+            // CAST: `usize` has 64 bits.
+            let left = (nr_vcpus - first) as usize;
+            let room = &mut room[..left.min(BATCH)];
+            // SAFETY: `first` plus what is left is the number of vCPUs.
+            for vcpu in unsafe { self.look_up(first, room) } {
+                each(vcpu)?;
+            }
         }
+        Ok(())
+    }
+
+    /// The vCPUs from index `first` on, as many as there is `room` for.
+    ///
+    /// # Safety
+    ///
+    /// All of them must be online.
+    unsafe fn look_up<'a, 'b>(
+        &'a self,
+        first: u32,
+        room: &'b mut [MaybeUninit<&'a Vcpu>],
+    ) -> &'b [&'a Vcpu] {
+        // CAST: `Vcpu` is transparent over `struct kvm_vcpu`, a reference is a pointer, and so is
+        // room for one. `room` is at most `BATCH` long.
+        let (vcpus, nr) = (room.as_mut_ptr().cast(), room.len() as u32);
+        // SAFETY: By the type invariant this is a valid VM whose set of vCPUs stands still; the
+        // caller guarantees that these are online.
+        unsafe { bindings::rust_helper_kvm_get_vcpus(self.as_raw(), first, vcpus, nr) };
+        // SAFETY: All of `room` was just written: pointers to valid vCPUs, which live as long as
+        // the VM.
+        unsafe { slice::from_raw_parts(vcpus.cast(), room.len()) }
     }
 
     /// Makes TSC offsets and master clock stand still, for reading them.
@@ -160,57 +192,6 @@ impl Drop for VmGuard<'_> {
 
 /// vCPUs looked up at a time: what fits the stack, and is much against the cost of the first.
 const BATCH: usize = 64;
-
-/// Iterator over the vCPUs of a VM; see [`VmGuard::vcpus`].
-///
-/// # Invariants
-///
-/// `batch[next..got]` are vCPUs of `vm`; `left` are indexes of others, all of them online.
-pub(crate) struct Vcpus<'a> {
-    vm: &'a VmGuard<'a>,
-    batch: [*mut bindings::kvm_vcpu; BATCH],
-    next: usize,
-    got: usize,
-    left: Range<u32>,
-}
-
-impl Vcpus<'_> {
-    /// Looks up the next vCPUs.
-    #[inline(never)]
-    fn fill(&mut self) {
-        // CAST: A small constant.
-        let count = self.left.len().min(BATCH) as u32;
-        let (vm, first) = (self.vm.as_raw(), self.left.start);
-        // SAFETY: `VmGuard` proves a valid VM whose set of vCPUs stands still; by the type
-        // invariant these are online, and `batch` has room for them.
-        let got = unsafe {
-            bindings::rust_helper_kvm_get_vcpus(vm, first, self.batch.as_mut_ptr(), count)
-        };
-        // INVARIANT: These were just looked up, and are left no more.
-        self.left.start += count;
-        // CAST: At most `BATCH`.
-        (self.next, self.got) = (0, got as usize);
-    }
-}
-
-impl<'a> Iterator for Vcpus<'a> {
-    type Item = &'a Vcpu;
-
-    #[inline]
-    fn next(&mut self) -> Option<&'a Vcpu> {
-        while self.next == self.got {
-            if self.left.is_empty() {
-                return None;
-            }
-            self.fill();
-        }
-        let vcpu = *self.batch.get(self.next)?;
-        // It was found in the batch.
-        self.next = self.next.wrapping_add(1);
-        // SAFETY: By the type invariant this is a vCPU of the VM, and so lives as long as that.
-        Some(unsafe { Vcpu::from_raw(vcpu) })
-    }
-}
 
 /// A virtual CPU, lent for the duration of an ioctl or of a [`VmGuard`].
 ///

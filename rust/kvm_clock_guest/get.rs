@@ -56,6 +56,7 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
             entry.vcpu_id = vcpu.id();
             entry.tsc_offset = clocks.tsc_offset(vcpu);
         }
+        Ok(())
     })?;
     let Record {
         record,

@@ -60,10 +60,13 @@ impl Record {
         // KVM takes a master clock up at the first KVM_RUN only. Until then the anchor is as good a
         // point to derive the record from as the one it will choose. A VM that ran and has none
         // lost it, and its vCPUs were each handed a record of their own.
-        let is_new = guard.vcpus().all(|vcpu| clocks.factor(vcpu).is_none())
+        let is_new = master_clock.is_none()
             && all_matched
             && clocks.master_clock_possible()
-            && now.is_host_tsc_fit();
+            && now.is_host_tsc_fit()
+            && guard
+                .try_for_each_vcpu(|vcpu| clocks.factor(vcpu).map_or(Ok(()), Err))
+                .is_ok();
         let (host_tsc, base_ns, precision_ns) = match master_clock {
             Some(master) => (master.host_tsc, master.base_ns, pairing_ns),
             None if is_new => (now.host_tsc, now.kvmclock_base_ns(), 0),

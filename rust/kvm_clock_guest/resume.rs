@@ -20,7 +20,10 @@ use crate::{
     },
     user, //
 };
-use kernel::uaccess::UserPtr;
+use kernel::{
+    prelude::*,
+    uaccess::UserPtr, //
+};
 
 /// Whether all clocks of the VM are what is asked for already, no vCPU is in an ioctl, and SET's
 /// answer was written.
@@ -48,20 +51,20 @@ fn look(
         let clocks = guard.clocks();
         let reference = guard.first_vcpu()?;
         let mut rest = entries.iter();
-        let mut is_same = true;
         // Also in the VM's order, as GET tells them.
         let state = State::new(guard, &clocks, reference, request.fallback, |vcpu| {
-            is_same &= rest.next().is_some_and(|entry| {
+            let is_same = rest.next().is_some_and(|entry| {
                 entry.tsc_offset == clocks.tsc_offset(vcpu)
                     && entry.vcpu_id == vcpu.id()
                     && entry.pad == 0
                     && !vcpu.is_busy()
             });
-        });
-        let is_same = is_same && clocks.all_matched();
-        let state = state
-            .ok()
-            .filter(|state| is_same && state.now.is_host_tsc_fit())?;
+            is_same.then_some(()).ok_or(EAGAIN)
+        })
+        .ok()?;
+        if !clocks.all_matched() || !state.now.is_host_tsc_fit() {
+            return None;
+        }
         let status = state::status(&clocks, &state.now, state.rate.scale);
         (state, clocks.kept()?, status)
     };

@@ -29,6 +29,7 @@ use crate::{
     },
     user, //
 };
+use core::convert::Infallible;
 use kernel::{
     prelude::*,
     uaccess::UserPtr, //
@@ -55,13 +56,13 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
         return Ok(());
     }
     let mut vcpus = KVVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-    for vcpu in guard.vcpus() {
+    guard.try_for_each_vcpu(|vcpu| {
         let vcpu = request::Vcpu {
             id: vcpu.id(),
             saved: None,
         };
-        vcpus.push(vcpu, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-    }
+        vcpus.push(vcpu, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
+    })?;
     let ref_offset = request
         .match_vcpus(&mut vcpus, &entries)
         .map_err(|_| EINVAL)?;
@@ -70,7 +71,7 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let (state, all_matched, status) = {
         let clocks = guard.clocks();
         let reference = guard.first_vcpu().ok_or(ENODATA)?;
-        let state = State::new(&guard, &clocks, reference, request.fallback, |_| ())?;
+        let state = State::new(&guard, &clocks, reference, request.fallback, |_| Ok(()))?;
         let status = state::status(&clocks, &state.now, state.rate.scale);
         (state, clocks.all_matched(), status)
     };
@@ -93,9 +94,10 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     if !is_in_place {
         // KVM counts vCPUs as matched that were written the same offset in a row: even one that has
         // its offset already must take part.
-        for (vcpu, offset) in targets(&guard, &vcpus, plan.offset_shift) {
+        let Ok(()) = try_for_each_target(&guard, &vcpus, plan.offset_shift, |vcpu, offset| {
             held.set_tsc(vcpu, Relation { offset, ..relation });
-        }
+            Ok::<_, Infallible>(())
+        });
     }
     guard.keep(state.reference, relation, &plan.record);
 
@@ -105,16 +107,19 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     Ok(())
 }
 
-/// Every vCPU with the TSC offset (ticks) it is to have.
-fn targets<'a>(
-    guard: &'a VmGuard<'_>,
-    vcpus: &'a [request::Vcpu],
+/// Shows all vCPUs to `each` with the TSC offset (ticks) that they are to have, until it fails.
+fn try_for_each_target<E>(
+    guard: &VmGuard<'_>,
+    vcpus: &[request::Vcpu],
     offset_shift: u64,
-) -> impl Iterator<Item = (&'a Vcpu, u64)> {
-    let offsets = vcpus
-        .iter()
-        .map(move |vcpu| vcpu.saved.unwrap_or_default().wrapping_add(offset_shift));
-    guard.vcpus().zip(offsets)
+    mut each: impl FnMut(&Vcpu, u64) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut vcpus = vcpus.iter();
+    guard.try_for_each_vcpu(|vcpu| {
+        // One for each, as the set of vCPUs stands still.
+        let saved = vcpus.next().and_then(|vcpu| vcpu.saved).unwrap_or_default();
+        each(vcpu, saved.wrapping_add(offset_shift))
+    })
 }
 
 fn are_in_place(
@@ -123,7 +128,10 @@ fn are_in_place(
     vcpus: &[request::Vcpu],
     offset_shift: u64,
 ) -> bool {
-    targets(guard, vcpus, offset_shift).all(|(vcpu, offset)| held.tsc_offset(vcpu) == offset)
+    try_for_each_target(guard, vcpus, offset_shift, |vcpu, offset| {
+        (held.tsc_offset(vcpu) == offset).then_some(()).ok_or(())
+    })
+    .is_ok()
 }
 
 /// `STATUS_*` after the commit, and how far the clocks may be from what was asked for, ns.

@@ -34,7 +34,7 @@ pub(crate) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    /// Looks at the VM's clocks at one instant, and shows `each` vCPU on the way.
+    /// Looks at the VM's clocks at one instant, and shows all vCPUs to `each` on the way.
     ///
     /// # Errors
     ///
@@ -42,25 +42,26 @@ impl<'a> State<'a> {
     ///   serve them all; or if the host does not keep time by a stable TSC, and `fallback` is not
     ///   set,
     /// - `EBUSY` if the host's TSC rate is not known at the moment,
-    /// - `EOPNOTSUPP` if the guest's TSC is protected from the host.
+    /// - `EOPNOTSUPP` if the guest's TSC is protected from the host,
+    /// - that of `each`.
     pub(crate) fn new(
         vm: &'a VmGuard<'_>,
         clocks: &ClocksGuard<'_>,
         reference: &'a Vcpu,
         fallback: bool,
-        mut each: impl FnMut(&Vcpu),
+        mut each: impl FnMut(&Vcpu) -> Result,
     ) -> Result<Self> {
         let relation = clocks.relation(reference);
         let ratio = clocks.ratio(reference);
-        for vcpu in vm.vcpus() {
+        vm.try_for_each_vcpu(|vcpu| {
             if clocks.is_tsc_protected(vcpu) {
                 return Err(EOPNOTSUPP);
             }
             if clocks.is_tsc_imitated(vcpu) || !clocks.is_scaled_by(vcpu, relation.scale, ratio) {
                 return Err(ENODATA);
             }
-            each(vcpu);
-        }
+            each(vcpu)
+        })?;
         let now = kvm::now().ok_or(ENODATA)?;
         if !now.is_host_tsc_fit() && !fallback {
             return Err(ENODATA);

@@ -33,7 +33,7 @@ pub(crate) fn get(vcpu: &Vcpu, arg: UserPtr) -> Result {
     let record = {
         let guard = vcpu.vm().lock()?;
         let clocks = guard.clocks();
-        let state = State::new(&guard, &clocks, vcpu, false, |_| ())?;
+        let state = State::new(&guard, &clocks, vcpu, false, |_| Ok(()))?;
         Record::of(&guard, &clocks, &state, false)?.record
     };
     user::write_record(arg, &record)
@@ -54,7 +54,7 @@ pub(crate) fn set(vcpu: &Vcpu, arg: UserPtr) -> Result {
     let guard = vcpu.vm().lock()?;
     let relation = {
         let clocks = guard.clocks();
-        let state = State::new(&guard, &clocks, vcpu, false, |_| ())?;
+        let state = State::new(&guard, &clocks, vcpu, false, |_| Ok(()))?;
         let factor = Factor {
             mul: record.tsc_to_system_mul,
             shift: record.tsc_shift,
