@@ -1,26 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Progress on stderr: a bar in one line that is rewritten on a terminal, a line now and then elsewhere.
+//! Progress on stderr: a bar on a terminal, a line now and then elsewhere.
 
-use std::{
-    io::{
-        stderr,
-        IsTerminal,
-        Write, //
-    },
-    time::{
-        Duration,
-        Instant, //
-    },
+use indicatif::{
+    ProgressBar,
+    ProgressDrawTarget,
+    ProgressStyle, //
+};
+use std::time::{
+    Duration,
+    Instant, //
 };
 
-/// Time between two lines on a terminal.
-const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two lines in a log.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Characters of the bar.
-const BAR: u32 = 20;
+/// A terminal's line.
+const TEMPLATE: &str = "{prefix} [{bar:20}] {pos}/{len}, {elapsed_precise}";
 
 /// Progress of one run.
 #[derive(Debug)]
@@ -29,81 +25,102 @@ pub struct Progress {
     total: u32,
     start: Instant,
     last: Instant,
-    terminal: bool,
+    /// Hidden where there is no terminal.
+    bar: ProgressBar,
 }
 
 impl Progress {
     /// Progress of `what`, which has `total` cycles; prints nothing yet.
     pub fn new(what: String, total: u32) -> Self {
+        Self::on(ProgressDrawTarget::stderr(), what, total)
+    }
+
+    fn on(target: ProgressDrawTarget, what: String, total: u32) -> Self {
         let now = Instant::now();
+        let style = ProgressStyle::with_template(TEMPLATE).expect("the template is sound");
+        let bar = ProgressBar::with_draw_target(Some(total.into()), target)
+            .with_style(style.progress_chars("##."))
+            .with_prefix(what.clone());
         Self {
             what,
             total,
             start: now,
             last: now,
-            terminal: stderr().is_terminal(),
+            bar,
         }
     }
 
     /// The run begins.
     pub fn begin(&self) {
-        self.print(0);
+        self.bar.tick();
+        self.log(0);
     }
 
     /// `done` cycles are done.
     pub fn update(&mut self, done: u32) {
-        let interval = if self.terminal {
-            TERMINAL_INTERVAL
-        } else {
-            LOG_INTERVAL
-        };
+        self.bar.set_position(done.into());
         // The last line is `finish()`'s.
-        if done < self.total && self.last.elapsed() >= interval {
+        if done < self.total && self.last.elapsed() >= LOG_INTERVAL {
             self.last = Instant::now();
-            self.print(done);
+            self.log(done);
         }
     }
 
     /// The run has ended, after `done` cycles.
     pub fn finish(self, done: u32) {
-        self.print(done);
-        if self.terminal {
-            // Nothing depends on stderr, here and below.
-            let _ = writeln!(stderr());
+        self.bar.set_position(done.into());
+        self.bar.abandon();
+        self.log(done);
+    }
+
+    fn log(&self, done: u32) {
+        if self.bar.is_hidden() {
+            let Self { what, total, .. } = self;
+            let seconds = self.start.elapsed().as_secs_f32();
+            eprintln!("{what}: {done}/{total}, {seconds:.1} s");
         }
     }
-
-    fn print(&self, done: u32) {
-        let Self { what, total, .. } = self;
-        let seconds = self.start.elapsed().as_secs_f32();
-        let numbers = format!("{done}/{total}, {seconds:.1} s");
-        let _ = if self.terminal {
-            // Without wrapping a narrow terminal shows the beginning.
-            let bar = bar(done, *total);
-            write!(stderr(), "\r\x1b[?7l{what} [{bar}] {numbers}\x1b[K\x1b[?7h")
-        } else {
-            writeln!(stderr(), "{what}: {numbers}")
-        };
-    }
-}
-
-fn bar(done: u32, total: u32) -> String {
-    let part = u64::from(done) * u64::from(BAR) / u64::from(total.max(1));
-    // CAST: At most the bar's length.
-    let full = part.min(u64::from(BAR)) as usize;
-    format!("{:.<1$}", "#".repeat(full), BAR as usize)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::bar;
+    use super::Progress;
+    use indicatif::{
+        InMemoryTerm,
+        ProgressDrawTarget, //
+    };
+
+    /// What a terminal of 60 columns shows in the end of a run of which `done` of `total` were done.
+    fn shown(done: u32, total: u32) -> String {
+        let terminal = InMemoryTerm::new(4, 60);
+        let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
+        let progress = Progress::on(target, "pause".to_owned(), total);
+        progress.begin();
+        progress.finish(done);
+        terminal.contents()
+    }
 
     #[test]
-    fn a_bar_is_full_when_all_is_done() {
-        assert_eq!(bar(0, 7), "....................");
-        assert_eq!(bar(3, 12), "#####...............");
-        assert_eq!(bar(7, 7), "####################");
-        assert_eq!(bar(u32::MAX, u32::MAX), bar(1, 1));
-        assert_eq!(bar(0, 0), bar(0, 1));
+    fn a_bar_is_as_full_as_much_is_done() {
+        let none = shown(0, 7);
+        assert!(
+            none.starts_with("pause [....................] 0/7, 00:00:0"),
+            "{none}"
+        );
+        let part = shown(3, 12);
+        assert!(part.starts_with("pause [#####"), "{part}");
+        assert!(part.contains("..............] 3/12, "), "{part}");
+        let all = shown(7, 7);
+        assert!(
+            all.starts_with("pause [####################] 7/7, "),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn a_log_knows_no_bar() {
+        let progress = Progress::on(ProgressDrawTarget::hidden(), "pause".to_owned(), 0);
+        progress.begin();
+        progress.finish(0);
     }
 }
