@@ -2,7 +2,10 @@
 
 //! What SET should make of a saved clock, by exact integer arithmetic of the tests' own.
 
-use crate::fixture::reference_relation;
+use crate::{
+    fixture::reference_relation,
+    time::SECOND_NS, //
+};
 use anyhow::{
     ensure,
     Context,
@@ -18,9 +21,6 @@ use pvclock::abi::{
     ClockGuest,
     VmClockGuest, //
 };
-
-/// Nanoseconds per second.
-pub const SECOND_NS: i64 = 1_000_000_000;
 
 /// Guest ticks in `ns` at the rate of `header`, rounded towards 0, by the definition of the rate.
 pub fn ticks(header: &VmClockGuest, ns: i128) -> i128 {

@@ -2,6 +2,7 @@
 
 //! VMs in the states that cases start from.
 
+use crate::time::HOUR_NS;
 use anyhow::{
     bail,
     Context,
@@ -33,9 +34,6 @@ use std::{
         Instant, //
     },
 };
-
-/// An hour, ns.
-pub const HOUR_NS: u64 = 3_600_000_000_000;
 
 /// A VM that has run and is stopped, its clocks derived by KVM.
 ///
@@ -184,8 +182,8 @@ pub fn at_twice_the_rate(mut clock: VmClock) -> VmClock {
 /// `clock` with kvmclock an hour ahead of what it is, so that no clock of KVM's own making is
 /// mistaken for it.
 pub fn an_hour_ahead(mut clock: VmClock) -> VmClock {
-    clock.header.record.system_time += HOUR_NS;
-    clock.header.kvmclock_ns += HOUR_NS;
+    clock.header.record.system_time += HOUR_NS.unsigned_abs();
+    clock.header.kvmclock_ns += HOUR_NS.unsigned_abs();
     clock
 }
 
@@ -195,7 +193,6 @@ pub fn unlike(clock: VmClock) -> VmClock {
     let mut clock = at_twice_the_rate(clock);
     let host_tsc = clock.header.host_tsc / 2;
     move_to_domain(&mut clock, host_tsc);
-    // CAST: Far below 2^63.
-    clock.header.tai_ns -= HOUR_NS as i64;
+    clock.header.tai_ns -= HOUR_NS;
     clock
 }

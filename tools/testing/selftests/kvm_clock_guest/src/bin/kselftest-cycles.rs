@@ -28,6 +28,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+    time::HOUR_NS, //
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
@@ -47,7 +48,6 @@ const CYCLES: u32 = 10_000;
 const AT_A_TIME: u32 = 250;
 /// Cycles that each go back so far that the record has to move.
 const BACK: u32 = 1_000;
-const HOUR_NS: i64 = 3_600_000_000_000;
 const VCPUS: u32 = 2;
 
 fn main() -> ExitCode {

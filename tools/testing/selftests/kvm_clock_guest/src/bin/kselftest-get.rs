@@ -34,6 +34,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+    time::SECOND_NS, //
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
@@ -47,7 +48,6 @@ use pvclock::{
 };
 use std::process::ExitCode;
 
-const SECOND_NS: i64 = 1_000_000_000;
 const CALLS: usize = 200;
 
 fn main() -> ExitCode {

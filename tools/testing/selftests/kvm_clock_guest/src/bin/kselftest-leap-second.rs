@@ -14,8 +14,7 @@ use kvm_clock_guest_selftests::{
     expect::{
         ensure_reads,
         error_ticks,
-        ticks,
-        SECOND_NS, //
+        ticks, //
     },
     fixture::{
         derived,
@@ -38,6 +37,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+    time::SECOND_NS, //
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;

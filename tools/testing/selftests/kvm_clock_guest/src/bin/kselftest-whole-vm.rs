@@ -35,6 +35,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+    time::HOUR_NS, //
 };
 use kvm_clock_ioctls::{
     tsc_offset,
@@ -52,7 +53,6 @@ use std::{
     time::Duration, //
 };
 
-const HOUR_NS: i64 = 3600 * 1_000_000_000;
 /// More than KVM's `KVMCLOCK_UPDATE_DELAY`.
 const KVMCLOCK_UPDATE_DELAY: Duration = Duration::from_millis(150);
 

@@ -41,6 +41,7 @@ use kvm_clock_guest_selftests::{
     },
     refusal::ensure_errno,
     require,
+    time::SECOND_NS, //
 };
 use kvm_clock_ioctls::{
     get_vm_clock_guest,
@@ -62,7 +63,6 @@ use std::{
 
 /// How long the kernel may take to act on what it found out.
 const PATIENCE: Duration = Duration::from_secs(20);
-const SECOND_NS: i64 = 1_000_000_000;
 
 /// A VM, and what its kvmclock was before the host slept.
 struct Kept {

@@ -12,10 +12,7 @@ use anyhow::{
     Result, //
 };
 use kvm_clock_guest_selftests::{
-    expect::{
-        ticks,
-        SECOND_NS, //
-    },
+    expect::ticks,
     fixture::{
         derived,
         get,
@@ -24,6 +21,11 @@ use kvm_clock_guest_selftests::{
     host_clock::TaiOffset,
     ktap::Case,
     refusal::ensure_refused,
+    time::{
+        HOUR_NS,
+        SECOND_NS,
+        WEEK_NS, //
+    },
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
@@ -32,8 +34,6 @@ use pvclock::abi::{
     MODE_ADVANCE, //
 };
 
-const HOUR_NS: i64 = 3600 * SECOND_NS;
-const WEEK_NS: i64 = 7 * 24 * HOUR_NS;
 const YEAR_NS: i64 = 365 * 24 * HOUR_NS;
 
 /// Downtimes by TAI, ns.

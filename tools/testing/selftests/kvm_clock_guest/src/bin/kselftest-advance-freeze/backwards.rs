@@ -17,8 +17,7 @@ use kvm_clock_guest_selftests::{
     expect::{
         elapsed_ns,
         lattice_ticks,
-        ticks,
-        SECOND_NS, //
+        ticks, //
     },
     fixture::{
         derived,
@@ -31,6 +30,11 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     refusal::ensure_refused,
+    time::{
+        HOUR_NS,
+        SECOND_NS,
+        WEEK_NS, //
+    },
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
@@ -38,9 +42,6 @@ use pvclock::abi::{
     FLAG_ALLOW_BACKWARDS,
     MODE_ADVANCE, //
 };
-
-const HOUR_NS: i64 = 3600 * SECOND_NS;
-const WEEK_NS: i64 = 7 * 24 * HOUR_NS;
 
 /// How far back behind the record, ns.
 const STEPS: &[(&str, i64)] = &[

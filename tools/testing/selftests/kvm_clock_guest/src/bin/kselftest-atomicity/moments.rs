@@ -39,6 +39,7 @@ use kvm_clock_guest_selftests::{
     },
     payload::Payload,
     refusal::ensure_changes_nothing,
+    time::SECOND_NS, //
 };
 use kvm_clock_ioctls::{
     get_clock_guest,
@@ -243,12 +244,10 @@ fn changes_nothing(vm: &Vm, kind: Kind, call: impl Fn() -> errno::Result<()>) ->
 
 /// The record a second on, for it has to fit the vCPU's rate.
 fn set_through_vcpu(host: &Host) -> Result<()> {
-    const SECOND_NS: u64 = 1_000_000_000;
-
     for vm in &both(&host.kvm)? {
         for vcpu in vm.vcpus() {
             let mut record = get_clock_guest(&vcpu.fd()).context("KVM_GET_CLOCK_GUEST")?;
-            record.system_time += SECOND_NS;
+            record.system_time += SECOND_NS.unsigned_abs();
             let before = Clocks::of(vm)?;
             let faults = Faults::new(Kind::UserAccess)?;
             let mut outcomes = Outcomes::default();

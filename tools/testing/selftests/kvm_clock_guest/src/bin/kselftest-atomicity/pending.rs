@@ -28,6 +28,7 @@ use kvm_clock_guest_selftests::{
     },
     payload::Payload,
     refusal::ensure_errno,
+    time::HOUR_NS,
     trace::{
         Trace,
         Updates, //
@@ -45,7 +46,6 @@ use pvclock::abi::{
     MODE_FREEZE, //
 };
 
-const HOUR_NS: i64 = 3_600_000_000_000;
 /// pvclock flag that tells the guest it was stopped.
 const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
 

@@ -26,6 +26,7 @@ use kvm_clock_guest_selftests::{
         run_a_little, //
     },
     ktap::note,
+    time::SECOND_NS, //
 };
 use std::sync::atomic::Ordering;
 
@@ -62,7 +63,6 @@ pub(crate) const WALL_CLOCK_MSR: Consumer = Consumer {
 const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 /// Where: in a page that `clockguest::guest::layout` leaves free.
 const WALL_CLOCK: u64 = 0x7000;
-const SECOND_NS: i64 = 1_000_000_000;
 
 /// It tells its host TSC, so the two are equal to the ns.
 fn get_clock(vm: &Vm, kept: &Kept) -> Result<()> {

@@ -8,12 +8,15 @@ use anyhow::{
     Result, //
 };
 use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::fixture::{
-    get,
-    move_to_domain,
-    reference_relation,
-    run_a_little,
-    set, //
+use kvm_clock_guest_selftests::{
+    fixture::{
+        get,
+        move_to_domain,
+        reference_relation,
+        run_a_little,
+        set, //
+    },
+    time::HOUR_NS,
 };
 use kvm_clock_ioctls::{
     set_tsc_offset,
@@ -34,7 +37,6 @@ use std::{
     time::Duration, //
 };
 
-const HOUR_NS: u64 = 3600 * 1_000_000_000;
 /// A host TSC of another domain, far ahead of any of here.
 const OTHER_DOMAIN: u64 = 1 << 60;
 /// A guest TSC far from 0, ticks.
@@ -146,8 +148,7 @@ impl State {
         let (_, mode) = self.mode;
         if mode != MODE_EXACT {
             move_to_domain(&mut clock, OTHER_DOMAIN);
-            // CAST: an hour.
-            clock.header.tai_ns -= HOUR_NS as i64;
+            clock.header.tai_ns -= HOUR_NS;
         }
         set(vm, &mut clock, mode)?;
         sleep(A_WHILE);
@@ -180,7 +181,7 @@ pub(crate) fn nearly_still(mut clock: VmClock) -> VmClock {
 /// KVM's own making is soon off by more than two calls take, and the two go by nearly the same.
 pub(crate) fn ahead_and_fast(mut clock: VmClock) -> VmClock {
     let header = &mut clock.header;
-    header.kvmclock_ns += HOUR_NS;
+    header.kvmclock_ns += HOUR_NS.unsigned_abs();
     header.record.tsc_timestamp = header.guest_tsc;
     header.record.system_time = header.kvmclock_ns;
     header.record.tsc_to_system_mul += header.record.tsc_to_system_mul >> 10;

@@ -21,7 +21,8 @@ use clockguest::{
 };
 use kvm_clock_guest_selftests::{
     ktap::note,
-    machine::Machine, //
+    machine::Machine,
+    time::SECOND_NS, //
 };
 use kvm_clock_ioctls::{
     set_tsc_offset,
@@ -41,7 +42,6 @@ use std::{
 };
 
 pub(crate) const MSEC_NS: i64 = 1_000_000;
-pub(crate) const SECOND_NS: i64 = 1_000 * MSEC_NS;
 
 /// TSC that guests start with, in ns, so that no case takes one below 0: compared with that, as
 /// CPUs compare, every deadline has passed.

@@ -17,8 +17,7 @@ use anyhow::{
 use armed::{
     Armed,
     Guest,
-    MSEC_NS,
-    SECOND_NS, //
+    MSEC_NS, //
 };
 use guest::Wait;
 use kvm_clock_guest_selftests::{
@@ -29,6 +28,10 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+    time::{
+        HOUR_NS,
+        SECOND_NS, //
+    },
 };
 use kvm_clock_ioctls::{
     set_tsc_offset,
@@ -47,7 +50,6 @@ use std::{
     time::Duration, //
 };
 
-const HOUR_NS: i64 = 3600 * SECOND_NS;
 /// A timer armed so far ahead fires in no case unless it is told the new TSC.
 const FAR_NS: i64 = 60 * SECOND_NS;
 /// How far ahead a timer is armed that is to fire later than it would by the former TSC.

@@ -5,15 +5,17 @@
 use crate::{
     armed::{
         Armed,
-        Guest,
-        SECOND_NS, //
+        Guest, //
     },
     guest::MSR_TSC_DEADLINE,
 };
 use anyhow::Result;
-use kvm_clock_guest_selftests::machine::{
-    copy_vcpu,
-    Machine, //
+use kvm_clock_guest_selftests::{
+    machine::{
+        copy_vcpu,
+        Machine, //
+    },
+    time::SECOND_NS,
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;

@@ -31,6 +31,7 @@ use kvm_clock_guest_selftests::{
     },
     ktap::Case,
     refusal::ensure_refused,
+    time::HOUR_NS, //
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use pvclock::{
@@ -40,8 +41,6 @@ use pvclock::{
     },
     tsc::is_ahead,
 };
-
-const HOUR_NS: i64 = 3_600_000_000_000;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![

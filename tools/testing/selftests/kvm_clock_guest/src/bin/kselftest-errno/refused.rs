@@ -26,6 +26,7 @@ use kvm_clock_guest_selftests::{
         ensure_errno,
         ensure_refused, //
     },
+    time::SECOND_NS,
 };
 use kvm_clock_ioctls::{
     get_vm_clock_guest,
@@ -38,7 +39,6 @@ use pvclock::abi::{
     MODE_EXACT,
     MODE_FREEZE, //
 };
-const SECOND_NS: i64 = 1_000_000_000;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     let mut cases = vec![

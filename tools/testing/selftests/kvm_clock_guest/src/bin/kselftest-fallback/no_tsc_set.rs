@@ -36,12 +36,12 @@ use kvm_clock_guest_selftests::{
         move_to_domain,
         reference_relation,
         run_a_little, //
-        HOUR_NS,
     },
     ktap::{
         note,
         Case, //
     },
+    time::HOUR_NS,
 };
 use kvm_clock_ioctls::{
     set_tsc_offset,
@@ -113,7 +113,7 @@ fn exact(mut clock: VmClock) -> Asked {
 /// From another host, an hour ago.
 fn advance(mut clock: VmClock) -> Asked {
     move_to_domain(&mut clock, 1 << 60);
-    clock.header.tai_ns -= HOUR_NS as i64;
+    clock.header.tai_ns -= HOUR_NS;
     // Elapsed TAI at the saved rate, to the precision.
     let check = |clock: &VmClock, relation: Relation, around: &Around| {
         let khz = i128::from(clock.header.host_tsc_khz);
@@ -188,7 +188,7 @@ fn disturb(vm: &Vm) -> Result<()> {
         set_tsc_offset(&vcpu.fd(), offset.wrapping_add(1 << 50)).context("KVM_VCPU_TSC_OFFSET")?;
     }
     let clock = kvm_clock_data {
-        clock: 12 * HOUR_NS,
+        clock: 12 * HOUR_NS.unsigned_abs(),
         ..kvm_clock_data::default()
     };
     vm.fd().set_clock(&clock).context("KVM_SET_CLOCK")?;

@@ -21,6 +21,7 @@ use kvm_clock_guest_selftests::{
         Skip, //
     },
     require,
+    time::HOUR_NS, //
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::{
@@ -38,7 +39,6 @@ use std::{
     process::ExitCode, //
 };
 
-const HOUR_NS: i64 = 3600 * 1_000_000_000;
 /// A host TSC of another domain, far ahead of any of here.
 const OTHER_DOMAIN: u64 = 1 << 60;
 

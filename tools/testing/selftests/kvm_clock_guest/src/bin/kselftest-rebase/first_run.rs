@@ -24,6 +24,7 @@ use kvm_clock_guest_selftests::{
         note,
         Case, //
     },
+    time::HOUR_NS,
     trace::Trace,
 };
 use kvm_ioctls::Kvm;
@@ -32,8 +33,6 @@ use pvclock::abi::{
     MODE_EXACT,
     MODE_FREEZE, //
 };
-
-const HOUR_NS: i64 = 3_600_000_000_000;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let modes = [

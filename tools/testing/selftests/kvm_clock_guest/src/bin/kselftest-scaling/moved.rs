@@ -25,8 +25,7 @@ use kvm_clock_guest_selftests::{
     clocks::Clocks,
     expect::{
         error_ticks,
-        ticks,
-        SECOND_NS, //
+        ticks, //
     },
     fixture::{
         get,
@@ -37,6 +36,7 @@ use kvm_clock_guest_selftests::{
         note,
         Case, //
     },
+    time::SECOND_NS,
 };
 use kvm_clock_ioctls::VmClock;
 use pvclock::abi::{

@@ -44,8 +44,6 @@ use std::{
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;
-/// Tells a clock that SET gave from all others, ns.
-const HOUR_NS: u64 = 3600 * 1_000_000_000;
 
 /// What the cases share: a call that fails changes nothing, so one VM serves many of them.
 struct Host {

@@ -12,7 +12,6 @@ use crate::{
     second_descriptor,
     set,
     Host,
-    HOUR_NS,
     VCPUS, //
 };
 use anyhow::{
@@ -34,7 +33,8 @@ use kvm_clock_guest_selftests::{
         derived,
         run_a_little, //
     },
-    ktap::Case, //
+    ktap::Case,
+    time::HOUR_NS, //
 };
 use kvm_clock_ioctls::set_tsc_offset;
 use pvclock::rate::Factor;
@@ -58,9 +58,10 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
+/// Tells a clock that SET gave from all others.
 fn an_hour_ahead(info: TimeInfo) -> TimeInfo {
     TimeInfo {
-        system_time: info.system_time + HOUR_NS,
+        system_time: info.system_time + HOUR_NS.unsigned_abs(),
         ..info
     }
 }
@@ -199,7 +200,7 @@ fn running(host: &Host) -> Result<()> {
     let seen = steps_back(&vm);
     let _run = observe::run(&vm)?;
     let result = (0..TIMES).zip(fds.iter().cycle()).try_for_each(|(_, fd)| {
-        info.system_time += HOUR_NS;
+        info.system_time += HOUR_NS.unsigned_abs();
         set_clock_guest(fd, &info)
     });
     vm.stop()?;

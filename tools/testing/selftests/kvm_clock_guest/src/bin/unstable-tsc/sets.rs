@@ -29,13 +29,13 @@ use kvm_clock_guest_selftests::{
         move_to_domain,
         reference_relation,
         run_a_little, //
-        HOUR_NS,
     },
     ktap::{
         note,
         Case, //
     },
-    refusal::ensure_errno, //
+    refusal::ensure_errno,
+    time::HOUR_NS, //
 };
 use kvm_clock_ioctls::{
     get_vm_clock_guest,
@@ -81,7 +81,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     clock.header.record.tsc_timestamp = first
         .wrapping_add(clock.header.host_tsc)
         .wrapping_sub(1 << 36);
-    clock.header.record.system_time += HOUR_NS;
+    clock.header.record.system_time += HOUR_NS.unsigned_abs();
     clock.header.precision_ns = SAVED_NS;
     make_consistent(&mut clock);
     if mode != MODE_EXACT {
