@@ -354,6 +354,8 @@ pub(crate) mod tests {
     use pvclock::rate::Factor;
 
     pub(crate) const KHZ: u32 = 2_100_000;
+    /// Host TSC of a first reading.
+    pub(crate) const START: u64 = 1 << 40;
 
     pub(crate) fn record(tsc_timestamp: u64, system_time: u64) -> ClockGuest {
         let factor = Factor::of_khz(u64::from(KHZ)).unwrap();

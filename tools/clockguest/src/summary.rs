@@ -320,12 +320,10 @@ mod tests {
         reading,
         record,
         unscaled,
-        KHZ, //
+        KHZ,
+        START, //
     };
     use std::time::Duration;
-
-    /// Host TSC of the first reading.
-    const START: u64 = 1 << 40;
 
     fn tally(method: Method) -> Tally {
         Tally::new(&Config {

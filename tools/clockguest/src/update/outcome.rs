@@ -144,10 +144,9 @@ mod tests {
         reading,
         record,
         unscaled,
-        KHZ, //
+        KHZ,
+        START, //
     };
-
-    const START: u64 = 1 << 40;
 
     fn boot(tsc_khz: u32) -> Boot {
         Boot {
