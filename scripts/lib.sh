@@ -14,6 +14,16 @@ scripts=$repo/scripts
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-clock-guest
 logs=$repo/build/log
 
+# The first lines of a script are its help, unless it has more to say.
+case ${1-} in
+--help | -h)
+	if ! grep -q -e --help "$0"; then
+		sed -n '3,/^[^#]/s/^# \{0,1\}//p' "$0"
+		exit
+	fi
+	;;
+esac
+
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
