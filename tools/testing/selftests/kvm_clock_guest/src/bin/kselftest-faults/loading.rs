@@ -64,8 +64,9 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
             ensure!(now == capability, "loaded, but the capability is {now:#x}");
             get(&vm).with_context(|| format!("loaded in spite of fault {nth}"))?;
             unload()?;
-            // What follows the last one of module_init() is the loader's again, and KUnit's.
-            if in_init > 0 && !to_the_end {
+            // What follows the last one of module_init() is the loader's again, and KUnit's. What a
+            // kernel does without before that is a debugging aid's.
+            if in_init >= OURS && !to_the_end {
                 return Ok((None, false));
             }
         } else {
