@@ -116,11 +116,4 @@ mod tests {
             "{all}"
         );
     }
-
-    #[test]
-    fn a_log_knows_no_bar() {
-        let progress = Progress::on(ProgressDrawTarget::hidden(), "pause".to_owned(), 0);
-        progress.begin();
-        progress.finish(0);
-    }
 }
