@@ -45,6 +45,25 @@ impl<C> Case<C> {
             run: Box::new(run),
         }
     }
+
+    /// The case, run again, two times at most, if it fails by an `E`: what is tested did not come
+    /// about.
+    pub fn again_after<E>(self) -> Self
+    where
+        C: 'static,
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let run = self.run;
+        Self::new(self.name, move |context| {
+            for _ in 0..2 {
+                match run(context) {
+                    Err(error) if error.is::<E>() => note(&format!("again, as {error:#}")),
+                    result => return result,
+                }
+            }
+            run(context)
+        })
+    }
 }
 
 /// Prints `text` as a diagnostic of the running case.
@@ -167,6 +186,10 @@ mod tests {
         bail,
         ensure, //
     };
+    use std::{
+        cell::Cell,
+        rc::Rc, //
+    };
 
     fn run(requirements: Result<u32>, cases: Vec<Case<u32>>) -> (u8, String) {
         let mut out = Vec::new();
@@ -195,6 +218,26 @@ mod tests {
              ok 3 scales # SKIP no TSC scaling\n\
              # Totals: pass:1 fail:1 xfail:0 xpass:0 skip:1 error:0\n"
         );
+    }
+
+    #[test]
+    fn runs_again_after_one_error_only() {
+        let tried = |succeeds_at: u32, skips: bool| {
+            let tries = Rc::new(Cell::new(0));
+            let count = Rc::clone(&tries);
+            let case = Case::new("tries", move |_| {
+                count.set(count.get() + 1);
+                ensure!(!skips, Skip("no TSC scaling".into()));
+                ensure!(count.get() >= succeeds_at, io::Error::other("too slow"));
+                Ok(())
+            });
+            let (status, _) = run(Ok(1), vec![case.again_after::<io::Error>()]);
+            (tries.get(), status)
+        };
+        assert_eq!(tried(1, false), (1, 0));
+        assert_eq!(tried(3, false), (3, 0));
+        assert_eq!(tried(4, false), (3, KSFT_FAIL));
+        assert_eq!(tried(1, true), (1, KSFT_SKIP));
     }
 
     #[test]

@@ -35,14 +35,18 @@ use kvm_clock_guest_selftests::{
     },
     ktap::{
         self,
-        note, //
+        note,
+        Case, //
     },
     require,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
-use sleep::HostTsc;
+use sleep::{
+    HostTsc,
+    NotBehind, //
+};
 use std::process::ExitCode;
 use unstable::Unstable;
 
@@ -111,8 +115,11 @@ fn main() -> ExitCode {
             ktap::main(Host::new, counts_on::cases())
         }
         (Ok(HostTsc::Restarts), Ok(at)) if at.is_empty() => {
-            let cases = [restarts::cases(), saved::cases()];
-            ktap::main(Host::new, cases.into_iter().flatten().collect())
+            let cases = [restarts::cases(), saved::cases()].into_iter().flatten();
+            ktap::main(
+                Host::new,
+                cases.map(Case::again_after::<NotBehind>).collect(),
+            )
         }
         (Ok(tsc), Ok(at)) => ktap::main(|| Unstable::new(tsc, &at), unstable::cases()),
         (Err(error), _) | (_, Err(error)) => ktap::main(|| Err(error), counts_on::cases()),

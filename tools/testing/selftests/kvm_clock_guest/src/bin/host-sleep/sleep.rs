@@ -23,6 +23,7 @@ use std::{
     thread,
     time::Duration, //
 };
+use thiserror::Error;
 
 const STATE: &str = "/sys/power/state";
 const MEM_SLEEP: &str = "/sys/power/mem_sleep";
@@ -37,6 +38,11 @@ pub(crate) struct Sleep {
     /// Time from the one to the other that the host was awake, ns.
     pub(crate) awake_ns: i64,
 }
+
+/// The host TSC is not behind what it was: KVM may have seen no step back.
+#[derive(Debug, Error)]
+#[error("the host TSC counted on, or the host took too long to wake up: {0:?}")]
+pub(crate) struct NotBehind(Sleep);
 
 impl Sleep {
     /// Whether the TSC did not count all the time: it has more than a tick per ns.
@@ -116,13 +122,17 @@ pub(crate) fn sleep_counting() -> Result<Sleep> {
 }
 
 /// Suspends the host, whose TSC has to restart.
+///
+/// # Errors
+///
+/// [`NotBehind`], or that of the host.
 pub(crate) fn sleep_restarting() -> Result<Sleep> {
-    /// More ticks than pass until KVM looks at the TSC, or else it would see no step back.
+    /// More ticks than pass, most of the time, until the host is awake.
     const ENOUGH: u64 = 8_000_000_000;
 
     wait_for_tsc(ENOUGH);
     let slept = sleep()?;
-    ensure!(slept.is_restarted(), "the host TSC counted on: {slept:?}");
+    ensure!(slept.after < slept.before, NotBehind(slept));
     Ok(slept)
 }
 
