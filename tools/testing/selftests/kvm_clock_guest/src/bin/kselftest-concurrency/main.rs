@@ -5,8 +5,8 @@
 //!
 //! kselftest-atomicity has a SET that fails half way, kselftest-steps what a guest makes of one.
 //!
-//! `--times=N`: how often everything has to happen; `--closes=N`, `--kills=N`: descriptors to be
-//! closed, and processes to be killed.
+//! `--times=N`: how often everything has to happen; `--sets=N`: SETs while another thread reads
+//! without a lock; `--closes=N`, `--kills=N`: descriptors to be closed, and processes to be killed.
 
 mod closed;
 mod killed;
@@ -17,6 +17,7 @@ mod states;
 mod storm;
 mod stranger;
 mod tally;
+mod unlocked;
 
 use kvm_clock_guest_selftests::{
     ktap::{
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     }
     let mut cases: Vec<Case<Kvm>> = many::cases();
     cases.extend(records::cases());
+    cases.extend(unlocked::cases());
     cases.extend(closed::cases());
     cases.extend(killed::cases());
     ktap::main(require::clock_guest, cases)

@@ -192,6 +192,30 @@ impl States {
         }
     }
 
+    /// The state by which kvmclock is `kvmclock_ns` at `host_tsc`.
+    ///
+    /// # Errors
+    ///
+    /// If it is none of them.
+    pub(crate) fn which_kvmclock(&self, host_tsc: u64, kvmclock_ns: u64) -> Result<usize> {
+        let due = |state: &State| {
+            let guest_tsc = state.relation(0).guest_tsc(host_tsc);
+            state.record(0).kvmclock_ns(guest_tsc)
+        };
+        match self
+            .states
+            .iter()
+            .position(|state| due(state) == kvmclock_ns)
+        {
+            Some(which) => Ok(which),
+            None => bail!(
+                "kvmclock is {kvmclock_ns} ns at host TSC {host_tsc}; by the states it is {:?}, {}",
+                self.states.iter().map(due).collect::<Vec<_>>(),
+                self.expected()
+            ),
+        }
+    }
+
     /// The state that vCPU `id` has `record` in.
     ///
     /// # Errors
