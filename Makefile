@@ -106,7 +106,7 @@ qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (15 min; 
 .PHONY: check-debug
 check-debug: debug_option := --debug
 check-debug: scaling_option := --scaling
-check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (3 hours; first 30 min to build)
+check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (80 min; first 30 to build)
 	@scripts/check $(kdir_option) debug kcsan
 
 .PHONY: bench
