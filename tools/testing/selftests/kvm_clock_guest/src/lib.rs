@@ -23,6 +23,7 @@
 //! - [`references`]: what is in use of KVM: references to modules, VMs,
 //! - [`refusal`]: a call that must fail and change nothing,
 //! - [`snippet`]: a few instructions executed by a stopped vCPU,
+//! - [`threads`]: threads that do something beside a case,
 //! - [`time`]: how long a second is, an hour, a week,
 //! - [`trace`]: the clock updates that KVM makes.
 
@@ -50,6 +51,7 @@ pub mod references;
 pub mod refusal;
 pub mod require;
 pub mod snippet;
+pub mod threads;
 pub mod time;
 pub mod trace;
 pub mod xen;

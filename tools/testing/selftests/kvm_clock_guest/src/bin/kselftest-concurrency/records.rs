@@ -15,7 +15,6 @@ use crate::{
     },
 };
 use anyhow::{
-    anyhow,
     ensure,
     Context,
     Result, //
@@ -35,6 +34,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     refusal::ensure_errno,
+    threads, //
 };
 use kvm_clock_ioctls::{
     set_clock_guest,
@@ -102,16 +102,7 @@ fn set_by_vcpus(kvm: &Kvm) -> Result<()> {
         threads.push(scope.spawn(move || stop.until(|| refused(&looks))));
         let waited = enough.wait(&tally, stop, |least| tally.busy.get() >= least);
         stop.now();
-        let mut results: Vec<_> = threads
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
-            })
-            .collect();
-        results.push(waited);
-        results.into_iter().collect::<Result<()>>()
+        threads::join(threads, waited)
     })?;
     // All go on.
     Progress::of(&vm).wait(&vm, 2)?;

@@ -12,7 +12,6 @@ use crate::{
     tally::Tally, //
 };
 use anyhow::{
-    anyhow,
     ensure,
     Context,
     Result, //
@@ -27,6 +26,7 @@ use kvm_clock_guest_selftests::{
         run_a_little, //
     },
     flat_out::Progress,
+    threads, //
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::{
@@ -143,17 +143,7 @@ impl<'a> Storm<'a> {
 
             let ended = end(stop);
             stop.now();
-            let mut results: Vec<_> = threads
-                .into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
-                })
-                .collect();
-            // One that waited in vain does not know why.
-            results.push(ended);
-            results.into_iter().collect::<Result<()>>()
+            threads::join(threads, ended)
         })
     }
 

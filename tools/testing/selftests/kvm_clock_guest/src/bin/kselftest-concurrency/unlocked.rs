@@ -9,7 +9,6 @@ use crate::{
     tally::Counter, //
 };
 use anyhow::{
-    anyhow,
     ensure,
     Context,
     Result, //
@@ -22,6 +21,7 @@ use kvm_clock_guest_selftests::{
         option,
         Case, //
     },
+    threads, //
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
@@ -54,10 +54,7 @@ fn whole(kvm: &Kvm) -> Result<()> {
             .take_while(|_| !stop.is_now())
             .try_for_each(|number| set(&vm, &states, number % states.len()));
         stop.now();
-        reader
-            .join()
-            .unwrap_or_else(|_| Err(anyhow!("the reader panicked")))
-            .and(done)
+        threads::join([reader], done)
     })?;
     note(&format!("{sets} SETs, readings of each state: {seen:?}"));
     ensure!(

@@ -8,7 +8,6 @@ use crate::{
     Host, //
 };
 use anyhow::{
-    anyhow,
     bail,
     ensure,
     Context,
@@ -28,6 +27,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     require,
+    threads, //
 };
 use kvm_clock_ioctls::{
     get_clock_guest,
@@ -193,15 +193,6 @@ fn call_during(
         ];
         let result = rounds();
         callers.stop.store(true, Ordering::Relaxed);
-        let mut results: Vec<_> = threads
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow!("a calling thread panicked")))
-            })
-            .collect();
-        results.push(result);
-        results.into_iter().collect()
+        threads::join(threads, result)
     })
 }
