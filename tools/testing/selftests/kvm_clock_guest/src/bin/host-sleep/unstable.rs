@@ -11,6 +11,7 @@ use crate::{
     sleep::{
         prepare,
         sleep_as,
+        wait_for_tsc,
         HostTsc, //
     },
     VCPUS, //
@@ -161,8 +162,16 @@ pub(crate) struct Unstable {
 impl Unstable {
     /// `at` is "suspend" or "online".
     pub(crate) fn new(tsc: HostTsc, at: &str) -> Result<Self> {
+        /// More ticks than any host took to wake up, as there is no second try: a debug kernel's,
+        /// emulated, took up to 80 s of them at 2.6 GHz.
+        const ENOUGH: u64 = 300_000_000_000;
+
         let kvm = require::clock_guest()?;
         prepare()?;
+        if tsc == HostTsc::Restarts {
+            note(&format!("waits until the host TSC is at {ENOUGH} ticks"));
+            wait_for_tsc(ENOUGH);
+        }
         let (mut running, stopped) = (Kept::new(&kvm)?, Kept::new(&kvm)?);
         let module = host_module::open("mark_tsc_unstable")?;
         host_module::load(&module, &format!("at={at}")).context("mark_tsc_unstable")?;
