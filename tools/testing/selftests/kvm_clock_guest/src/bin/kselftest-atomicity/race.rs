@@ -24,6 +24,7 @@ use kvm_clock_guest_selftests::{
         note,
         Case, //
     },
+    threads, //
 };
 use kvm_clock_ioctls::{
     set_vm_clock_guest,
@@ -76,9 +77,7 @@ fn race(host: &Host) -> Result<()> {
         let looks = scope.spawn(|| look_on(&vm, &expected, &seen, &stop));
         let sets = set_both(&vm, &mut clocks, &seen);
         stop.store(true, Ordering::Relaxed);
-        looks.join().expect("the thread does not panic")?;
-        comings.join().expect("the thread does not panic")?;
-        sets
+        threads::join([looks, comings], sets)
     })
 }
 

@@ -16,6 +16,7 @@ use kvm_clock_guest_selftests::{
         Case, //
     },
     references::References,
+    threads, //
 };
 use kvm_clock_ioctls::{
     get_vm_clock_guest,
@@ -167,9 +168,7 @@ pub(crate) fn round(kvm: &Kvm, number: u32) -> Result<Round> {
             number.close();
             after_close += calls.load(Ordering::SeqCst);
         }
-        for thread in threads {
-            thread.join().expect("the thread does not panic")?;
-        }
+        threads::join(threads, Ok(()))?;
         let calls = vm_calls.load(Ordering::SeqCst) + vcpu_calls.load(Ordering::SeqCst);
         Ok(Round {
             calls,

@@ -7,7 +7,8 @@
 use crate::{
     each,
     hushed::Hushed,
-    Host, //
+    Host,
+    Outcomes, //
 };
 use anyhow::{
     ensure,
@@ -32,7 +33,6 @@ use kvm_clock_guest_selftests::{
 };
 use kvm_clock_ioctls::get_vm_clock_guest;
 use std::{
-    cell::Cell,
     env,
     fs,
     io,
@@ -56,9 +56,9 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
     let absent = Absent(&image);
     let hushed = Hushed::new(is_about_a_fault)?;
     let to_the_end = ktap::option("to-the-end", false)?;
-    let ours = Cell::new(0);
-    let pass = || {
-        each(Kind::Any, |faults, nth| {
+    let pass = || -> Result<(Outcomes, u32)> {
+        let mut ours = 0;
+        let outcomes = each(Kind::Any, |faults, nth| {
             trace.clear()?;
             let (result, injected) = faults()?.nth(nth, || load(&image))?;
             if result.is_ok() {
@@ -67,7 +67,7 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
                 get(&vm).with_context(|| format!("loaded in spite of fault {nth}"))?;
                 unload()?;
                 // What follows is the loader's again, and KUnit's.
-                if ours.get() > 0 && !to_the_end {
+                if ours > 0 && !to_the_end {
                     return Ok((None, false));
                 }
             } else {
@@ -75,22 +75,20 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
                 ensure!(now == 0, "not loaded, but the capability is {now:#x}");
                 ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ()))
                     .with_context(|| format!("after fault {nth}"))?;
-                ours.set(ours.get() + u32::from(trace.has_failed()?));
+                ours += u32::from(trace.has_failed()?);
             }
             let errno = result.err().and_then(|error| error.raw_os_error());
             Ok((errno, injected))
-        })
+        })?;
+        Ok((outcomes, ours))
     };
-    let mut outcomes = pass()?;
-    for _ in 1..PASSES {
-        if ours.get() == 0 {
-            outcomes = pass()?;
-        }
-    }
+    let (outcomes, ours) = (1..PASSES).try_fold(pass()?, |met, _| match met {
+        (_, 0) => pass(),
+        met => Ok(met),
+    })?;
     drop(hushed);
     drop(absent);
     get(&vm).context("after all that")?;
-    let ours = ours.get();
     note(&format!("{outcomes:?}, {ours} of these in module_init()"));
     ensure!(ours > 0, "no fault made module_init() fail");
     Ok(())
