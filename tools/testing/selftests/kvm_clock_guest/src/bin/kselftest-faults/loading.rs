@@ -7,8 +7,7 @@
 use crate::{
     each,
     hushed::Hushed,
-    Host,
-    Outcomes, //
+    Host, //
 };
 use anyhow::{
     ensure,
@@ -17,7 +16,10 @@ use anyhow::{
 };
 use clockguest::host::tracefs_with;
 use kvm_clock_guest_selftests::{
-    fault::Kind,
+    fault::{
+        Faults,
+        Kind, //
+    },
     fixture::{
         derived,
         get, //
@@ -40,10 +42,12 @@ use std::{
     process, //
 };
 
-/// How often to go through all fault points until ours was met: how many there are before it
-/// differs from load to load, with the allocator's need of pages and a debugging kernel's own, so
-/// that two faults in a row can meet the same one, or miss one between them.
-const PASSES: u32 = 3;
+/// How many fault points there are before ours differs from load to load, with the allocator's need
+/// of pages and a debugging kernel's own: two faults in a row can meet the same one, or miss one
+/// between them. Ours is then looked for so near where it was missed...
+const NEAR: u32 = 8;
+/// ... so many times.
+const ROUNDS: u32 = 50;
 
 pub(crate) fn each_fault(host: &Host) -> Result<()> {
     let path = env::var("CLOCK_GUEST_MODULE").context("CLOCK_GUEST_MODULE is to name its file")?;
@@ -56,42 +60,76 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
     let absent = Absent(&image);
     let hushed = Hushed::new(is_about_a_fault)?;
     let to_the_end = ktap::option("to-the-end", false)?;
-    let pass = || -> Result<(Outcomes, u32)> {
-        let mut ours = 0;
-        let outcomes = each(Kind::Any, |faults, nth| {
-            trace.clear()?;
-            let (result, injected) = faults()?.nth(nth, || load(&image))?;
-            if result.is_ok() {
-                let now = require::capability(&host.kvm);
-                ensure!(now == capability, "loaded, but the capability is {now:#x}");
-                get(&vm).with_context(|| format!("loaded in spite of fault {nth}"))?;
-                unload()?;
-                // What follows is the loader's again, and KUnit's.
-                if ours > 0 && !to_the_end {
-                    return Ok((None, false));
-                }
-            } else {
-                let now = require::capability(&host.kvm);
-                ensure!(now == 0, "not loaded, but the capability is {now:#x}");
-                ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ()))
-                    .with_context(|| format!("after fault {nth}"))?;
-                ours += u32::from(trace.has_failed()?);
-            }
-            let errno = result.err().and_then(|error| error.raw_os_error());
-            Ok((errno, injected))
-        })?;
-        Ok((outcomes, ours))
+    let load_with = |faults: &Faults, nth| -> Result<(Load, bool)> {
+        trace.clear()?;
+        let (result, injected) = faults.nth(nth, || load(&image))?;
+        let now = require::capability(&host.kvm);
+        let Err(error) = result else {
+            ensure!(now == capability, "loaded, but the capability is {now:#x}");
+            get(&vm).with_context(|| format!("loaded in spite of fault {nth}"))?;
+            unload()?;
+            return Ok((Load::Done, injected));
+        };
+        ensure!(now == 0, "not loaded, but the capability is {now:#x}");
+        ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ()))
+            .with_context(|| format!("after fault {nth}"))?;
+        let load = match trace.has_failed()? {
+            true => Load::ModuleInit(error),
+            false => Load::Loader(error),
+        };
+        Ok((load, injected))
     };
-    let (outcomes, ours) = (1..PASSES).try_fold(pass()?, |met, _| match met {
-        (_, 0) => pass(),
-        met => Ok(met),
+
+    let mut ours = 0;
+    let mut last_before = 1;
+    let outcomes = each(Kind::Any, |faults, nth| {
+        let (load, injected) = load_with(&faults()?, nth)?;
+        match load {
+            // What follows is the loader's again, and KUnit's.
+            Load::Done if ours > 0 && !to_the_end => return Ok((None, false)),
+            Load::Done => (),
+            Load::ModuleInit(_) => ours += 1,
+            Load::Loader(_) => last_before = nth,
+        }
+        Ok((load.errno(), injected))
     })?;
+    note(&format!("{outcomes:?}, {ours} of these in module_init()"));
+    let near = last_before.saturating_sub(NEAR).max(1)..=last_before + NEAR;
+    let mut again = 0;
+    for nth in (0..ROUNDS).flat_map(|_| near.clone()) {
+        if ours > 0 {
+            break;
+        }
+        again += 1;
+        let (load, _) = load_with(&Faults::new(Kind::Any)?, nth)?;
+        ours += u32::from(matches!(load, Load::ModuleInit(_)));
+    }
     drop(hushed);
     drop(absent);
     get(&vm).context("after all that")?;
-    note(&format!("{outcomes:?}, {ours} of these in module_init()"));
+    if again > 0 {
+        note(&format!("{again} more loads with fault {near:?}"));
+    }
     ensure!(ours > 0, "no fault made module_init() fail");
     Ok(())
+}
+
+/// How loading the module ended.
+enum Load {
+    Done,
+    /// Failed in its module_init().
+    ModuleInit(io::Error),
+    /// Failed before.
+    Loader(io::Error),
+}
+
+impl Load {
+    fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Done => None,
+            Self::ModuleInit(error) | Self::Loader(error) => error.raw_os_error(),
+        }
+    }
 }
 
 /// What the loader says if it has no memory, and KUnit, which runs the module's tests when it is
