@@ -60,7 +60,7 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
     let absent = Absent(&image);
     let hushed = Hushed::new(is_about_a_fault)?;
     let to_the_end = ktap::option("to-the-end", false)?;
-    let load_with = |faults: &Faults, nth| -> Result<(Load, bool)> {
+    let load_with = |faults: &Faults, nth| -> Result<Load> {
         trace.clear()?;
         let (result, injected) = faults.nth(nth, || load(&image))?;
         let now = require::capability(&host.kvm);
@@ -68,68 +68,64 @@ pub(crate) fn each_fault(host: &Host) -> Result<()> {
             ensure!(now == capability, "loaded, but the capability is {now:#x}");
             get(&vm).with_context(|| format!("loaded in spite of fault {nth}"))?;
             unload()?;
-            return Ok((Load::Done, injected));
+            return Ok(Load {
+                errno: None,
+                injected,
+                in_module_init: false,
+            });
         };
         ensure!(now == 0, "not loaded, but the capability is {now:#x}");
         ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ()))
             .with_context(|| format!("after fault {nth}"))?;
-        let load = match trace.has_failed()? {
-            true => Load::ModuleInit(error),
-            false => Load::Loader(error),
-        };
-        Ok((load, injected))
+        Ok(Load {
+            errno: error.raw_os_error(),
+            injected,
+            in_module_init: trace.has_failed()?,
+        })
     };
 
     let mut ours = 0;
-    let mut last_before = 1;
-    let outcomes = each(Kind::Any, |faults, nth| {
-        let (load, injected) = load_with(&faults()?, nth)?;
-        match load {
+    let mut last_failed = 1;
+    let mut outcomes = each(Kind::Any, |faults, nth| {
+        let load = load_with(&faults()?, nth)?;
+        ours += u32::from(load.in_module_init);
+        if load.errno.is_some() {
+            last_failed = nth;
+        } else if ours > 0 && !to_the_end {
             // What follows is the loader's again, and KUnit's.
-            Load::Done if ours > 0 && !to_the_end => return Ok((None, false)),
-            Load::Done => (),
-            Load::ModuleInit(_) => ours += 1,
-            Load::Loader(_) => last_before = nth,
+            return Ok((None, false));
         }
-        Ok((load.errno(), injected))
+        Ok((load.errno, load.injected))
     })?;
-    note(&format!("{outcomes:?}, {ours} of these in module_init()"));
-    let near = last_before.saturating_sub(NEAR).max(1)..=last_before + NEAR;
+    // If ours was missed, the last one that failed is the loader's last.
+    let near = last_failed.saturating_sub(NEAR).max(1)..=last_failed + NEAR;
     let mut again = 0;
     for nth in (0..ROUNDS).flat_map(|_| near.clone()) {
         if ours > 0 {
             break;
         }
         again += 1;
-        let (load, _) = load_with(&Faults::new(Kind::Any)?, nth)?;
-        ours += u32::from(matches!(load, Load::ModuleInit(_)));
+        let load = load_with(&Faults::new(Kind::Any)?, nth)?;
+        outcomes.count(nth, load.errno, load.injected)?;
+        ours += u32::from(load.in_module_init);
     }
     drop(hushed);
     drop(absent);
     get(&vm).context("after all that")?;
-    if again > 0 {
-        note(&format!("{again} more loads with fault {near:?}"));
-    }
+    note(&format!(
+        "{outcomes:?}, {ours} of these in module_init(); {again} with faults {near:?} again"
+    ));
     ensure!(ours > 0, "no fault made module_init() fail");
     Ok(())
 }
 
-/// How loading the module ended.
-enum Load {
-    Done,
-    /// Failed in its module_init().
-    ModuleInit(io::Error),
-    /// Failed before.
-    Loader(io::Error),
-}
-
-impl Load {
-    fn errno(&self) -> Option<i32> {
-        match self {
-            Self::Done => None,
-            Self::ModuleInit(error) | Self::Loader(error) => error.raw_os_error(),
-        }
-    }
+/// How loading the module with a fault ended.
+struct Load {
+    errno: Option<i32>,
+    /// Whether there was a fault at all.
+    injected: bool,
+    /// Whether it was module_init() that failed.
+    in_module_init: bool,
 }
 
 /// What the loader says if it has no memory, and KUnit, which runs the module's tests when it is

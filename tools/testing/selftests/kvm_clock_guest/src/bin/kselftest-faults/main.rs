@@ -54,6 +54,23 @@ struct Outcomes {
     survived: u32,
 }
 
+impl Outcomes {
+    /// Counts a call with fault `nth`, which ended with this errno, and in which there was a fault
+    /// or was not: only then may it have failed, and only so.
+    fn count(&mut self, nth: u32, errno: Option<i32>, injected: bool) -> Result<()> {
+        match errno {
+            None => self.survived += u32::from(injected),
+            Some(libc::EFAULT) if injected => self.efault += 1,
+            Some(libc::ENOMEM) if injected => self.enomem += 1,
+            Some(errno) => bail!(
+                "fault {nth}, injected: {injected}, led to {}",
+                io::Error::from_raw_os_error(errno)
+            ),
+        }
+        Ok(())
+    }
+}
+
 /// Makes `call` with one fault of `kind` after the other, until it comes to none; `call` injects
 /// it, and returns the errno, whether there was a fault, and an error if anything but the fault was
 /// wrong.
@@ -64,16 +81,10 @@ fn each(
     let mut outcomes = Outcomes::default();
     for nth in 1..ENDLESS {
         let (errno, injected) = call(&|| Faults::new(kind), nth)?;
-        match errno {
-            None if !injected => return Ok(outcomes),
-            None => outcomes.survived += 1,
-            Some(libc::EFAULT) if injected => outcomes.efault += 1,
-            Some(libc::ENOMEM) if injected => outcomes.enomem += 1,
-            Some(errno) => bail!(
-                "fault {nth}, injected: {injected}, led to {}",
-                io::Error::from_raw_os_error(errno)
-            ),
+        if errno.is_none() && !injected {
+            return Ok(outcomes);
         }
+        outcomes.count(nth, errno, injected)?;
     }
     bail!("still a fault after {outcomes:?}")
 }
