@@ -26,7 +26,7 @@ use kernel::{
 
 /// Who serves the guest clock ioctls.
 pub(crate) trait ClockGuest {
-    /// What `KVM_CHECK_EXTENSION(KVM_CAP_CLOCK_GUEST)` returns.
+    /// What `KVM_CHECK_EXTENSION(KVM_CAP_VM_CLOCK_GUEST)` returns.
     const CAPABILITIES: u32;
 
     /// Serves an ioctl on a VM file descriptor; takes whatever locks it needs.

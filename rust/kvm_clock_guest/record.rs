@@ -63,7 +63,7 @@ impl Record {
         let is_new = master_clock.is_none()
             && all_matched
             && clocks.master_clock_possible()
-            && now.is_host_tsc_fit()
+            && now.is_host_tsc_stable()
             && guard
                 .try_for_each_vcpu(|vcpu| clocks.factor(vcpu).map_or(Ok(()), Err))
                 .is_ok();

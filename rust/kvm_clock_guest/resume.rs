@@ -62,7 +62,7 @@ fn look(
             is_same.then_some(()).ok_or(EAGAIN)
         })
         .ok()?;
-        if !clocks.all_matched() || !state.now.is_host_tsc_fit() {
+        if !clocks.all_matched() || !state.now.is_host_tsc_stable() {
             return None;
         }
         let status = state::status(&clocks, &state.now, state.rate.scale);

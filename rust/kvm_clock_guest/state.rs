@@ -63,7 +63,7 @@ impl<'a> State<'a> {
             each(vcpu)
         })?;
         let now = kvm::now().ok_or(ENODATA)?;
-        if !now.is_host_tsc_fit() && !fallback {
+        if !now.is_host_tsc_stable() && !fallback {
             return Err(ENODATA);
         }
         let rate = GuestRate {
@@ -85,9 +85,9 @@ pub(crate) fn status(clocks: &ClocksGuard<'_>, now: &Instant, scale: Scale) -> u
     let kept = clocks
         .kept()
         .filter(|kept| kept.relation.scale == scale)
-        .map_or(0, |_| abi::STATUS_KEPT);
-    let fit = if now.is_host_tsc_fit() {
-        abi::STATUS_HOST_TSC_FIT
+        .map_or(0, |_| abi::STATUS_PINNED);
+    let fit = if now.is_host_tsc_stable() {
+        abi::STATUS_HOST_TSC_STABLE
     } else {
         0
     };

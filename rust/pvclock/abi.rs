@@ -17,7 +17,7 @@ use zerocopy_derive::{
 
 /// `KVM_CHECK_EXTENSION` number of the capability; far outside KVM's sequence until upstream
 /// assigns one.
-pub const KVM_CAP_CLOCK_GUEST: u32 = 0xd6d9;
+pub const KVM_CAP_VM_CLOCK_GUEST: u32 = 0xd6d9;
 
 /// Capability bit: [`KVM_GET_VM_CLOCK_GUEST`], and [`KVM_SET_VM_CLOCK_GUEST`] with [`MODE_EXACT`].
 pub const CAP_EXACT: u32 = 1 << 0;
@@ -29,6 +29,10 @@ pub const CAP_FREEZE: u32 = 1 << 2;
 pub const CAP_FALLBACK: u32 = 1 << 3;
 /// Capability bit: [`KVM_GET_CLOCK_GUEST`] and [`KVM_SET_CLOCK_GUEST`].
 pub const CAP_VCPU: u32 = 1 << 4;
+/// Capability bit: [`KVM_SET_VM_CLOCK_GUEST`] with [`FLAG_RESLOPE`].
+pub const CAP_RESLOPE: u32 = 1 << 5;
+/// Capability bit: [`VmClockGuest::paused_ns`] and [`ClockGuestVcpu::steal_ns`].
+pub const CAP_STEAL: u32 = 1 << 6;
 
 /// SET mode: same host TSC domain; put the relation back bit for bit.
 pub const MODE_EXACT: u32 = 1;
@@ -41,18 +45,22 @@ pub const MODE_FREEZE: u32 = 3;
 pub const FLAG_ALLOW_BACKWARDS: u32 = 1 << 0;
 /// SET flag: accept a TSC rate beyond the tolerance (`ERANGE` otherwise).
 pub const FLAG_ALLOW_RATE_MISMATCH: u32 = 1 << 1;
-/// GET and SET flag: without a master clock, or a host TSC fit for one, do the best that is
-/// possible and tell how good that is, in [`VmClockGuest::precision_ns`] (`ENODATA` otherwise).
+/// GET and SET flag: without a master clock or a stable host TSC, do the best that is possible and
+/// report its precision in [`VmClockGuest::precision_ns`] (`ENODATA` otherwise).
 pub const FLAG_FALLBACK: u32 = 1 << 2;
+/// SET flag: if the record's slope is not that of the guest's TSC on this host, continue kvmclock
+/// from its value at the anchor with the slope of this host's TSC.
+pub const FLAG_RESLOPE: u32 = 1 << 3;
 /// All SET flags this build knows.
-pub const FLAGS_KNOWN: u32 = FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH | FLAG_FALLBACK;
+pub const FLAGS_KNOWN: u32 =
+    FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH | FLAG_FALLBACK | FLAG_RESLOPE;
 
-/// Status bit: the record is kept, i.e. was put there by SET and will not be derived anew.
-pub const STATUS_KEPT: u32 = 1 << 0;
-/// Status bit: the host TSC is this host's clocksource and is stable, so it can carry a record.
-pub const STATUS_HOST_TSC_FIT: u32 = 1 << 1;
+/// Status bit: SET made the VM's clock, and no master clock update derives it anew.
+pub const STATUS_PINNED: u32 = 1 << 0;
+/// Status bit: KVM considers the host TSC stable: the host keeps time by it, and trusts it.
+pub const STATUS_HOST_TSC_STABLE: u32 = 1 << 1;
 /// All status bits this build knows.
-pub const STATUS_KNOWN: u32 = STATUS_KEPT | STATUS_HOST_TSC_FIT;
+pub const STATUS_KNOWN: u32 = STATUS_PINNED | STATUS_HOST_TSC_STABLE;
 
 /// pvclock flag: readings of different vCPUs are comparable (`PVCLOCK_TSC_STABLE_BIT`).
 pub const PVCLOCK_TSC_STABLE: u8 = 1 << 0;
@@ -103,11 +111,11 @@ pub struct ClockGuest {
     pub tsc_timestamp: u64,
     /// kvmclock (ns) at `tsc_timestamp`.
     pub system_time: u64,
-    /// ns per shifted tick, in units of 2^-32; never 0.
+    /// ns per shifted tick, in units of 2^-32; at least 2^31.
     pub tsc_to_system_mul: u32,
     /// Left shift of ticks before the multiplication (right shift if negative), -31..=31.
     pub tsc_shift: i8,
-    /// [`PVCLOCK_TSC_STABLE`] and friends: how the host vouches for the record, not what it says.
+    /// [`PVCLOCK_TSC_STABLE`] or 0 from GET; SET takes that bit and ignores the others.
     pub flags: u8,
     /// Must be 0.
     pub pad: [u8; 2],
@@ -125,6 +133,9 @@ pub struct ClockGuestVcpu {
     pub pad: u32,
     /// L1 TSC offset in ticks, mod 2^64: what `KVM_VCPU_TSC_OFFSET` reads.
     pub tsc_offset: u64,
+    /// Steal time (ns) that an earlier SET added and that the guest's steal clock does not show
+    /// yet, as the vCPU has not run since.
+    pub steal_ns: u64,
 }
 
 /// Value of [`KVM_VCPU_TSC_SCALE`]: `struct kvm_vcpu_tsc_scale`.
@@ -193,15 +204,19 @@ pub struct VmClockGuest {
 
     /// SET out, also with `ERANGE`: guest TSC rate here minus the saved one, Hz.
     pub rate_diff_hz: i64,
+
+    /// SET in: how long the vCPUs did not run, ns; each vCPU's steal clock shows it once, with
+    /// [`ClockGuestVcpu::steal_ns`]. [`MODE_FREEZE`] ignores it. 0 from GET.
+    pub paused_ns: u64,
 }
 
 const _: () = {
     assert!(size_of::<ClockGuest>() == 32);
-    assert!(size_of::<ClockGuestVcpu>() == 16);
-    assert!(size_of::<VmClockGuest>() == 136);
+    assert!(size_of::<ClockGuestVcpu>() == 24);
+    assert!(size_of::<VmClockGuest>() == 144);
     // No implicit padding is left for the compiler to insert: `IntoBytes` would not derive.
-    assert!(KVM_GET_VM_CLOCK_GUEST == 0xc088_aed8);
-    assert!(KVM_SET_VM_CLOCK_GUEST == 0xc088_aed9);
+    assert!(KVM_GET_VM_CLOCK_GUEST == 0xc090_aed8);
+    assert!(KVM_SET_VM_CLOCK_GUEST == 0xc090_aed9);
     assert!(KVM_SET_CLOCK_GUEST == 0x4020_aed6);
     assert!(KVM_GET_CLOCK_GUEST == 0x8020_aed7);
 };

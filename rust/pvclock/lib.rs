@@ -7,7 +7,7 @@
 //!
 //! Two functions make a guest clock; all else follows from them:
 //!
-//! - L1 guest TSC at host TSC `h`, [`tsc::Relation`]: `G(h) = ((h * ratio) >> frac_bits) + offset`,
+//! - L1 guest TSC at host TSC `h`, [`tsc::TscTransform`]: `G(h) = ((h * ratio) >> frac_bits) + offset`,
 //! - kvmclock at guest TSC `g`, [`record`]:
 //!   `K(g) = system_time + (((g - tsc_timestamp) << shift) * mul >> 32)`.
 //!
@@ -17,7 +17,7 @@
 //!
 //! # Where to begin
 //!
-//! [`tsc::Relation`] and [`ClockGuest::kvmclock_ns`](abi::ClockGuest::kvmclock_ns) are the two
+//! [`tsc::TscTransform`] and [`ClockGuest::kvmclock_ns`](abi::ClockGuest::kvmclock_ns) are the two
 //! functions. What SET computes is the way of a request from the ioctl's bytes,
 //! [`abi::VmClockGuest`], over [`request::SetRequest`] to [`plan::plan`]:
 //!
@@ -49,7 +49,7 @@
 //! let advance = set(abi::MODE_ADVANCE);
 //! let mut vcpus = [request::Vcpu { id: 0, saved: None }];
 //! let ref_offset = advance.match_vcpus(&mut vcpus, &[entry]).unwrap();
-//! let now = plan::Instant {
+//! let now = plan::ClockSnapshot {
 //!     host_tsc: 5_000,
 //!     tai_ns: saved.tai_ns + 10_000_000_000,
 //!     tai_offset_s: 37,
@@ -60,14 +60,14 @@
 //!
 //! // Its TSC reads what it would have read at home, and kvmclock is the same function of it.
 //! let offset = entry.tsc_offset.wrapping_add(plan.offset_shift);
-//! let guest_tsc = tsc::Relation { scale: plan.scale, offset }.guest_tsc(now.host_tsc);
+//! let guest_tsc = tsc::TscTransform { scale: plan.scale, offset }.guest_tsc(now.host_tsc);
 //! assert_eq!(guest_tsc, saved.guest_tsc + 20_000_000_000);
 //! assert_eq!(plan.record, saved.record);
 //! assert_eq!(plan.record.kvmclock_ns(guest_tsc), 12_000_000_000);
 //!
 //! // Exact is for the host that the guest was saved on; this one's TSC has not come as far.
 //! let exact = set(abi::MODE_EXACT);
-//! assert_eq!(plan::plan(&exact, ref_offset, &now, here), Err(plan::Refusal::Stale));
+//! assert_eq!(plan::plan(&exact, ref_offset, &now, here), Err(plan::PlanError::Stale));
 //! ```
 
 // Only the root of a crate may carry `no_std`; in the kernel this is a module of one.

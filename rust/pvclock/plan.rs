@@ -12,7 +12,7 @@ use super::{
     },
     tsc::{
         is_ahead,
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -22,7 +22,7 @@ const NSEC_PER_SEC: i128 = 1_000_000_000;
 
 /// One instant of this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Instant {
+pub struct ClockSnapshot {
     /// Host TSC, ticks.
     pub host_tsc: u64,
     /// `CLOCK_TAI`, ns.
@@ -35,13 +35,13 @@ pub struct Instant {
     pub boot_offset_ns: i64,
     /// Host TSC ticks between the two readings that `host_tsc` lies in the middle of, and the other
     /// clocks were read between; 0 if all was read as one.
-    pub spread: u64,
+    pub read_window: u64,
 }
 
-impl Instant {
+impl ClockSnapshot {
     /// Whether the host keeps its time by a stable TSC, so that all was read as one.
-    pub const fn is_host_tsc_fit(&self) -> bool {
-        self.spread == 0
+    pub const fn is_host_tsc_stable(&self) -> bool {
+        self.read_window == 0
     }
 
     /// KVM's base of kvmclock: `CLOCK_MONOTONIC_RAW` plus time suspended, ns.
@@ -54,7 +54,7 @@ impl Instant {
     /// saturating.
     pub fn precision_ns(&self, host_khz: u32) -> u32 {
         const NSEC_PER_MSEC: u64 = 1_000_000;
-        let ticks = self.spread.div_ceil(2);
+        let ticks = self.read_window.div_ceil(2);
         let ns = ticks
             .saturating_mul(NSEC_PER_MSEC)
             .div_ceil(u64::from(host_khz.max(1)));
@@ -64,7 +64,7 @@ impl Instant {
 
 /// Why a well-formed request cannot be carried out here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum PlanError {
     /// The TSC rates differ by more than is tolerated: `ERANGE`.
     RateMismatch,
     /// Exact, but the anchor lies ahead of this host's TSC: `ESTALE`.
@@ -95,8 +95,8 @@ impl Plan {
     /// whose KVM says that kvmclock was `told_ns` at `now`, for the vCPU whose TSC is `relation`.
     pub fn precision_unkept_ns(
         &self,
-        relation: Relation,
-        now: &Instant,
+        relation: TscTransform,
+        now: &ClockSnapshot,
         told_ns: u64,
         host_khz: u32,
     ) -> u32 {
@@ -130,13 +130,13 @@ pub fn rate_diff_hz(request: &SetRequest, here: GuestRate) -> i64 {
 ///
 /// # Errors
 ///
-/// See [`Refusal`].
+/// See [`PlanError`].
 pub fn plan(
     request: &SetRequest,
     ref_offset: u64,
-    now: &Instant,
+    now: &ClockSnapshot,
     here: GuestRate,
-) -> Result<Plan, Refusal> {
+) -> Result<Plan, PlanError> {
     let saved = &request.saved;
     let scale = match request.mode {
         Mode::Exact => exact_scale(request.rate.scale, here),
@@ -145,11 +145,11 @@ pub fn plan(
     let scale = match scale {
         Some(scale) => scale,
         None if request.allow_rate_mismatch => here.scale,
-        None => return Err(Refusal::RateMismatch),
+        None => return Err(PlanError::RateMismatch),
     };
 
     let elapsed_ticks = match request.mode {
-        Mode::Exact if is_ahead(saved.host_tsc, now.host_tsc) => return Err(Refusal::Stale),
+        Mode::Exact if is_ahead(saved.host_tsc, now.host_tsc) => return Err(PlanError::Stale),
         Mode::Exact => {
             return Ok(Plan {
                 offset_shift: 0,
@@ -164,9 +164,9 @@ pub fn plan(
     let guest_tsc = saved.guest_tsc.wrapping_add_signed(elapsed_ticks);
     // Beyond half the ring, going on could not be told from going back.
     if elapsed_ticks > 0 && is_ahead(saved.record.tsc_timestamp, guest_tsc) {
-        return Err(Refusal::Unrepresentable);
+        return Err(PlanError::Unrepresentable);
     }
-    let relation = Relation::through(here.scale, now.host_tsc, guest_tsc);
+    let relation = TscTransform::through(here.scale, now.host_tsc, guest_tsc);
     let record = saved.record.not_ahead_of(guest_tsc);
     let pairing_ns = match request.mode {
         // Takes no notice of the time of day.
@@ -176,7 +176,7 @@ pub fn plan(
     Ok(Plan {
         offset_shift: relation.offset.wrapping_sub(ref_offset),
         scale,
-        record: record.ok_or(Refusal::Unrepresentable)?,
+        record: record.ok_or(PlanError::Unrepresentable)?,
         precision_ns: saved.precision_ns.saturating_add(pairing_ns),
     })
 }
@@ -198,7 +198,7 @@ fn exact_scale(saved: Scale, here: GuestRate) -> Option<Scale> {
 }
 
 /// Guest ticks from the anchor to `now`, by TAI and at the saved rate.
-fn elapsed_ticks(request: &SetRequest, now: &Instant) -> Result<i64, Refusal> {
+fn elapsed_ticks(request: &SetRequest, now: &ClockSnapshot) -> Result<i64, PlanError> {
     let saved = &request.saved;
     let mut elapsed = i128::from(now.tai_ns) - i128::from(saved.tai_ns);
     // Where one side does not know TAI - UTC its "TAI" is UTC, and the difference of the two would
@@ -208,12 +208,12 @@ fn elapsed_ticks(request: &SetRequest, now: &Instant) -> Result<i64, Refusal> {
         elapsed -= offset_diff * NSEC_PER_SEC;
     }
     if elapsed < 0 && !request.allow_backwards {
-        return Err(Refusal::Backwards);
+        return Err(PlanError::Backwards);
     }
     let ticks = u64::try_from(elapsed.unsigned_abs())
         .ok()
         .and_then(|ns| request.rate.ticks(ns))
         .and_then(|ticks| i64::try_from(ticks).ok())
-        .ok_or(Refusal::Unrepresentable)?;
+        .ok_or(PlanError::Unrepresentable)?;
     Ok(if elapsed < 0 { -ticks } else { ticks })
 }

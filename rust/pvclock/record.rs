@@ -29,7 +29,7 @@
 //! // Whoever moves a record to where nothing is rounded, changes no later reading.
 //! let moved = record.not_ahead_of(999).unwrap();
 //! let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
-//! assert_eq!(ticks, 1 << record.lattice_bits());
+//! assert_eq!(ticks, 1 << record.exact_step_log2());
 //! assert!((1_000..2_000).all(|tsc| moved.kvmclock_ns(tsc) == record.kvmclock_ns(tsc)));
 //! ```
 
@@ -60,11 +60,11 @@ impl ClockGuest {
 
     /// The lossless lattice: kvmclock is a whole number of ns, with nothing floored away, every so
     /// many ticks from `tsc_timestamp` on. Returned as a power of 2, i.e. the lattice's step is `1
-    /// << lattice_bits()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.
+    /// << exact_step_log2()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.
     ///
     /// A record that is moved by whole steps reads the same afterwards at every later TSC. Moved to
     /// any other tick it loses up to 1 ns.
-    pub const fn lattice_bits(&self) -> u32 {
+    pub const fn exact_step_log2(&self) -> u32 {
         let shift = self.tsc_shift as i32;
         let right = if shift < 0 { shift.unsigned_abs() } else { 0 };
         let left = if shift > 0 { shift.unsigned_abs() } else { 0 };
@@ -73,7 +73,7 @@ impl ClockGuest {
     }
 
     /// The same clock by a record that does not lie ahead of guest TSC `guest_tsc` (ticks): itself,
-    /// or else itself moved back along the [lattice](Self::lattice_bits).
+    /// or else itself moved back along the [lattice](Self::exact_step_log2).
     ///
     /// Guests take the ticks since `tsc_timestamp` for unsigned, so a record ahead of their TSC
     /// would send them centuries into the future.
@@ -85,7 +85,7 @@ impl ClockGuest {
         }
         // Below 2^63, as it is ahead; so is the step, hence the sum is below 2^64.
         let ahead = self.tsc_timestamp.wrapping_sub(guest_tsc);
-        let step = match 1u64.checked_shl(self.lattice_bits()) {
+        let step = match 1u64.checked_shl(self.exact_step_log2()) {
             Some(step) => step,
             None => return None,
         };

@@ -13,7 +13,7 @@ use super::{
     rate::GuestRate,
     tsc::{
         is_ahead,
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -34,7 +34,7 @@ pub enum Invalid {
     /// (`tsc_ratio`, `tsc_frac_bits`) is no scaling ratio, or a rate is 0.
     NoRate,
     /// `guest_tsc` or `kvmclock_ns` is not what the offset and the record say at `host_tsc`.
-    Contradiction,
+    Inconsistent,
     /// `tsc_timestamp` lies ahead of the guest's TSC, so that the guest cannot read the record yet.
     RecordAhead,
     /// A vCPU id appears twice.
@@ -218,10 +218,10 @@ impl SetRequest {
     ///
     /// # Errors
     ///
-    /// [`Invalid::Contradiction`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
+    /// [`Invalid::Inconsistent`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
     /// record say at the anchor, [`Invalid::RecordAhead`] if the record lies ahead.
     pub fn check_reference(&self, offset: u64) -> Result<(), Invalid> {
-        let relation = Relation {
+        let relation = TscTransform {
             scale: self.rate.scale,
             offset,
         };
@@ -229,7 +229,7 @@ impl SetRequest {
         if guest_tsc != self.saved.guest_tsc
             || self.saved.record.kvmclock_ns(guest_tsc) != self.saved.kvmclock_ns
         {
-            return Err(Invalid::Contradiction);
+            return Err(Invalid::Inconsistent);
         }
         if is_ahead(self.saved.record.tsc_timestamp, guest_tsc) {
             return Err(Invalid::RecordAhead);

@@ -73,10 +73,10 @@ impl Scale {
 /// # Example
 ///
 /// ```
-/// use pvclock::tsc::{is_ahead, Relation, Scale};
+/// use pvclock::tsc::{is_ahead, TscTransform, Scale};
 ///
 /// // A guest that booted, with its TSC at 0, when the host's was 7,000,000: a "negative" offset.
-/// let relation = Relation::through(Scale::IDENTITY, 7_000_000, 0);
+/// let relation = TscTransform::through(Scale::IDENTITY, 7_000_000, 0);
 /// assert_eq!(relation.offset, 7_000_000u64.wrapping_neg());
 /// assert_eq!(relation.guest_tsc(7_000_042), 42);
 /// // A tick before that its TSC was 2^64 - 1, and not ahead of what came then.
@@ -84,14 +84,14 @@ impl Scale {
 /// assert!(is_ahead(0, u64::MAX));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Relation {
+pub struct TscTransform {
     /// Scaling ratio of the vCPU.
     pub scale: Scale,
     /// L1 TSC offset of the vCPU, ticks.
     pub offset: u64,
 }
 
-impl Relation {
+impl TscTransform {
     /// The guest TSC (ticks) at host TSC `host_tsc` (ticks).
     pub const fn guest_tsc(self, host_tsc: u64) -> u64 {
         self.scale.apply(host_tsc).wrapping_add(self.offset)

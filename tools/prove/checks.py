@@ -86,8 +86,8 @@ def advance(m, saved, saved_offset, now, now_offset, khz, ratio, frac_bits, expe
     return expected == (None if count is None or count >= 2**63 else number(m.signed_ticks(elapsed, u64(count))))
 
 
-def precision(m, spread, khz, expected):
-    return number(m.precision_ns(IntVal(spread), IntVal(khz))) == expected
+def precision(m, read_window, khz, expected):
+    return number(m.precision_ns(IntVal(read_window), IntVal(khz))) == expected
 
 
 EVALUATORS = {

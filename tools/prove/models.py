@@ -87,11 +87,11 @@ class Source:
         return If(self.is_identity(scale), ticks, Extract(63, 0, shifted))
 
     def guest_tsc(self, scale, offset, host_tsc):
-        """Relation::guest_tsc"""
+        """TscTransform::guest_tsc"""
         return self.apply(scale, host_tsc) + offset
 
     def through(self, scale, host_tsc, guest_tsc):
-        """Relation::through: the offset"""
+        """TscTransform::through: the offset"""
         return guest_tsc - self.apply(scale, host_tsc)
 
     def is_ahead(self, a, b):
@@ -113,8 +113,8 @@ class Source:
         ns = Extract(95, 32, self.mul(self.shifted(record, ticks), record.mul))
         return record.system_time + ns
 
-    def lattice_bits(self, record):
-        """ClockGuest::lattice_bits"""
+    def exact_step_log2(self, record):
+        """ClockGuest::exact_step_log2"""
         zero = BitVecVal(0, 32)
         right = If(record.shift < 0, unsigned_abs(record.shift), zero)
         left = If(record.shift > 0, unsigned_abs(record.shift), zero)
@@ -128,7 +128,7 @@ class Source:
         """ClockGuest::not_ahead_of: (is some, the record)"""
         is_ahead = self.is_ahead(record.tsc_timestamp, guest_tsc)
         ahead = record.tsc_timestamp - guest_tsc
-        bits = self.lattice_bits(record)
+        bits = self.exact_step_log2(record)
         has_step = ULT(bits, 64)
         step = BitVecVal(1, 64) << ZeroExt(32, bits)
         path = And(is_ahead, has_step)
@@ -253,9 +253,9 @@ class Source:
 
     # plan.rs
 
-    def precision_ns(self, spread, host_khz):
+    def precision_ns(self, read_window, host_khz):
         """Instant::precision_ns, on integers"""
-        ticks = (spread + 1) / 2
+        ticks = (read_window + 1) / 2
         khz = If(host_khz < 1, 1, host_khz)
         product = If(ticks * NSEC_PER_MSEC < 2**64, ticks * NSEC_PER_MSEC, 2**64 - 1)
         ns = (product + khz - 1) / khz

@@ -85,9 +85,9 @@ def khz_of_factor(mul, shift):
     return khz if khz < U64 else None
 
 
-def precision_ns(spread, khz):
-    """Half the spread, in ns, rounded up to whole ticks first; at most 2^32 - 1."""
-    return min(ceil(Fraction(ceil(Fraction(spread, 2)) * 10**6, max(khz, 1))), 2**32 - 1)
+def precision_ns(read_window, khz):
+    """Half the read_window, in ns, rounded up to whole ticks first; at most 2^32 - 1."""
+    return min(ceil(Fraction(ceil(Fraction(read_window, 2)) * 10**6, max(khz, 1))), 2**32 - 1)
 
 
 def elapsed_ns(saved_tai, saved_offset, now_tai, now_offset):

@@ -130,7 +130,7 @@ def advance_rows(numbers):
 def precision_rows(numbers):
     spreads = [0, 1, 2, 3, 100, KHZ, 2**45, 2**46, MAX - 1, MAX] + [numbers.bits(64) for _ in range(6)]
     rates = [1, 1_000_000, KHZ, 2**32 - 1, 0]
-    return [(spread, khz, reference.precision_ns(spread, khz)) for spread in spreads for khz in rates]
+    return [(read_window, khz, reference.precision_ns(read_window, khz)) for read_window in spreads for khz in rates]
 
 
 # name, types of the fields, what the fields are, and the generator

@@ -132,7 +132,7 @@ def with_module():
 
 def without_module():
     return [
-        Check("patched, clock-guest=on", "patched", "kvm-clock", 1, [], judge.refuses("clock-guest=on requires KVM_CAP_CLOCK_GUEST"),
+        Check("patched, clock-guest=on", "patched", "kvm-clock", 1, [], judge.refuses("clock-guest=on requires KVM_CAP_VM_CLOCK_GUEST"),
               ["refuses to start"], ["clock-guest=on"]),
         Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
               last(judge.measured), [STOP], ["clock-guest=auto"]),

@@ -40,7 +40,7 @@ mod nr {
 
 /// The pvclock record of a vCPU, as proposed on the kernel list; `version` and padding are 0.
 ///
-/// Works while the vCPU runs. Needs `KVM_CAP_CLOCK_GUEST` with `CAP_VCPU`.
+/// Works while the vCPU runs. Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_VCPU`.
 ///
 /// # Errors
 ///
@@ -72,7 +72,7 @@ pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
 
 /// Makes `record`, which is for this vCPU, kvmclock of its whole VM.
 ///
-/// Works while vCPUs run. Needs `KVM_CAP_CLOCK_GUEST` with `CAP_VCPU`.
+/// Works while vCPUs run. Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_VCPU`.
 ///
 /// # Errors
 ///

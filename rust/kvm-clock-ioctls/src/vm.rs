@@ -9,7 +9,7 @@ use pvclock::abi::{
     ClockGuestVcpu,
     VmClockGuest,
     FLAG_FALLBACK,
-    KVM_CAP_CLOCK_GUEST, //
+    KVM_CAP_VM_CLOCK_GUEST, //
 };
 use serde::{
     Deserialize,
@@ -59,7 +59,7 @@ impl VmClock {
     }
 }
 
-/// `KVM_CAP_CLOCK_GUEST` of `vm`: a set of [`CAP_*`](pvclock::abi::CAP_EXACT) bits, 0 without the
+/// `KVM_CAP_VM_CLOCK_GUEST` of `vm`: a set of [`CAP_*`](pvclock::abi::CAP_EXACT) bits, 0 without the
 /// `kvm_clock_guest` module.
 ///
 /// # Example
@@ -71,14 +71,14 @@ impl VmClock {
 /// assert!(clock_guest_cap(&vm) & CAP_EXACT != 0, "the kvm_clock_guest module is not loaded");
 /// ```
 pub fn clock_guest_cap(vm: &VmFd) -> u32 {
-    let bits = vm.check_extension_raw(KVM_CAP_CLOCK_GUEST.into());
+    let bits = vm.check_extension_raw(KVM_CAP_VM_CLOCK_GUEST.into());
     // A kernel that does not even have the hook says 0; a negative answer is an errno.
     u32::try_from(bits).unwrap_or(0)
 }
 
 /// Reads the clocks of `vm`, all at one host TSC value; changes nothing, and works while vCPUs run.
 ///
-/// Needs `KVM_CAP_CLOCK_GUEST` with `CAP_EXACT`.
+/// Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_EXACT`.
 ///
 /// # Errors
 ///
@@ -106,7 +106,7 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 /// As [`get_vm_clock_guest`], but without a master clock or a host TSC fit for one it reads what
 /// KVM's clock says, and tells in `header.precision_ns` how good that is.
 ///
-/// Needs `KVM_CAP_CLOCK_GUEST` with `CAP_FALLBACK`.
+/// Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_FALLBACK`.
 ///
 /// # Errors
 ///
@@ -159,7 +159,7 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// Writes the clocks of `vm`, all or none; the caller sets `clock.header.mode` and `.flags`.
 ///
 /// `clock.header.rate_diff_hz` (Hz) is filled in, with `ERANGE` too; on success, also `status` and
-/// `precision_ns`. Needs `KVM_CAP_CLOCK_GUEST` with the mode's bit.
+/// `precision_ns`. Needs `KVM_CAP_VM_CLOCK_GUEST` with the mode's bit.
 ///
 /// # Errors
 ///

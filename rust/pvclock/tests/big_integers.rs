@@ -12,7 +12,7 @@ use pvclock::{
     },
     plan::{
         self,
-        Instant, //
+        ClockSnapshot, //
     },
     rate::{
         self,
@@ -26,7 +26,7 @@ use pvclock::{
     tsc::{
         self,
         is_ahead,
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -91,9 +91,9 @@ proptest! {
 
     #[test]
     fn relation_goes_through(scale in scale(), host in number(), guest in number(), offset_diff in number()) {
-        let relation = Relation::through(scale, host, guest);
+        let relation = TscTransform::through(scale, host, guest);
         prop_assert_eq!(relation.guest_tsc(host), guest);
-        let other = Relation { scale, offset: relation.offset.wrapping_add(offset_diff) };
+        let other = TscTransform { scale, offset: relation.offset.wrapping_add(offset_diff) };
         prop_assert_eq!(other.guest_tsc(host).wrapping_sub(guest), offset_diff);
     }
 
@@ -141,9 +141,9 @@ proptest! {
     }
 
     #[test]
-    fn precision_rounds_up(spread in number(), khz in 1u32..) {
-        let instant = Instant { spread, ..Default::default() };
-        prop_assert_eq!(instant.precision_ns(khz), oracle::precision_ns(spread, khz));
+    fn precision_rounds_up(read_window in number(), khz in 1u32..) {
+        let instant = ClockSnapshot { read_window, ..Default::default() };
+        prop_assert_eq!(instant.precision_ns(khz), oracle::precision_ns(read_window, khz));
     }
 
     /// At full width and of either sign: whole days, centuries, and what fits no counter.
@@ -159,7 +159,7 @@ proptest! {
         header.flags = abi::FLAG_ALLOW_BACKWARDS;
         // Without a left shift the record can go back as far as it must.
         header.record.tsc_shift = -1;
-        let now = Instant {
+        let now = ClockSnapshot {
             host_tsc: now_tsc,
             tai_ns: near.map_or(now_tai, |near| taken.wrapping_add(near)),
             tai_offset_s: offsets.1,
@@ -174,13 +174,13 @@ proptest! {
         let expected = oracle::advanced(&header, &elapsed, request.rate);
         let planned = plan::plan(&request, vcpus[0].tsc_offset, &now, request.rate).ok().map(|plan| {
             let offset = vcpus[0].tsc_offset.wrapping_add(plan.offset_shift);
-            Relation { scale, offset }.guest_tsc(now.host_tsc)
+            TscTransform { scale, offset }.guest_tsc(now.host_tsc)
         });
         prop_assert_eq!(planned, expected);
 
         let mut forwards = request;
         forwards.allow_backwards = false;
-        let refused = plan::plan(&forwards, vcpus[0].tsc_offset, &now, request.rate) == Err(plan::Refusal::Backwards);
+        let refused = plan::plan(&forwards, vcpus[0].tsc_offset, &now, request.rate) == Err(plan::PlanError::Backwards);
         prop_assert_eq!(refused, is_back);
     }
 }

@@ -17,14 +17,14 @@ use pvclock::{
     plan::{
         plan,
         rate_diff_hz,
-        Instant,
+        ClockSnapshot,
         Plan,
-        Refusal, //
+        PlanError, //
     },
     rate::GuestRate,
     request::SetRequest,
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -48,20 +48,20 @@ fn here(khz: u32, scale: Scale) -> GuestRate {
 fn planned(
     header: VmClockGuest,
     ref_offset: u64,
-    now: Instant,
+    now: ClockSnapshot,
     rate: GuestRate,
-) -> Result<u64, Refusal> {
+) -> Result<u64, PlanError> {
     let request = SetRequest::new(header).unwrap();
     let shift = plan(&request, ref_offset, &now, rate)?.offset_shift;
-    let relation = Relation {
+    let relation = TscTransform {
         scale: rate.scale,
         offset: ref_offset.wrapping_add(shift),
     };
     Ok(relation.guest_tsc(now.host_tsc))
 }
 
-fn at(header: &VmClockGuest, elapsed_ns: i64) -> Instant {
-    Instant {
+fn at(header: &VmClockGuest, elapsed_ns: i64) -> ClockSnapshot {
+    ClockSnapshot {
         // Another domain: its counter has nothing to do with the saved one.
         host_tsc: 987_654_321,
         tai_ns: header.tai_ns + elapsed_ns,
@@ -109,7 +109,7 @@ proptest! {
     fn exact_changes_no_bit(later in 0u64..1 << 62, khz in 1u32.., scale in scales()) {
         // The same counter, whatever it was calibrated to: a live update by kexec.
         let (header, vcpus) = saved(abi::MODE_EXACT, scale);
-        let now = Instant { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
+        let now = ClockSnapshot { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
         let request = SetRequest::new(header).unwrap();
         let expected = Plan { offset_shift: 0, scale, record: request.saved.record, precision_ns: 0 };
         prop_assert_eq!(plan(&request, vcpus[0].tsc_offset, &now, here(khz, scale)), Ok(expected));
@@ -121,7 +121,7 @@ proptest! {
     ) {
         let scale = |ratio| Scale::new(ratio, 32).unwrap();
         let (header, vcpus) = saved(abi::MODE_EXACT, scale(ratio));
-        let now = Instant { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
+        let now = ClockSnapshot { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
         let here = here(HOST_KHZ, scale(ratio.wrapping_add_signed(ratio as i64 / 1_000_000 * ppm)));
         let planned = plan(&SetRequest::new(header).unwrap(), vcpus[0].tsc_offset, &now, here);
         // The bounds are those of two rates in Hz; what is that close to them may be either.
@@ -130,7 +130,7 @@ proptest! {
                 let planned = planned.unwrap();
                 prop_assert_eq!((planned.scale, planned.offset_shift), (scale(ratio), 0));
             }
-            252.. => prop_assert_eq!(planned, Err(Refusal::RateMismatch)),
+            252.. => prop_assert_eq!(planned, Err(PlanError::RateMismatch)),
             _ => {}
         }
     }
@@ -145,7 +145,7 @@ proptest! {
         header.flags = abi::FLAGS_KNOWN;
         (header.host_tsc, header.guest_tsc, header.tai_ns) = (host_tsc, guest_tsc, tai as i64);
         (header.host_tsc_khz, header.tsc_ratio, header.tsc_frac_bits) = (khz.0, ratio, frac_bits);
-        let now = Instant { host_tsc: now_tsc, tai_ns: now_tai as i64, ..Default::default() };
+        let now = ClockSnapshot { host_tsc: now_tsc, tai_ns: now_tai as i64, ..Default::default() };
         if let (Ok(request), Some(scale)) = (SetRequest::new(header), Scale::new(here_ratio, frac_bits)) {
             let _ = rate_diff_hz(&request, here(khz.1, scale));
             let _ = plan(&request, offset, &now, here(khz.1, scale));
@@ -156,14 +156,14 @@ proptest! {
 #[test]
 fn exact_refuses_an_anchor_in_the_future() {
     let (header, vcpus) = saved(abi::MODE_EXACT, Scale::IDENTITY);
-    let now = Instant {
+    let now = ClockSnapshot {
         host_tsc: header.host_tsc - 1,
         ..at(&header, 0)
     };
     let rate = HOME;
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
-        Err(Refusal::Stale)
+        Err(PlanError::Stale)
     );
 }
 
@@ -171,14 +171,14 @@ fn exact_refuses_an_anchor_in_the_future() {
 fn exact_refuses_another_ratio() {
     let half = Scale::new(1 << 31, 32).unwrap();
     let (header, vcpus) = saved(abi::MODE_EXACT, half);
-    let now = Instant {
+    let now = ClockSnapshot {
         host_tsc: header.host_tsc,
         ..at(&header, 0)
     };
     let rate = HOME;
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
-        Err(Refusal::RateMismatch)
+        Err(PlanError::RateMismatch)
     );
     // A host that can scale and does not is no other rate than one that cannot.
     let (header, vcpus) = saved(abi::MODE_EXACT, Scale::new(1 << 32, 32).unwrap());
@@ -194,7 +194,7 @@ fn advance_goes_backwards_only_if_allowed() {
     let (now, rate) = (at(&header, -1_000_000), HOME);
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
-        Err(Refusal::Backwards)
+        Err(PlanError::Backwards)
     );
     header.flags = abi::FLAG_ALLOW_BACKWARDS;
     assert_eq!(

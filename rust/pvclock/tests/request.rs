@@ -60,9 +60,9 @@ fn headers_are_refused_by_reason() {
         (Invalid::NoRate, |h| {
             (h.tsc_ratio, h.tsc_frac_bits) = (1, 64)
         }),
-        (Invalid::Contradiction, |h| h.guest_tsc += 1),
-        (Invalid::Contradiction, |h| h.kvmclock_ns -= 1),
-        (Invalid::Contradiction, |h| h.host_tsc += 1),
+        (Invalid::Inconsistent, |h| h.guest_tsc += 1),
+        (Invalid::Inconsistent, |h| h.kvmclock_ns -= 1),
+        (Invalid::Inconsistent, |h| h.host_tsc += 1),
         (Invalid::RecordAhead, |h| {
             h.record.tsc_timestamp = h.guest_tsc + 1;
             h.kvmclock_ns = h.record.kvmclock_ns(h.guest_tsc);

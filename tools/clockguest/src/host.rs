@@ -30,7 +30,7 @@ pub enum Unavailable {
     NotVendorKvm,
     /// The capability of the module is absent.
     #[error(
-        "KVM_CAP_CLOCK_GUEST is {0:#x} here, method atomic needs bit {need:#x}: load the \
+        "KVM_CAP_VM_CLOCK_GUEST is {0:#x} here, method atomic needs bit {need:#x}: load the \
          kvm_clock_guest module into a kernel that has its KVM hook series",
         need = abi::CAP_EXACT
     )]

@@ -45,7 +45,7 @@ pub struct Info {
     pub kvm_vendor_module: Option<&'static str>,
     /// The `kvm_clock_guest` module is loaded.
     pub kvm_clock_guest_loaded: bool,
-    /// `KVM_CAP_CLOCK_GUEST`'s bits by name; empty without the module.
+    /// `KVM_CAP_VM_CLOCK_GUEST`'s bits by name; empty without the module.
     pub clock_guest_cap: Vec<String>,
     /// The host's clocksource.
     pub clocksource: Option<String>,
@@ -145,7 +145,7 @@ impl Info {
                 .into(),
             ),
             (
-                "KVM_CAP_CLOCK_GUEST",
+                "KVM_CAP_VM_CLOCK_GUEST",
                 match self.clock_guest_cap.as_slice() {
                     [] => "0".into(),
                     names => names.join(", "),

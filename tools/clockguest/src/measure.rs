@@ -25,7 +25,7 @@ use pvclock::{
     abi::ClockGuest,
     tsc::{
         is_ahead,
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -47,10 +47,10 @@ pub struct TscRelation {
 }
 
 impl TscRelation {
-    pub(crate) fn relation(self) -> Result<Relation, Contradiction> {
+    pub(crate) fn relation(self) -> Result<TscTransform, Contradiction> {
         let scale = Scale::new(self.ratio, self.frac_bits)
             .ok_or(Contradiction::Ratio(self.ratio, self.frac_bits))?;
-        Ok(Relation {
+        Ok(TscTransform {
             scale,
             offset: self.offset,
         })
@@ -326,7 +326,7 @@ fn error_of(
 }
 
 /// The host TSC at which the guest TSC becomes `guest_tsc`, at or after `host_before`.
-fn host_tsc_of(relation: Relation, guest_tsc: u64, host_before: u64) -> u64 {
+fn host_tsc_of(relation: TscTransform, guest_tsc: u64, host_before: u64) -> u64 {
     if relation.scale.is_identity() {
         return guest_tsc.wrapping_sub(relation.offset);
     }

@@ -8,14 +8,14 @@ use crate::{
 };
 use pvclock::{
     abi::ClockGuest,
-    plan::Instant,
+    plan::ClockSnapshot,
     rate::{
         Factor,
         GuestRate, //
     },
     tsc::{
         is_ahead,
-        Relation, //
+        TscTransform, //
     },
 };
 use zerocopy::{
@@ -72,7 +72,7 @@ fn functions_of_time(input: &Input) {
 
     let scale = input::scale(input.ratio, input.frac_bits);
     assert_eq!(scale.apply(tsc), oracle::scaled(scale, tsc), "{scale:x?}");
-    let relation = Relation::through(scale, input.other_tsc, tsc);
+    let relation = TscTransform::through(scale, input.other_tsc, tsc);
     assert_eq!(relation.guest_tsc(input.other_tsc), tsc);
     assert_eq!(
         relation.offset,
@@ -119,9 +119,9 @@ fn rates(input: &Input) {
     };
     assert_eq!(factor.khz(), oracle::implied_khz(factor));
 
-    let instant = Instant {
-        spread: input.ns,
-        ..Instant::default()
+    let instant = ClockSnapshot {
+        read_window: input.ns,
+        ..ClockSnapshot::default()
     };
     let khz = input.host_khz.max(1);
     assert_eq!(

@@ -12,9 +12,9 @@ use pvclock::{
     abi::VmClockGuest,
     plan::{
         self,
-        Instant,
+        ClockSnapshot,
         Plan,
-        Refusal, //
+        PlanError, //
     },
     rate::GuestRate,
     request::{
@@ -22,7 +22,7 @@ use pvclock::{
         SetRequest, //
     },
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -42,7 +42,7 @@ struct Input {
     tai_ns: i64,
     monotonic_raw_ns: i64,
     boot_offset_ns: i64,
-    spread: u64,
+    read_window: u64,
     ratio: u64,
     told_ns: u64,
     tai_offset_s: i32,
@@ -61,13 +61,13 @@ pub fn plan(bytes: &[u8]) {
     let Some(request) = request(&input) else {
         return;
     };
-    let now = Instant {
+    let now = ClockSnapshot {
         host_tsc: input.host_tsc,
         tai_ns: input.tai_ns,
         tai_offset_s: input.tai_offset_s,
         monotonic_raw_ns: input.monotonic_raw_ns,
         boot_offset_ns: input.boot_offset_ns,
-        spread: input.spread,
+        read_window: input.read_window,
     };
     let here = GuestRate {
         host_khz: input.host_khz,
@@ -113,7 +113,7 @@ fn request(input: &Input) -> Option<SetRequest> {
 struct Case {
     request: SetRequest,
     ref_offset: u64,
-    now: Instant,
+    now: ClockSnapshot,
     here: GuestRate,
 }
 
@@ -121,10 +121,10 @@ impl Case {
     fn ensure_planned(&self, plan: &Plan, told_ns: u64) {
         let (request, saved, now) = (&self.request, &self.request.saved, &self.now);
         for refusal in [
-            Refusal::RateMismatch,
-            Refusal::Stale,
-            Refusal::Backwards,
-            Refusal::Unrepresentable,
+            PlanError::RateMismatch,
+            PlanError::Stale,
+            PlanError::Backwards,
+            PlanError::Unrepresentable,
         ] {
             assert!(!self.has(refusal), "no {refusal:?}: {self:x?}");
         }
@@ -146,13 +146,13 @@ impl Case {
         }
         if request.mode == Mode::Advance {
             let khz = self.here.host_khz.max(1);
-            precision_ns += u64::from(oracle::precision_ns(now.spread, khz));
+            precision_ns += u64::from(oracle::precision_ns(now.read_window, khz));
         }
         let saturated = |ns: u64| u32::try_from(ns).unwrap_or(u32::MAX);
         assert_eq!(plan.precision_ns, saturated(precision_ns), "{self:x?}");
 
         // Where KVM's clock goes on instead.
-        let relation = Relation {
+        let relation = TscTransform {
             scale: plan.scale,
             offset,
         };
@@ -163,28 +163,28 @@ impl Case {
             .wrapping_sub(due_ns)
             .min(due_ns.wrapping_sub(told_ns));
         let sum = u64::from(saturated(off_by_ns))
-            + u64::from(oracle::precision_ns(now.spread, khz))
+            + u64::from(oracle::precision_ns(now.read_window, khz))
             + u64::from(plan.precision_ns);
         assert_eq!(unkept_ns, saturated(sum), "{self:x?}");
     }
 
     /// Whether there is this reason to refuse.
-    fn has(&self, refusal: Refusal) -> bool {
+    fn has(&self, refusal: PlanError) -> bool {
         let (request, saved) = (&self.request, &self.request.saved);
         let elapsed = oracle::elapsed_ns(saved, &self.now);
         match refusal {
-            Refusal::RateMismatch => !request.allow_rate_mismatch && !self.is_same_rate(),
-            Refusal::Stale => {
+            PlanError::RateMismatch => !request.allow_rate_mismatch && !self.is_same_rate(),
+            PlanError::Stale => {
                 let passed = self.now.host_tsc.wrapping_sub(saved.host_tsc);
                 request.mode == Mode::Exact && passed > 1 << 63
             }
-            Refusal::Backwards => {
+            PlanError::Backwards => {
                 request.mode == Mode::Advance
                     && !request.allow_backwards
                     && elapsed.sign() == Sign::Minus
             }
-            Refusal::Unrepresentable if request.mode == Mode::Exact => false,
-            Refusal::Unrepresentable => self.due_tsc().is_none_or(|tsc| {
+            PlanError::Unrepresentable if request.mode == Mode::Exact => false,
+            PlanError::Unrepresentable => self.due_tsc().is_none_or(|tsc| {
                 let ahead = saved.record.tsc_timestamp.wrapping_sub(tsc);
                 (1..1 << 63).contains(&ahead) && oracle::is_stuck(&saved.record, ahead)
             }),

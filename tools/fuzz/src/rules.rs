@@ -101,7 +101,7 @@ pub(crate) fn broken_by_array(
         let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
         rules.extend([
             (
-                Invalid::Contradiction,
+                Invalid::Inconsistent,
                 guest_tsc != header.guest_tsc || kvmclock_ns != header.kvmclock_ns,
             ),
             // Half the ring away is neither ahead nor behind, and taken for behind.

@@ -117,25 +117,25 @@ def advance_stays_in_reach(p):
 
 
 class RoundsDownNs(Source):
-    def precision_ns(self, spread, host_khz):
-        ticks = (spread + 1) / 2
+    def precision_ns(self, read_window, host_khz):
+        ticks = (read_window + 1) / 2
         ns = ticks * NSEC_PER_MSEC / If(host_khz < 1, 1, host_khz)
         return If(ns < BASE, ns, BASE - 1)
 
 
 class RoundsDownTicks(Source):
-    def precision_ns(self, spread, host_khz):
-        return super().precision_ns(spread - spread % 2, host_khz)
+    def precision_ns(self, read_window, host_khz):
+        return super().precision_ns(read_window - read_window % 2, host_khz)
 
 
 class SaturatesLow(Source):
-    def precision_ns(self, spread, host_khz):
-        return super().precision_ns(If(spread > 2**45, 2**45, spread), host_khz)
+    def precision_ns(self, read_window, host_khz):
+        return super().precision_ns(If(read_window > 2**45, 2**45, read_window), host_khz)
 
 
 @theorem(
     source="plan.rs:Instant::precision_ns",
-    inputs="every spread of 64 bits and kHz of 32 bits but 0, as integers",
+    inputs="every read_window of 64 bits and kHz of 32 bits but 0, as integers",
     breaks=[
         Break("ns rounded down", RoundsDownNs, {"khz": 3}),
         Break("ticks rounded down", RoundsDownTicks, {"khz": 3}),
@@ -143,17 +143,17 @@ class SaturatesLow(Source):
     ],
 )
 def precision_is_no_less(p):
-    """The precision covers half the spread: it is the smallest whole number of ns not below ceil(spread / 2) ticks, or
+    """The precision covers half the read_window: it is the smallest whole number of ns not below ceil(read_window / 2) ticks, or
     u32::MAX where that is more."""
-    m, spread, khz = p.model, p.whole("spread", 0, 2**64 - 1), p.whole("khz", 1, BASE - 1)
-    ns = m.precision_ns(spread, khz)
-    ticks = (spread + 1) / 2
+    m, read_window, khz = p.model, p.whole("read_window", 0, 2**64 - 1), p.whole("khz", 1, BASE - 1)
+    ns = m.precision_ns(read_window, khz)
+    ticks = (read_window + 1) / 2
     saturated = ns == BASE - 1
-    p.claim(z3.Or(saturated, 2 * ns * khz >= spread * NSEC_PER_MSEC), label="covers half the spread")
+    p.claim(z3.Or(saturated, 2 * ns * khz >= read_window * NSEC_PER_MSEC), label="covers half the read_window")
     p.claim(z3.Or(ns == 0, (ns - 1) * khz < ticks * NSEC_PER_MSEC), label="no more than needed")
     p.claim(z3.Or(Not(saturated), ticks * NSEC_PER_MSEC > (BASE - 2) * khz), label="saturates only if it must")
     p.claim(And(0 <= ns, ns < BASE), label="fits")
-    p.claim(z3.Implies(spread == 0, ns == 0), label="0 is exact")
+    p.claim(z3.Implies(read_window == 0, ns == 0), label="0 is exact")
 
 
 class TakesDifferenceUnsigned(Source):

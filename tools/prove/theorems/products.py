@@ -43,7 +43,7 @@ def product_distributes(p, wraps=False):
 
 
 @theorem(
-    source="record.rs:lattice_bits",
+    source="record.rs:exact_step_log2",
     inputs="all factors of 64 x 32 bits, by their trailing zeros",
     breaks=[Break("31 zeros would do", where={"b": 2**31, "m": 1}, parameters={"zeros": 31})],
 )

@@ -103,26 +103,26 @@ def record_never_goes_back(p, wraps=False):
 
 
 class HalfStep(Source):
-    def lattice_bits(self, record):
-        bits = super().lattice_bits(record)
+    def exact_step_log2(self, record):
+        bits = super().exact_step_log2(record)
         return If(bits == 0, bits, bits - 1)
 
 
 class IgnoresShift(Source):
-    def lattice_bits(self, record):
+    def exact_step_log2(self, record):
         return 32 - trailing_zeros(record.mul)
 
 
 class IgnoresMul(Source):
-    def lattice_bits(self, record):
-        return super().lattice_bits(record._replace(mul=BitVecVal(2, 32)))
+    def exact_step_log2(self, record):
+        return super().exact_step_log2(record._replace(mul=BitVecVal(2, 32)))
 
 
 class RoundsDown(Source):
     """Moves to the lattice's tick before, not after."""
 
     def not_ahead_of(self, record, guest_tsc):
-        step = BitVecVal(1, 64) << ZeroExt(32, self.lattice_bits(record))
+        step = BitVecVal(1, 64) << ZeroExt(32, self.exact_step_log2(record))
         return super().not_ahead_of(record, guest_tsc + (step - 1))
 
 
@@ -135,19 +135,19 @@ class KeepsNs(Source):
 class NoRoomCheck(Source):
     def not_ahead_of(self, record, guest_tsc):
         some, moved = super().not_ahead_of(record, guest_tsc)
-        bits = self.lattice_bits(record)
+        bits = self.exact_step_log2(record)
         return z3.Or(some, ULT(bits, 64)), moved
 
 
 @theorem(
-    source="record.rs:ClockGuest::lattice_bits",
+    source="record.rs:ClockGuest::exact_step_log2",
     inputs="every mul but 0, every shift in -31..=31",
     breaks=[Break("62 bits would do", parameters={"most": 62})],
 )
 def lattice_fits_a_tsc(p, most=63):
     """The lattice's step is at most 2^63 ticks; for any bit pattern the number of bits is computed without overflow."""
     m, record = p.model, any_record(p)
-    bits = m.lattice_bits(record)
+    bits = m.exact_step_log2(record)
     p.claim_no_overflow()
     valid = [record.mul != 0, record.shift >= -31, record.shift <= 31]
     p.claim(ULE(bits, most), given=valid)
@@ -188,7 +188,7 @@ def sum_of_shifted(model, record, shift, x, t):
 
 
 @theorem(
-    source="record.rs:ClockGuest::not_ahead_of, lattice_bits, kvmclock_ns",
+    source="record.rs:ClockGuest::not_ahead_of, exact_step_log2, kvmclock_ns",
     inputs="every record with mul not 0 and each shift in -31..=31, every guest TSC; later TSCs tsc_timestamp + x as "
     "long as (x + moved) << shift stays below 2^64, where the unmoved record wraps as well, a moment later",
     breaks=[
@@ -240,7 +240,7 @@ def moved_record_is_not_ahead(p):
     some, moved = m.not_ahead_of(record, guest_tsc)
     p.claim_no_overflow()
     p.claim(Not(m.is_ahead(moved.tsc_timestamp, guest_tsc)), given=[some])
-    step = BitVecVal(1, 64) << ZeroExt(32, m.lattice_bits(record))
+    step = BitVecVal(1, 64) << ZeroExt(32, m.exact_step_log2(record))
     was_ahead = m.is_ahead(record.tsc_timestamp, guest_tsc)
     p.claim(ULT(guest_tsc - moved.tsc_timestamp, step), given=[some, was_ahead])
     went = record.tsc_timestamp - moved.tsc_timestamp
@@ -253,7 +253,7 @@ def moved_record_is_not_ahead(p):
 
 
 @theorem(
-    source="record.rs:ClockGuest::lattice_bits",
+    source="record.rs:ClockGuest::exact_step_log2",
     inputs="every mul but 0 and every shift in -31..=31 whose step is above 1 tick; ns by the trailing zeros of mul",
     breaks=[Break("a whole step", parameters={"halves": 2}), Break("half the lattice's step", HalfStep)],
 )
@@ -262,7 +262,7 @@ def lattice_is_minimal(p, halves=1):
     m, record = p.model, any_record(p)
     p.given(record.mul != 0, record.shift >= -31, record.shift <= 31)
     # Half a step, shifted, is 2^(31 - trailing zeros), whatever the shift ...
-    bits = ZeroExt(32, m.lattice_bits(record))
+    bits = ZeroExt(32, m.exact_step_log2(record))
     zeros = ZeroExt(32, trailing_zeros(record.mul))
     one = BitVecVal(1, 64)
     half = m.shifted(record, one << (bits - 1)) == one << (31 - zeros)

@@ -25,7 +25,7 @@ class IgnoresRatio(Source):
 
 
 @theorem(
-    source="tsc.rs:Relation::through, Relation::guest_tsc",
+    source="tsc.rs:TscTransform::through, TscTransform::guest_tsc",
     inputs="every ratio, fraction width 1..=63 or no scaling, host TSC and guest TSC",
     breaks=[Break("the offset is added", AddsApply), Break("the ratio is ignored", IgnoresRatio)],
 )
@@ -39,7 +39,7 @@ def through_meets_the_anchor(p):
 
 
 @theorem(
-    source="tsc.rs:Relation, plan.rs:plan",
+    source="tsc.rs:TscTransform, plan.rs:plan",
     inputs="every scale, host TSC, shift and pair of offsets",
     breaks=[Break("the second vCPU is shifted by one more", parameters={"more": 1})],
 )

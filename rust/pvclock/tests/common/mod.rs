@@ -10,7 +10,7 @@ use pvclock::{
         VmClockGuest, //
     },
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -20,7 +20,7 @@ pub(crate) const HOST_KHZ: u32 = 2_596_100;
 
 /// What GET could have said of a VM of two vCPUs (ids 3 and 7), of which 7 is the reference.
 pub(crate) fn saved(mode: u32, scale: Scale) -> (VmClockGuest, Vec<ClockGuestVcpu>) {
-    let relation = Relation {
+    let relation = TscTransform {
         scale,
         offset: 1_000_000_007u64.wrapping_neg(),
     };

@@ -13,7 +13,7 @@ use pvclock::{
         ClockGuest,
         VmClockGuest, //
     },
-    plan::Instant,
+    plan::ClockSnapshot,
     rate::{
         Factor,
         GuestRate, //
@@ -97,9 +97,9 @@ pub(crate) fn is_factor_of(factor: Option<Factor>, khz: u64) -> bool {
         && BigUint::from(mul) == quotient
 }
 
-/// How far an instant that was read in `spread` ticks of `khz` kHz may be off, ns, saturating.
-pub(crate) fn precision_ns(spread: u64, khz: u32) -> u32 {
-    let ticks = (BigUint::from(spread) + 1u32) / 2u32;
+/// How far an instant that was read in `read_window` ticks of `khz` kHz may be off, ns, saturating.
+pub(crate) fn precision_ns(read_window: u64, khz: u32) -> u32 {
+    let ticks = (BigUint::from(read_window) + 1u32) / 2u32;
     let ns = (ticks * 1_000_000u32 + khz - 1u32) / khz;
     u32::try_from(ns).unwrap_or(u32::MAX)
 }
@@ -107,7 +107,7 @@ pub(crate) fn precision_ns(spread: u64, khz: u32) -> u32 {
 /// Whether there is no room to move `record`, which lies `ahead` ticks ahead, back behind that: as
 /// many ticks, shifted, have more than 63 bits.
 pub(crate) fn is_stuck(record: &ClockGuest, ahead: u64) -> bool {
-    let step = BigUint::from(1u32) << record.lattice_bits();
+    let step = BigUint::from(1u32) << record.exact_step_log2();
     let ticks = (ahead + &step - 1u32) / &step * step;
     record.tsc_shift > 0
         && (ticks << usize::from(record.tsc_shift.unsigned_abs())) >= BigUint::from(1u32) << 63
@@ -122,7 +122,7 @@ pub(crate) fn common_reach(record: &ClockGuest, moved: &ClockGuest) -> u128 {
 }
 
 /// Time from the anchor of `saved` to `now`, ns: by TAI, or by UTC if one host does not know TAI.
-pub(crate) fn elapsed_ns(saved: &VmClockGuest, now: &Instant) -> BigInt {
+pub(crate) fn elapsed_ns(saved: &VmClockGuest, now: &ClockSnapshot) -> BigInt {
     let mut elapsed = BigInt::from(now.tai_ns) - saved.tai_ns;
     if (saved.tai_offset_s < 10) != (now.tai_offset_s < 10) {
         elapsed -= (BigInt::from(now.tai_offset_s) - saved.tai_offset_s) * NSEC_PER_SEC;

@@ -16,8 +16,8 @@ use super::{
     },
     plan::{
         plan,
-        Instant,
-        Refusal, //
+        ClockSnapshot,
+        PlanError, //
     },
     rate::{
         Factor,
@@ -25,7 +25,7 @@ use super::{
     },
     request::SetRequest,
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -84,7 +84,7 @@ fn relation() -> Option<usize> {
             let Some(scale) = Scale::new(ratio, frac_bits) else {
                 return true;
             };
-            let relation = Relation::through(scale, host, guest);
+            let relation = TscTransform::through(scale, host, guest);
             relation.offset != offset || relation.guest_tsc(other) != there
         })
 }
@@ -133,7 +133,7 @@ fn advance() -> Option<usize> {
             record: record(SAVED_TSC, 0, 1 << 31, 0),
             ..Default::default()
         };
-        let now = Instant {
+        let now = ClockSnapshot {
             host_tsc: NOW_TSC,
             tai_ns: now_tai,
             tai_offset_s: now_offset,
@@ -150,25 +150,25 @@ fn advance() -> Option<usize> {
 
         match plan(&request, OFFSET, &now, request.rate) {
             Ok(plan) => {
-                let relation = Relation {
+                let relation = TscTransform {
                     scale,
                     offset: OFFSET.wrapping_add(plan.offset_shift),
                 };
                 let ticks = relation.guest_tsc(NOW_TSC).wrapping_sub(SAVED_TSC);
                 Some(ticks) != expected
                     || forwards.is_ok_and(|forwards| forwards != plan)
-                    || forwards.is_err_and(|refusal| refusal != Refusal::Backwards)
+                    || forwards.is_err_and(|refusal| refusal != PlanError::Backwards)
             }
-            Err(refusal) => refusal != Refusal::Unrepresentable || expected.is_some(),
+            Err(refusal) => refusal != PlanError::Unrepresentable || expected.is_some(),
         }
     };
     rows::ADVANCE.iter().position(wrong)
 }
 
 fn precision() -> Option<usize> {
-    rows::PRECISION.iter().position(|&(spread, khz, ns)| {
-        let instant = Instant {
-            spread,
+    rows::PRECISION.iter().position(|&(read_window, khz, ns)| {
+        let instant = ClockSnapshot {
+            read_window,
             ..Default::default()
         };
         instant.precision_ns(khz) != ns

@@ -13,7 +13,7 @@ use crate::{
         plan::{
             plan,
             Plan,
-            Refusal, //
+            PlanError, //
         },
         rate::{
             Factor,
@@ -96,10 +96,10 @@ conversions! {
     kvmclock_ns, rust_kvmclock_ns, "ClockGuest::kvmclock_ns",
         kernel("__pvclock_read_cycles", c_kvmclock_ns),
         |input| input.shared.record.kvmclock_ns(input.shared.guest_tsc);
-    guest_tsc_identity, rust_guest_tsc_identity, "Relation::guest_tsc, ratio 1",
+    guest_tsc_identity, rust_guest_tsc_identity, "TscTransform::guest_tsc, ratio 1",
         kernel("kvm_scale_tsc", c_guest_tsc_identity),
         |input| input.identity.guest_tsc(input.shared.host_tsc);
-    guest_tsc_scaled, rust_guest_tsc_scaled, "Relation::guest_tsc, scaled",
+    guest_tsc_scaled, rust_guest_tsc_scaled, "TscTransform::guest_tsc, scaled",
         kernel("kvm_scale_tsc", c_guest_tsc_scaled),
         |input| input.scaled.guest_tsc(input.shared.host_tsc);
     factor_of_khz, rust_factor_of_khz, "Factor::of_khz",
@@ -124,7 +124,7 @@ conversions! {
 #[inline(always)]
 fn planned(input: &Input, request: &SetRequest, here: GuestRate) -> u64 {
     // All of the plan is to be made, not the one field that is returned.
-    let made: Result<Plan, Refusal> =
+    let made: Result<Plan, PlanError> =
         black_box(plan(request, input.shared.offset, &input.now, here));
     made.map_or(u64::MAX, |plan| plan.offset_shift)
 }

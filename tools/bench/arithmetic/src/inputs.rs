@@ -8,14 +8,14 @@ use crate::pvclock::{
         ClockGuest,
         VmClockGuest, //
     },
-    plan::Instant,
+    plan::ClockSnapshot,
     rate::{
         Factor,
         GuestRate, //
     },
     request::SetRequest,
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -56,9 +56,9 @@ pub struct Input {
     /// What C gets as well.
     pub shared: Shared,
     /// `shared`'s TSC of a guest as fast as its host.
-    pub identity: Relation,
+    pub identity: TscTransform,
     /// `shared`'s TSC of one that is not.
-    pub scaled: Relation,
+    pub scaled: TscTransform,
     /// `shared.hz`, without scaling.
     pub rate: GuestRate,
     /// The same, scaled.
@@ -70,7 +70,7 @@ pub struct Input {
     /// The same, if that host scales its TSC.
     pub advance_scaled: SetRequest,
     /// When that is.
-    pub now: Instant,
+    pub now: ClockSnapshot,
 }
 
 /// splitmix64: any seed gives independent numbers.
@@ -101,11 +101,11 @@ impl Input {
         let scale = |ratio| Scale::new(ratio, FRAC_BITS).expect("a ratio is not 0");
         let offset = random.next();
         let host_tsc = random.next() >> 8;
-        let identity = Relation {
+        let identity = TscTransform {
             scale: scale(ratio_identity),
             offset,
         };
-        let scaled = Relation {
+        let scaled = TscTransform {
             scale: scale(ratio_scaled),
             offset,
         };
@@ -160,7 +160,7 @@ impl Input {
             exact: request(abi::MODE_EXACT, Scale::IDENTITY),
             advance: request(abi::MODE_ADVANCE, Scale::IDENTITY),
             advance_scaled: request(abi::MODE_ADVANCE, scaled.scale),
-            now: Instant {
+            now: ClockSnapshot {
                 // The counter of this host or another; later, at any rate.
                 host_tsc: host_tsc + ns,
                 tai_ns: header.tai_ns + ns as i64,

@@ -50,7 +50,7 @@ pub(super) struct Hello {
     pub(super) boot_id: String,
     /// TSC rate of a guest that asks for none, kHz.
     pub(super) tsc_khz: u32,
-    /// `KVM_CAP_CLOCK_GUEST`.
+    /// `KVM_CAP_VM_CLOCK_GUEST`.
     pub(super) clock_guest_cap: u32,
     /// Whether it can scale a guest's TSC.
     pub(super) can_scale: bool,

@@ -61,7 +61,7 @@ pub(super) fn restore(
     match &clocks.saved {
         Saved::Atomic(saved) if has_module => set(vm, saved, clocks, here, trace),
         Saved::Atomic(_) if clocks.mode == Mode::Freeze => bail!(
-            "KVM_CAP_CLOCK_GUEST is {cap:#x} here, and nothing else can hide the pause from a guest"
+            "KVM_CAP_VM_CLOCK_GUEST is {cap:#x} here, and nothing else can hide the pause from a guest"
         ),
         Saved::Atomic(saved) => Ok(Restored {
             lost: Some(

@@ -28,7 +28,7 @@ use kvm_clock_ioctls::{
 };
 use pvclock::abi::{
     ClockGuest,
-    STATUS_KEPT, //
+    STATUS_PINNED, //
 };
 
 /// TSC offsets, the record as KVM reports it, the records as the guest has them, and
@@ -55,7 +55,7 @@ impl Clocks {
     /// Those of the ioctls; if a record is kept, but `KVM_GET_CLOCK` says anything else.
     pub fn of(vm: &Vm) -> Result<Self> {
         let clock = get_vm_clock_guest(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST")?;
-        let kept = clock.header.status & STATUS_KEPT != 0;
+        let kept = clock.header.status & STATUS_PINNED != 0;
         let clock_diff_ns = clock_diff_ns(vm, &clock)?;
         ensure!(
             !kept || clock_diff_ns == Some(0),
@@ -131,7 +131,7 @@ impl Clocks {
 fn clock_diff_ns(vm: &Vm, clock: &VmClock) -> Result<Option<i64>> {
     let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
     let relation = reference_relation(clock)?;
-    let is_kept = clock.header.status & STATUS_KEPT != 0;
+    let is_kept = clock.header.status & STATUS_PINNED != 0;
     if data.flags & KVM_CLOCK_HOST_TSC == 0 || !(is_kept || relation.scale.is_identity()) {
         return Ok(None);
     }

@@ -24,7 +24,7 @@ use pvclock::{
     abi::ClockGuest,
     tsc::{
         is_ahead,
-        Relation, //
+        TscTransform, //
     },
 };
 
@@ -104,7 +104,7 @@ pub struct Function {
     /// The record.
     pub record: ClockGuest,
     /// The TSC that it is for.
-    pub relation: Relation,
+    pub relation: TscTransform,
 }
 
 impl Function {

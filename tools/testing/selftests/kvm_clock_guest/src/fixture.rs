@@ -23,7 +23,7 @@ use kvm_ioctls::Kvm;
 use pvclock::{
     abi::MODE_EXACT,
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -135,7 +135,7 @@ pub fn make_consistent(clock: &mut VmClock) {
     let offset = reference_offset(clock);
     let header = &mut clock.header;
     if let Some(scale) = Scale::new(header.tsc_ratio, header.tsc_frac_bits) {
-        header.guest_tsc = Relation { scale, offset }.guest_tsc(header.host_tsc);
+        header.guest_tsc = TscTransform { scale, offset }.guest_tsc(header.host_tsc);
         header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
     }
 }
@@ -159,11 +159,11 @@ pub fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
 /// # Errors
 ///
 /// If `clock` has no valid ratio.
-pub fn reference_relation(clock: &VmClock) -> Result<Relation> {
+pub fn reference_relation(clock: &VmClock) -> Result<TscTransform> {
     let (ratio, frac_bits) = (clock.header.tsc_ratio, clock.header.tsc_frac_bits);
     let scale = Scale::new(ratio, frac_bits)
         .with_context(|| format!("{ratio:#x} with {frac_bits} fraction bits is no ratio"))?;
-    Ok(Relation {
+    Ok(TscTransform {
         scale,
         offset: reference_offset(clock),
     })

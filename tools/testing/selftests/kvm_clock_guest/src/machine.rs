@@ -57,7 +57,7 @@ use kvm_ioctls::{
     VmFd, //
 };
 use pvclock::tsc::{
-    Relation,
+    TscTransform,
     Scale, //
 };
 use std::sync::atomic::{
@@ -240,7 +240,7 @@ impl Machine {
     /// # Errors
     ///
     /// Those of the ioctls.
-    pub fn relation(&self, vcpu: usize) -> Result<Relation> {
+    pub fn relation(&self, vcpu: usize) -> Result<TscTransform> {
         let fd = self.vcpus[vcpu].fd();
         let scale = match tsc_scale(&fd) {
             // CAST: at most 63.
@@ -250,7 +250,7 @@ impl Machine {
             Err(e) => return Err(e).context("KVM_VCPU_TSC_SCALE"),
         };
         let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
-        Ok(Relation { scale, offset })
+        Ok(TscTransform { scale, offset })
     }
 }
 

@@ -34,17 +34,17 @@ pub fn clock_guest() -> Result<Kvm> {
     let cap = capability(&kvm);
     if cap & NEEDED != NEEDED {
         return Err(Skip(format!(
-            "KVM_CAP_CLOCK_GUEST is {cap:#x}, these tests need {NEEDED:#x}: load kvm_clock_guest"
+            "KVM_CAP_VM_CLOCK_GUEST is {cap:#x}, these tests need {NEEDED:#x}: load kvm_clock_guest"
         ))
         .into());
     }
     Ok(kvm)
 }
 
-/// `KVM_CAP_CLOCK_GUEST`: `CAP_*` bits, 0 without the module.
+/// `KVM_CAP_VM_CLOCK_GUEST`: `CAP_*` bits, 0 without the module.
 pub fn capability(kvm: &Kvm) -> u32 {
     // A negative answer is an errno.
-    u32::try_from(kvm.check_extension_raw(abi::KVM_CAP_CLOCK_GUEST.into())).unwrap_or(0)
+    u32::try_from(kvm.check_extension_raw(abi::KVM_CAP_VM_CLOCK_GUEST.into())).unwrap_or(0)
 }
 
 /// Whether guests may have a TSC rate other than the host's.

@@ -45,7 +45,7 @@ use kvm_clock_ioctls::{
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     MODE_EXACT,
-    STATUS_KEPT, //
+    STATUS_PINNED, //
 };
 use std::{
     process::ExitCode,
@@ -191,7 +191,7 @@ fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
 fn ensure_read_by_guest(vm: &Vm, clock: &VmClock) -> Result<()> {
     let (status, record) = (clock.header.status, clock.header.record);
     ensure!(
-        status & STATUS_KEPT == 0,
+        status & STATUS_PINNED == 0,
         "a record is still kept: status {status:#x}"
     );
     for (index, vcpu) in run_a_little(vm)?.vcpus.iter().enumerate() {

@@ -28,7 +28,7 @@ use kvm_clock_guest_selftests::{
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     MODE_EXACT,
-    STATUS_KEPT, //
+    STATUS_PINNED, //
 };
 use std::process::ExitCode;
 
@@ -103,7 +103,7 @@ fn before_first_run(kvm: &Kvm, vcpus: u32) -> Result<()> {
 
     let now = get(&target)?;
     ensure!(
-        now.header.status & STATUS_KEPT != 0,
+        now.header.status & STATUS_PINNED != 0,
         "status is {:#x}",
         now.header.status
     );

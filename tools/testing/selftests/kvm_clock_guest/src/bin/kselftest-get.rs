@@ -41,10 +41,10 @@ use kvm_ioctls::Kvm;
 use pvclock::{
     abi::{
         PVCLOCK_TSC_STABLE,
-        STATUS_HOST_TSC_FIT,
-        STATUS_KEPT, //
+        STATUS_HOST_TSC_STABLE,
+        STATUS_PINNED, //
     },
-    tsc::Relation,
+    tsc::TscTransform,
 };
 use std::process::ExitCode;
 
@@ -187,7 +187,7 @@ fn guest_agrees(vm: &Vm) -> Result<()> {
     for (index, vcpu) in reading.vcpus.iter().enumerate() {
         for bracketed in &vcpu.samples {
             let sample = bracketed.sample;
-            let relation = Relation {
+            let relation = TscTransform {
                 offset: vcpu.tsc.offset,
                 ..reference_relation(&clock)?
             };
@@ -254,8 +254,8 @@ fn changes_nothing(vm: &Vm) -> Result<()> {
 
 fn status(kvm: &Kvm) -> Result<()> {
     for (make, expected) in [
-        (derived as MakeVm, STATUS_HOST_TSC_FIT),
-        (kept as MakeVm, STATUS_HOST_TSC_FIT | STATUS_KEPT),
+        (derived as MakeVm, STATUS_HOST_TSC_STABLE),
+        (kept as MakeVm, STATUS_HOST_TSC_STABLE | STATUS_PINNED),
     ] {
         let observed = get(&make(kvm, 1)?)?.header.status;
         ensure!(

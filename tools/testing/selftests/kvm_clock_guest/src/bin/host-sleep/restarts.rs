@@ -49,8 +49,8 @@ use kvm_clock_ioctls::{
 use pvclock::abi::{
     ClockGuest,
     PVCLOCK_TSC_STABLE,
-    STATUS_HOST_TSC_FIT,
-    STATUS_KEPT, //
+    STATUS_HOST_TSC_STABLE,
+    STATUS_PINNED, //
 };
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -113,7 +113,7 @@ fn ensure_told(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
     let told = get(vm)?;
     let (header, was) = (told.header, saved.header);
     ensure!(
-        header.status == STATUS_KEPT | STATUS_HOST_TSC_FIT,
+        header.status == STATUS_PINNED | STATUS_HOST_TSC_STABLE,
         "GET tells status {:#x}",
         header.status
     );
@@ -181,7 +181,7 @@ fn unkept(host: &Host) -> Result<()> {
             // CAST: The sign of a difference mod 2^64 is the order.
             let went = now.kvmclock_ns.wrapping_sub(was.kvmclock_ns) as i64;
             ensure!(
-                (0..600_000_000_000).contains(&went) && now.status == STATUS_HOST_TSC_FIT,
+                (0..600_000_000_000).contains(&went) && now.status == STATUS_HOST_TSC_STABLE,
                 "{when}: kvmclock went on by {went} ns, {:x?}",
                 now
             );
@@ -229,7 +229,7 @@ fn created_afterwards(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, 2)?;
     let header = get(&vm)?.header;
     ensure!(
-        header.record.flags == PVCLOCK_TSC_STABLE && header.status == STATUS_HOST_TSC_FIT,
+        header.record.flags == PVCLOCK_TSC_STABLE && header.status == STATUS_HOST_TSC_STABLE,
         "GET tells {header:x?}"
     );
     let vms = host.kept()?;

@@ -51,8 +51,8 @@ use kvm_clock_ioctls::{
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     MODE_EXACT,
-    STATUS_HOST_TSC_FIT,
-    STATUS_KEPT, //
+    STATUS_HOST_TSC_STABLE,
+    STATUS_PINNED, //
 };
 use std::{
     thread,
@@ -122,7 +122,7 @@ impl Kept {
             .context("FALLBACK")?
             .header;
         ensure!(
-            told.status & STATUS_HOST_TSC_FIT == 0,
+            told.status & STATUS_HOST_TSC_STABLE == 0,
             "the host TSC is said to be fit"
         );
         self.ensure_went_on("GET with FALLBACK", told.kvmclock_ns)?;
@@ -132,7 +132,7 @@ impl Kept {
     /// Fails unless KVM drops the record soon, as the VM runs, and all go on from its value.
     fn ensure_goes_on(&self) -> Result<()> {
         let start = Instant::now();
-        while self.ensure_told()? & STATUS_KEPT != 0 {
+        while self.ensure_told()? & STATUS_PINNED != 0 {
             ensure!(start.elapsed() < PATIENCE, "still kept after {PATIENCE:?}");
             run_a_little(&self.vm)?;
         }
@@ -216,7 +216,7 @@ fn clocksource_changes(_: &Unstable) -> Result<()> {
 fn not_noticed(host: &Unstable) -> Result<()> {
     let status = host.stopped.ensure_told()?;
     ensure!(
-        status == STATUS_KEPT,
+        status == STATUS_PINNED,
         "GET with FALLBACK tells status {status:#x}"
     );
     Ok(())

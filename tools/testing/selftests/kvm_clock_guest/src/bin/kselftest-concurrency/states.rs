@@ -28,11 +28,11 @@ use pvclock::{
         ClockGuestVcpu,
         VmClockGuest,
         MODE_EXACT,
-        STATUS_HOST_TSC_FIT,
-        STATUS_KEPT, //
+        STATUS_HOST_TSC_STABLE,
+        STATUS_PINNED, //
     },
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -72,8 +72,8 @@ impl State {
         self.stride.wrapping_mul(id.into())
     }
 
-    fn relation(&self, id: u32) -> Relation {
-        Relation {
+    fn relation(&self, id: u32) -> TscTransform {
+        TscTransform {
             scale: self.scale,
             offset: self.offset.wrapping_add(self.ahead(id)),
         }
@@ -181,7 +181,7 @@ impl States {
         };
         ensure!(
             (before..=after).contains(&header.host_tsc)
-                && header.status == STATUS_KEPT | STATUS_HOST_TSC_FIT
+                && header.status == STATUS_PINNED | STATUS_HOST_TSC_STABLE
                 && header.precision_ns == 0
                 && header.nr_vcpus as usize == clock.vcpus.len(),
             "between host TSC {before} and {after} GET says {clock:x?}"

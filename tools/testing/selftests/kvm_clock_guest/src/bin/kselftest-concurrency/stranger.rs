@@ -12,7 +12,7 @@ use kvm_ioctls::{
     VmFd, //
 };
 use pvclock::abi::{
-    KVM_CAP_CLOCK_GUEST,
+    KVM_CAP_VM_CLOCK_GUEST,
     KVM_GET_CLOCK_GUEST,
     KVM_GET_VM_CLOCK_GUEST,
     KVM_SET_CLOCK_GUEST,
@@ -92,7 +92,7 @@ impl Foreign {
         let calls = [
             (&self.vm, u64::from(KVM_GET_VM_CLOCK_GUEST), 0),
             (&self.vm, KVM_SET_VM_CLOCK_GUEST.into(), 0),
-            (&self.vm, nr::KVM_CHECK_EXTENSION(), KVM_CAP_CLOCK_GUEST),
+            (&self.vm, nr::KVM_CHECK_EXTENSION(), KVM_CAP_VM_CLOCK_GUEST),
             (&self.vcpu, KVM_GET_CLOCK_GUEST.into(), 0),
             (&self.vcpu, KVM_SET_CLOCK_GUEST.into(), 0),
             (&self.vcpu, nr::KVM_RUN(), 0),

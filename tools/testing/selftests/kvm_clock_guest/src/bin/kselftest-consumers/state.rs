@@ -30,7 +30,7 @@ use pvclock::{
         MODE_EXACT,
         MODE_FREEZE, //
     },
-    tsc::Relation, //
+    tsc::TscTransform, //
 };
 use std::{
     thread::sleep,
@@ -77,7 +77,7 @@ pub(crate) struct Kept {
     /// The record of the first vCPU.
     pub(crate) record: ClockGuest,
     /// The TSC of the first vCPU.
-    pub(crate) relation: Relation,
+    pub(crate) relation: TscTransform,
     /// How far each vCPU's TSC is ahead of the first one's, ticks.
     pub(crate) ahead: &'static [i64],
 }

@@ -82,7 +82,7 @@ fn an_hour_back(vm: &Vm) -> Result<()> {
             .context("the lattice does not reach as far")?,
         "the record is {is:x?}, not {was:x?} on its lattice"
     );
-    let next = is.tsc_timestamp.wrapping_add(1 << was.lattice_bits());
+    let next = is.tsc_timestamp.wrapping_add(1 << was.exact_step_log2());
     ensure!(
         !is_ahead(is.tsc_timestamp, latest) && is_ahead(next, earliest),
         "the record is {is:x?}, the guest's TSC was in {earliest:#x}..={latest:#x}"

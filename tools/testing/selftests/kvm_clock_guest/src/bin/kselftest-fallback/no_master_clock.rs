@@ -50,8 +50,8 @@ use kvm_ioctls::Kvm;
 use pvclock::abi::{
     ClockGuest,
     MODE_EXACT,
-    STATUS_HOST_TSC_FIT,
-    STATUS_KEPT, //
+    STATUS_HOST_TSC_STABLE,
+    STATUS_PINNED, //
 };
 
 /// By how much the last vCPU's TSC is ahead of the first's, ticks.
@@ -111,8 +111,8 @@ fn falls_back(vm: &Vm) -> Result<()> {
     let (clock, _) = ensure_sound(vm)?;
     let (header, flags) = (&clock.header, clock.header.record.flags);
     ensure!(
-        (header.status, header.precision_ns, flags) == (STATUS_HOST_TSC_FIT, 1, 0),
-        "status {:#x}, precision {} ns and flags {flags:#x}, expected {STATUS_HOST_TSC_FIT:#x}, 1, \
+        (header.status, header.precision_ns, flags) == (STATUS_HOST_TSC_STABLE, 1, 0),
+        "status {:#x}, precision {} ns and flags {flags:#x}, expected {STATUS_HOST_TSC_STABLE:#x}, 1, \
          0",
         header.status,
         header.precision_ns
@@ -145,7 +145,7 @@ fn keeps(vm: &Vm) -> Result<()> {
     let offsets = vm.tsc_offsets()?;
     clock.header.flags = 0;
     set(vm, &mut clock, MODE_EXACT)?;
-    let fit_and_kept = STATUS_HOST_TSC_FIT | STATUS_KEPT;
+    let fit_and_kept = STATUS_HOST_TSC_STABLE | STATUS_PINNED;
     let outcome = (clock.header.status, clock.header.precision_ns);
     ensure!(
         outcome == (fit_and_kept, 1),

@@ -45,8 +45,8 @@ use kvm_clock_ioctls::{
 };
 use pvclock::abi::{
     MODE_EXACT,
-    STATUS_HOST_TSC_FIT,
-    STATUS_KEPT, //
+    STATUS_HOST_TSC_STABLE,
+    STATUS_PINNED, //
 };
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -150,8 +150,8 @@ fn gets_kept(host: &Host) -> Result<()> {
     let clock = get_or_fall_back(&vm)?;
     let header = &clock.header;
     ensure!(
-        header.status == STATUS_KEPT && header.record == record,
-        "status {:#x} and {:x?}, expected {STATUS_KEPT:#x} and {record:x?}",
+        header.status == STATUS_PINNED && header.record == record,
+        "status {:#x} and {:x?}, expected {STATUS_PINNED:#x} and {record:x?}",
         header.status,
         header.record
     );
@@ -172,7 +172,7 @@ fn comes_home(host: &Host) -> Result<()> {
     clock.header.flags = 0;
     set(&vm, &mut clock, MODE_EXACT)?;
     let observed = (clock.header.status, clock.header.precision_ns);
-    let expected = (STATUS_KEPT | STATUS_HOST_TSC_FIT, saved_ns);
+    let expected = (STATUS_PINNED | STATUS_HOST_TSC_STABLE, saved_ns);
     ensure!(
         observed == expected,
         "SET reports status and precision {observed:x?}, expected {expected:x?}"

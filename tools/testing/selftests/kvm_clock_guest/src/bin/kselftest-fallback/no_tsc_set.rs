@@ -52,10 +52,10 @@ use pvclock::{
         MODE_ADVANCE,
         MODE_EXACT,
         MODE_FREEZE,
-        STATUS_HOST_TSC_FIT,
-        STATUS_KEPT, //
+        STATUS_HOST_TSC_STABLE,
+        STATUS_PINNED, //
     },
-    tsc::Relation, //
+    tsc::TscTransform, //
 };
 
 /// Precisions (ns) that may have been saved.
@@ -78,7 +78,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 struct Asked {
     clock: VmClock,
     mode: u32,
-    check: fn(&VmClock, Relation, &Around) -> Result<()>,
+    check: fn(&VmClock, TscTransform, &Around) -> Result<()>,
 }
 
 /// Host TSC before and after SET, and TAI by then.
@@ -95,7 +95,7 @@ fn exact(mut clock: VmClock) -> Asked {
     }
     clock.header.record.tsc_timestamp -= 1 << 40;
     make_consistent(&mut clock);
-    let check = |clock: &VmClock, relation: Relation, _: &Around| {
+    let check = |clock: &VmClock, relation: TscTransform, _: &Around| {
         let expected = reference_relation(clock)?;
         ensure!(
             relation == expected,
@@ -115,7 +115,7 @@ fn advance(mut clock: VmClock) -> Asked {
     move_to_domain(&mut clock, 1 << 60);
     clock.header.tai_ns -= HOUR_NS;
     // Elapsed TAI at the saved rate, to the precision.
-    let check = |clock: &VmClock, relation: Relation, around: &Around| {
+    let check = |clock: &VmClock, relation: TscTransform, around: &Around| {
         let khz = i128::from(clock.header.host_tsc_khz);
         let precision = i128::from(around.precision_ns) * khz / 1_000_000 + 2;
         // How far the guest TSC is from where it should be at each of the two instants: they may be
@@ -150,7 +150,7 @@ fn advance(mut clock: VmClock) -> Asked {
 fn freeze(mut clock: VmClock) -> Asked {
     move_to_domain(&mut clock, 1 << 60);
     // The saved value at some instant of the call.
-    let check = |clock: &VmClock, relation: Relation, around: &Around| {
+    let check = |clock: &VmClock, relation: TscTransform, around: &Around| {
         let [before, after] = around.host_tsc.map(|host_tsc| relation.guest_tsc(host_tsc));
         let since = clock.header.guest_tsc.wrapping_sub(before);
         ensure!(
@@ -206,7 +206,7 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
     set_or_fall_back(vm, &mut set, mode).context("SET with FALLBACK")?;
     let end = rdtsc_ordered();
     let offsets = vm.tsc_offsets()?;
-    let relation = Relation {
+    let relation = TscTransform {
         offset: offsets[0],
         ..reference_relation(&clock)?
     };
@@ -233,7 +233,7 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
 
     let status = set.header.status;
     ensure!(
-        status & (STATUS_KEPT | STATUS_HOST_TSC_FIT) == 0,
+        status & (STATUS_PINNED | STATUS_HOST_TSC_STABLE) == 0,
         "SET reports status {status:#x}, expected 0"
     );
     let precision_ns = i64::from(set.header.precision_ns);

@@ -27,8 +27,8 @@ use pvclock::abi::{
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE,
-    STATUS_HOST_TSC_FIT,
-    STATUS_KEPT, //
+    STATUS_HOST_TSC_STABLE,
+    STATUS_PINNED, //
 };
 
 const MODES: [(&str, u32); 3] = [
@@ -89,7 +89,7 @@ fn passed_on(host: &Host, mode: u32) -> Result<()> {
                 set(&vm, &mut clock, mode)?;
             }
             let observed = (clock.header.status, clock.header.precision_ns);
-            let expected = (STATUS_KEPT | STATUS_HOST_TSC_FIT, saved_ns);
+            let expected = (STATUS_PINNED | STATUS_HOST_TSC_STABLE, saved_ns);
             ensure!(
                 observed == expected,
                 "SET, FALLBACK {fallback}, reports status and precision {observed:x?}, expected \

@@ -38,7 +38,7 @@ use pvclock::abi::{
     ClockGuest,
     ClockGuestVcpu,
     MODE_EXACT,
-    STATUS_KEPT, //
+    STATUS_PINNED, //
 };
 use vmm_sys_util::errno;
 
@@ -92,7 +92,7 @@ impl Written {
                 flags: 0,
                 ..clock.header.record
             },
-            kept: clock.header.status & STATUS_KEPT != 0,
+            kept: clock.header.status & STATUS_PINNED != 0,
         }
     }
 }

@@ -28,7 +28,7 @@ use pvclock::abi::{
     CAP_FALLBACK,
     CAP_FREEZE,
     CAP_VCPU,
-    KVM_CAP_CLOCK_GUEST,
+    KVM_CAP_VM_CLOCK_GUEST,
     KVM_GET_CLOCK_GUEST,
     KVM_GET_VM_CLOCK_GUEST,
     KVM_SET_CLOCK_GUEST,
@@ -100,7 +100,7 @@ pub(crate) fn refused(fuzz: &mut Fuzz<'_>) -> Result<()> {
 /// The capability, and numbers near it.
 pub(crate) fn capability(fuzz: &mut Fuzz<'_>) -> Result<()> {
     let rng = &mut fuzz.rng;
-    let capability = u64::from(KVM_CAP_CLOCK_GUEST);
+    let capability = u64::from(KVM_CAP_VM_CLOCK_GUEST);
     let asked = match rng.random_range(0..4) {
         0 => capability ^ 1 << rng.random_range(0..64),
         1 => capability | any64(rng) << 32,

@@ -41,8 +41,8 @@ use pvclock::abi::{
     VmClockGuest,
     MODE_ADVANCE,
     MODE_EXACT,
-    STATUS_HOST_TSC_FIT,
-    STATUS_KEPT, //
+    STATUS_HOST_TSC_STABLE,
+    STATUS_PINNED, //
 };
 
 /// Fails unless GET with the header `asked` told `state`, of some time ago or hence.
@@ -120,7 +120,7 @@ pub(crate) fn written_back(given: &Given, before: &State) -> Result<VmClockGuest
     let (here, saved) = (hz(&here.header), hz(&given.header));
     let diff = i128::from(here) - i128::from(saved);
     Ok(VmClockGuest {
-        status: STATUS_KEPT | STATUS_HOST_TSC_FIT,
+        status: STATUS_PINNED | STATUS_HOST_TSC_STABLE,
         // CAST: clamped.
         rate_diff_hz: diff.clamp(-i128::from(i64::MAX), i64::MAX.into()) as i64,
         ..given.header

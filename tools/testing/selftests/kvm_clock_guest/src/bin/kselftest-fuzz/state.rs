@@ -21,7 +21,7 @@ use pvclock::abi::{
     ClockGuest,
     ClockGuestVcpu,
     VmClockGuest,
-    STATUS_KEPT, //
+    STATUS_PINNED, //
 };
 
 /// The clocks of a VM at one instant.
@@ -53,7 +53,7 @@ impl Still {
     /// Of what GET wrote.
     pub(crate) fn of(header: &VmClockGuest, vcpus: &[ClockGuestVcpu]) -> Self {
         let mut record = header.record;
-        if header.status & STATUS_KEPT == 0 && record.tsc_timestamp == header.guest_tsc {
+        if header.status & STATUS_PINNED == 0 && record.tsc_timestamp == header.guest_tsc {
             // KVM has no point from which it derives its clock, so GET took the anchor for it: the
             // raw clock is what stands still then.
             record.tsc_timestamp = 0;
@@ -83,7 +83,7 @@ impl State {
         };
         let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
         let relation = reference_relation(&clock)?;
-        let is_kept = clock.header.status & STATUS_KEPT != 0;
+        let is_kept = clock.header.status & STATUS_PINNED != 0;
         let knows_tsc = data.flags & KVM_CLOCK_HOST_TSC != 0;
         let clock_diff_ns = (knows_tsc && (is_kept || relation.scale.is_identity())).then(|| {
             let guest_tsc = relation.guest_tsc(data.host_tsc);
@@ -119,7 +119,7 @@ impl State {
 
     /// Whether a record is kept.
     pub(crate) fn is_kept(&self) -> bool {
-        self.has_status(STATUS_KEPT)
+        self.has_status(STATUS_PINNED)
     }
 
     fn has_status(&self, status: u32) -> bool {

@@ -87,7 +87,7 @@ fn absent(host: &Host) -> Result<()> {
     let cap = require::capability(&kvm);
     ensure!(
         cap == 0,
-        "KVM_CAP_CLOCK_GUEST is {cap:#x} without the module"
+        "KVM_CAP_VM_CLOCK_GUEST is {cap:#x} without the module"
     );
     ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ())).context("GET, VM fd")?;
     ensure_errno(libc::ENOTTY, set_vm_clock_guest(vm.fd(), &mut clock)).context("SET, VM fd")?;
@@ -99,7 +99,7 @@ fn absent(host: &Host) -> Result<()> {
     let after = require::capability(&kvm);
     ensure!(
         after == before,
-        "KVM_CAP_CLOCK_GUEST was {before:#x}, is {after:#x}"
+        "KVM_CAP_VM_CLOCK_GUEST was {before:#x}, is {after:#x}"
     );
     Ok(())
 }

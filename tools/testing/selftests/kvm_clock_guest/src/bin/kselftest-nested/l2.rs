@@ -35,7 +35,7 @@ use kvm_ioctls::{
 };
 use pvclock::tsc::{
     is_ahead,
-    Relation, //
+    TscTransform, //
 };
 use std::{
     thread::sleep,
@@ -146,7 +146,7 @@ impl Running {
             .collect::<Result<_>>()?;
         self.machine.run()?;
         for (nested, l1) in self.vcpus().zip(relations) {
-            let l2 = Relation {
+            let l2 = TscTransform {
                 offset: l1.offset.wrapping_add(self.l2_offsets[nested.vcpu]),
                 ..l1
             };
@@ -168,7 +168,7 @@ impl Running {
         Ok(())
     }
 
-    fn ensure_l2(&self, nested: &Nested<'_>, l2: Relation) -> Result<()> {
+    fn ensure_l2(&self, nested: &Nested<'_>, l2: TscTransform) -> Result<()> {
         // An error of L2's offset is in every reading, hence within all of the bounds.
         let (mut least, mut most) = (i64::MIN, i64::MAX);
         for _ in 0..READINGS {
@@ -190,7 +190,7 @@ impl Running {
         Ok(())
     }
 
-    fn ensure_l1(&self, nested: &Nested<'_>, l1: Relation) -> Result<()> {
+    fn ensure_l1(&self, nested: &Nested<'_>, l1: TscTransform) -> Result<()> {
         let before = l1.guest_tsc(rdtsc_ordered());
         let (entries, _) = nested.l1_entry();
         nested.call_l1();

@@ -22,7 +22,7 @@ use kvm_clock_guest_selftests::{
     ktap::Case,
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::STATUS_KEPT;
+use pvclock::abi::STATUS_PINNED;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     vec![Case::new("KVM_SET_CLOCK replaces the record", set_clock)]
@@ -42,7 +42,7 @@ fn set_clock(kvm: &Kvm) -> Result<()> {
     vm.fd().set_clock(&data).context("KVM_SET_CLOCK")?;
     let status = get(&vm)?.header.status;
     ensure!(
-        status & STATUS_KEPT == 0,
+        status & STATUS_PINNED == 0,
         "a record is still kept: status {status:#x}"
     );
     run_a_little(&vm)?;

@@ -35,7 +35,7 @@ use kvm_clock_ioctls::{
 use pvclock::{
     abi::MODE_EXACT,
     tsc::{
-        Relation,
+        TscTransform,
         Scale, //
     },
 };
@@ -119,7 +119,7 @@ fn beyond_hardware(host: &Host) -> Result<()> {
     run_a_little(&vm)?;
     let mut clock = get(&vm)?;
     let header = &mut clock.header;
-    let relation = Relation {
+    let relation = TscTransform {
         scale: Scale::new(limit, frac_bits).context("no ratio")?,
         offset: clock.vcpus[0].tsc_offset,
     };

@@ -37,7 +37,7 @@ use kvm_clock_guest_selftests::{
     ktap::Case, //
 };
 use kvm_clock_ioctls::set_tsc_offset;
-use pvclock::tsc::Relation;
+use pvclock::tsc::TscTransform;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
@@ -117,7 +117,7 @@ fn ensure_near_kvmclock(vm: &Vm) -> Result<()> {
     /// Roundings on the way.
     const TOLERANCE_NS: u64 = 2;
 
-    let relation = Relation {
+    let relation = TscTransform {
         offset: vm.tsc_offsets()?[0],
         ..fixture::reference_relation(&fixture::get(vm)?)?
     };

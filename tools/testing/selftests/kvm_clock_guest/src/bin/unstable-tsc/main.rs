@@ -65,8 +65,8 @@ use pvclock::abi::{
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE,
-    STATUS_HOST_TSC_FIT,
-    STATUS_KEPT, //
+    STATUS_HOST_TSC_STABLE,
+    STATUS_PINNED, //
 };
 use std::{
     process::ExitCode,
@@ -217,7 +217,7 @@ fn not_noticed(host: &Host) -> Result<()> {
     let now = get_or_fall_back(vm)?;
     let (observed, expected) = (
         (now.header.status, now.header.record, &now.vcpus),
-        (STATUS_KEPT, clock.header.record, &clock.vcpus),
+        (STATUS_PINNED, clock.header.record, &clock.vcpus),
     );
     // The flags are not part of the function.
     let observed_record = function(observed.1);
@@ -236,10 +236,10 @@ fn ensure_goes_on(kept: &Kept) -> Result<()> {
         run_a_little(&kept.vm)?;
         let status = get_or_fall_back(&kept.vm)?.header.status;
         ensure!(
-            status & STATUS_HOST_TSC_FIT == 0,
+            status & STATUS_HOST_TSC_STABLE == 0,
             "the host TSC is said to be fit"
         );
-        if status & STATUS_KEPT == 0 {
+        if status & STATUS_PINNED == 0 {
             break;
         }
         ensure!(start.elapsed() < PATIENCE, "still kept after {PATIENCE:?}");

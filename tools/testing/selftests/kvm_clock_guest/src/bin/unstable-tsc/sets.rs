@@ -48,7 +48,7 @@ use pvclock::{
         MODE_EXACT,
         MODE_FREEZE, //
     },
-    tsc::Relation, //
+    tsc::TscTransform, //
 };
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -123,8 +123,8 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
         _ => clock.header.guest_tsc,
     };
     let tolerance = u64::from(TOLERANCE_NS) * khz / 1_000_000;
-    let by_offset = |offset| -> Result<(i64, Relation)> {
-        let relation = Relation {
+    let by_offset = |offset| -> Result<(i64, TscTransform)> {
+        let relation = TscTransform {
             offset,
             ..reference_relation(&clock)?
         };
