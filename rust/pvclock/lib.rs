@@ -24,7 +24,7 @@
 //! ```
 //! use pvclock::{abi, plan, rate, request, tsc};
 //!
-//! // What GET told on a host of 2 GHz whose TSC was far ahead: one vCPU, up for 2 s, 0.5 ns a
+//! // What GET returned on a host of 2 GHz whose TSC was far ahead: one vCPU, up for 2 s, 0.5 ns a
 //! // tick.
 //! let saved = abi::VmClockGuest {
 //!     host_tsc: 900_000_000_000,
@@ -47,8 +47,8 @@
 //! // The guest arrives on another host 10 s later, so the mode is advance.
 //! let set = |mode| request::SetRequest::new(abi::VmClockGuest { mode, ..saved }).unwrap();
 //! let advance = set(abi::MODE_ADVANCE);
-//! let mut vcpus = [request::Vcpu { id: 0, saved: None }];
-//! let ref_offset = advance.match_vcpus(&mut vcpus, &[entry]).unwrap();
+//! let present = [abi::ClockGuestVcpu::default()];
+//! let ref_offset = advance.match_vcpus(&present, &mut [entry]).unwrap();
 //! let now = plan::ClockSnapshot {
 //!     host_tsc: 5_000,
 //!     tai_ns: saved.tai_ns + 10_000_000_000,
@@ -56,7 +56,7 @@
 //!     ..Default::default()
 //! };
 //! let here = rate::GuestRate { host_khz: 2_000_000, scale: tsc::Scale::IDENTITY };
-//! let plan = plan::plan(&advance, ref_offset, &now, here).unwrap();
+//! let plan = plan::plan(&advance, ref_offset, &now, here, 250).unwrap();
 //!
 //! // Its TSC reads what it would have read at home, and kvmclock is the same function of it.
 //! let offset = entry.tsc_offset.wrapping_add(plan.offset_shift);
@@ -67,7 +67,8 @@
 //!
 //! // Exact is for the host that the guest was saved on; this one's TSC has not come as far.
 //! let exact = set(abi::MODE_EXACT);
-//! assert_eq!(plan::plan(&exact, ref_offset, &now, here), Err(plan::PlanError::Stale));
+//! let refused = plan::plan(&exact, ref_offset, &now, here, 250);
+//! assert_eq!(refused, Err(plan::PlanError::Stale));
 //! ```
 
 // Only the root of a crate may carry `no_std`; in the kernel this is a module of one.

@@ -5,15 +5,18 @@
 
 use super::{
     abi::ClockGuest,
-    rate::GuestRate,
+    rate::{
+        Factor,
+        GuestRate, //
+    },
     request::{
         Mode,
         SetRequest, //
     },
     tsc::{
         is_ahead,
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
@@ -39,11 +42,6 @@ pub struct ClockSnapshot {
 }
 
 impl ClockSnapshot {
-    /// Whether the host keeps its time by a stable TSC, so that all was read as one.
-    pub const fn is_host_tsc_stable(&self) -> bool {
-        self.read_window == 0
-    }
-
     /// KVM's base of kvmclock: `CLOCK_MONOTONIC_RAW` plus time suspended, ns.
     pub const fn kvmclock_base_ns(&self) -> u64 {
         // CAST: KVM counts it as unsigned; it does not get negative.
@@ -67,6 +65,9 @@ impl ClockSnapshot {
 pub enum PlanError {
     /// The TSC rates differ by more than is tolerated: `ERANGE`.
     RateMismatch,
+    /// The rate that the record implies differs by more than is tolerated from the guest's TSC rate
+    /// here: `ERANGE`.
+    RecordRate,
     /// Exact, but the anchor lies ahead of this host's TSC: `ESTALE`.
     Stale,
     /// Advance would move the guest backwards: `ETIME`.
@@ -84,25 +85,25 @@ pub struct Plan {
     /// Scaling ratio of every vCPU: the one it has, but for exact after another calibration.
     pub scale: Scale,
     /// The record of the reference vCPU: the saved one, to the bit, unless the guest is to go back
-    /// behind its `tsc_timestamp`.
+    /// behind its `tsc_timestamp`, or the request asks for this host's slope and it has another.
     pub record: ClockGuest,
     /// How far guest TSC or kvmclock may be from what they should be, ns, saturating.
     pub precision_ns: u32,
 }
 
 impl Plan {
-    /// The precision, ns, saturating, where KVM could not keep the record: on a host of `host_khz`,
-    /// whose KVM says that kvmclock was `told_ns` at `now`, for the vCPU whose TSC is `relation`.
-    pub fn precision_unkept_ns(
+    /// The precision, ns, saturating, where KVM could not pin the record: on a host of `host_khz`,
+    /// whose kvmclock is `actual_ns` at `now`, for the vCPU whose TSC is `transform`.
+    pub fn precision_unpinned_ns(
         &self,
-        relation: TscTransform,
+        transform: TscTransform,
         now: &ClockSnapshot,
-        told_ns: u64,
+        actual_ns: u64,
         host_khz: u32,
     ) -> u32 {
-        let due_ns = self.record.kvmclock_ns(relation.guest_tsc(now.host_tsc));
-        // CAST: The sign of the wrapped difference.
-        let off_by_ns = (told_ns.wrapping_sub(due_ns) as i64).unsigned_abs();
+        let expected_ns = self.record.kvmclock_ns(transform.guest_tsc(now.host_tsc));
+        // CAST: the sign of the wrapped difference.
+        let off_by_ns = (actual_ns.wrapping_sub(expected_ns) as i64).unsigned_abs();
         u32::try_from(off_by_ns)
             .unwrap_or(u32::MAX)
             .saturating_add(now.precision_ns(host_khz))
@@ -110,9 +111,9 @@ impl Plan {
     }
 }
 
-/// Whether a host whose TAI - UTC is `tai_offset_s` (s) was told what it is.
+/// Whether a host whose TAI - UTC is `tai_offset_s` (s) knows what it is.
 ///
-/// It has been 10 s or more ever since UTC has leap seconds, 1972. A host that was not told counts
+/// It has been 10 s or more since UTC has leap seconds, 1972. A host that does not know it counts
 /// the leap seconds that it took from 0 on, and its `CLOCK_TAI` is UTC but for these.
 pub const fn knows_tai(tai_offset_s: i32) -> bool {
     tai_offset_s >= 10
@@ -126,7 +127,8 @@ pub fn rate_diff_hz(request: &SetRequest, here: GuestRate) -> i64 {
 /// What is to be written.
 ///
 /// `ref_offset` is the saved offset of the reference vCPU (ticks), `now` an instant of this host
-/// and `here` the guest's TSC rate on it.
+/// and `here` the guest's TSC rate on it. `tolerance_ppm` is the largest difference of two rates
+/// that counts as none, in parts per million: KVM's module parameter `tsc_tolerance_ppm`.
 ///
 /// # Errors
 ///
@@ -136,49 +138,102 @@ pub fn plan(
     ref_offset: u64,
     now: &ClockSnapshot,
     here: GuestRate,
+    tolerance_ppm: u32,
 ) -> Result<Plan, PlanError> {
     let saved = &request.saved;
     let scale = match request.mode {
-        Mode::Exact => exact_scale(request.rate.scale, here),
-        Mode::Advance | Mode::Freeze => request.rate.is_close_to(here).then_some(here.scale),
+        Mode::Exact => exact_scale(request.rate.scale, here, tolerance_ppm),
+        Mode::Advance | Mode::Freeze => request
+            .rate
+            .is_close_to(here, tolerance_ppm)
+            .then_some(here.scale),
     };
     let scale = match scale {
         Some(scale) => scale,
         None if request.allow_rate_mismatch => here.scale,
         None => return Err(PlanError::RateMismatch),
     };
+    let rate = GuestRate { scale, ..here };
+    let other_factor = other_factor(request, rate, tolerance_ppm)?;
 
-    let elapsed_ticks = match request.mode {
+    let elapsed_ns = match request.mode {
         Mode::Exact if is_ahead(saved.host_tsc, now.host_tsc) => return Err(PlanError::Stale),
-        Mode::Exact => {
-            return Ok(Plan {
-                offset_shift: 0,
-                scale,
-                record: saved.record,
-                precision_ns: saved.precision_ns,
-            })
-        }
-        Mode::Freeze => 0,
-        Mode::Advance => elapsed_ticks(request, now)?,
+        Mode::Exact | Mode::Freeze => 0,
+        Mode::Advance => elapsed_ns(request, now)?,
     };
-    let guest_tsc = saved.guest_tsc.wrapping_add_signed(elapsed_ticks);
-    // Beyond half the ring, going on could not be told from going back.
-    if elapsed_ticks > 0 && is_ahead(saved.record.tsc_timestamp, guest_tsc) {
-        return Err(PlanError::Unrepresentable);
-    }
-    let relation = TscTransform::through(here.scale, now.host_tsc, guest_tsc);
-    let record = saved.record.not_ahead_of(guest_tsc);
+    // The guest TSC at which kvmclock is what it was at the anchor, plus the elapsed time.
+    let (offset_shift, guest_tsc) = match request.mode {
+        Mode::Exact => {
+            let transform = TscTransform {
+                scale,
+                offset: ref_offset,
+            };
+            (0, transform.guest_tsc(saved.host_tsc))
+        }
+        Mode::Advance | Mode::Freeze => {
+            let ticks = elapsed_ticks(request.rate, elapsed_ns)?;
+            let guest_tsc = saved.guest_tsc.wrapping_add_signed(ticks);
+            // Beyond half the ring, going on could not be told from going back.
+            if ticks > 0 && is_ahead(saved.record.tsc_timestamp, guest_tsc) {
+                return Err(PlanError::Unrepresentable);
+            }
+            let transform = TscTransform::through(scale, now.host_tsc, guest_tsc);
+            (transform.offset.wrapping_sub(ref_offset), guest_tsc)
+        }
+    };
+    let record = match (other_factor, request.mode) {
+        (Some(Factor { mul, shift }), _) => ClockGuest {
+            tsc_timestamp: guest_tsc,
+            // CAST: kvmclock is mod 2^64 as well.
+            system_time: saved.kvmclock_ns.wrapping_add(elapsed_ns as u64),
+            tsc_to_system_mul: mul,
+            tsc_shift: shift,
+            ..saved.record
+        },
+        (None, Mode::Exact) => saved.record,
+        (None, Mode::Advance | Mode::Freeze) => saved
+            .record
+            .not_ahead_of(guest_tsc)
+            .ok_or(PlanError::Unrepresentable)?,
+    };
     let pairing_ns = match request.mode {
         // Takes no notice of the time of day.
         Mode::Exact | Mode::Freeze => 0,
         Mode::Advance => now.precision_ns(here.host_khz),
     };
+    // kvmclock was rounded down to whole ns where another slope begins.
+    let rounding_ns = u32::from(other_factor.is_some());
     Ok(Plan {
-        offset_shift: relation.offset.wrapping_sub(ref_offset),
+        offset_shift,
         scale,
-        record: record.ok_or(PlanError::Unrepresentable)?,
-        precision_ns: saved.precision_ns.saturating_add(pairing_ns),
+        record,
+        precision_ns: saved
+            .precision_ns
+            .saturating_add(pairing_ns)
+            .saturating_add(rounding_ns),
     })
+}
+
+/// The factor that replaces the record's, if the request asks for the slope of a TSC of `rate` and
+/// the record has another.
+///
+/// # Errors
+///
+/// [`PlanError::RecordRate`] if the request does not ask and the record is for another rate.
+fn other_factor(
+    request: &SetRequest,
+    rate: GuestRate,
+    tolerance_ppm: u32,
+) -> Result<Option<Factor>, PlanError> {
+    let factor = request.saved.record.factor();
+    if request.reslope {
+        let own = rate.factor().ok_or(PlanError::RecordRate)?;
+        Ok((own != factor).then_some(own))
+    } else if rate.accepts(factor, tolerance_ppm) {
+        Ok(None)
+    } else {
+        Err(PlanError::RecordRate)
+    }
 }
 
 /// The scaling ratio that mode exact gives a guest whose rate is `here`; `None` if it had another
@@ -186,7 +241,7 @@ pub fn plan(
 ///
 /// In one domain the counter is the same whatever each kernel calibrated it to be. But KVM computes
 /// a ratio from that, so it may be a few ppm off the one that the guest had: that one is put back.
-fn exact_scale(saved: Scale, here: GuestRate) -> Option<Scale> {
+fn exact_scale(saved: Scale, here: GuestRate, tolerance_ppm: u32) -> Option<Scale> {
     if saved == here.scale || (saved.is_identity() && here.scale.is_identity()) {
         return Some(here.scale);
     }
@@ -194,11 +249,16 @@ fn exact_scale(saved: Scale, here: GuestRate) -> Option<Scale> {
         scale: saved,
         ..here
     };
-    (saved.frac_bits() == here.scale.frac_bits() && would_be.is_close_to(here)).then_some(saved)
+    let is_same_hardware = saved.frac_bits() == here.scale.frac_bits();
+    (is_same_hardware && would_be.is_close_to(here, tolerance_ppm)).then_some(saved)
 }
 
-/// Guest ticks from the anchor to `now`, by TAI and at the saved rate.
-fn elapsed_ticks(request: &SetRequest, now: &ClockSnapshot) -> Result<i64, PlanError> {
+/// Time from the anchor to `now` by TAI, ns.
+///
+/// # Errors
+///
+/// [`PlanError::Backwards`] if it is negative, and the request does not allow that.
+fn elapsed_ns(request: &SetRequest, now: &ClockSnapshot) -> Result<i128, PlanError> {
     let saved = &request.saved;
     let mut elapsed = i128::from(now.tai_ns) - i128::from(saved.tai_ns);
     // Where one side does not know TAI - UTC its "TAI" is UTC, and the difference of the two would
@@ -210,10 +270,19 @@ fn elapsed_ticks(request: &SetRequest, now: &ClockSnapshot) -> Result<i64, PlanE
     if elapsed < 0 && !request.allow_backwards {
         return Err(PlanError::Backwards);
     }
-    let ticks = u64::try_from(elapsed.unsigned_abs())
+    Ok(elapsed)
+}
+
+/// Ticks in `elapsed_ns` (ns), rounded towards 0, of a guest whose TSC rate is `rate`.
+///
+/// # Errors
+///
+/// [`PlanError::Unrepresentable`] for 2^63 ticks or more.
+fn elapsed_ticks(rate: GuestRate, elapsed_ns: i128) -> Result<i64, PlanError> {
+    let ticks = u64::try_from(elapsed_ns.unsigned_abs())
         .ok()
-        .and_then(|ns| request.rate.ticks(ns))
+        .and_then(|ns| rate.ticks(ns))
         .and_then(|ticks| i64::try_from(ticks).ok())
         .ok_or(PlanError::Unrepresentable)?;
-    Ok(if elapsed < 0 { -ticks } else { ticks })
+    Ok(if elapsed_ns < 0 { -ticks } else { ticks })
 }

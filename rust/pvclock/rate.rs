@@ -13,9 +13,8 @@ const NSEC_PER_MSEC: u64 = 1_000_000;
 /// Nanoseconds per second, as the 32-bit divisor the kernel can divide by.
 const NSEC_PER_SEC: u32 = 1_000_000_000;
 
-/// Largest difference of two guest TSC rates that SET takes for the same rate, in parts per
-/// million: KVM's own `tsc_tolerance_ppm`, below which it does not scale a guest's TSC.
-pub const TOLERANCE_PPM: u64 = 250;
+/// Parts per million.
+const PPM: u128 = 1_000_000;
 
 /// A guest's TSC rate: the host's calibrated one, times the scaling ratio.
 ///
@@ -62,9 +61,30 @@ impl GuestRate {
         mul_mul_shr_div(ns, host_hz, factor, shift, NSEC_PER_SEC)
     }
 
-    /// The rate in kHz, rounded down: what KVM derives a pvclock factor from.
-    pub fn khz(self) -> u64 {
-        self.scale.apply(u64::from(self.host_khz))
+    /// The rate in kHz, rounded down.
+    pub const fn khz(self) -> u64 {
+        // CAST: `u64::from()` is not const.
+        self.scale.apply(self.host_khz as u64)
+    }
+
+    /// The factor that KVM derives for a guest of this rate, bit for bit: from whole kHz, 1 at
+    /// least. `None` if a hostile ratio exceeds 64 bits.
+    pub const fn factor(self) -> Option<Factor> {
+        let khz = match self.khz() {
+            0 => 1,
+            khz => khz,
+        };
+        match khz.checked_mul(1000) {
+            Some(hz) => Factor::of_hz(hz),
+            None => None,
+        }
+    }
+
+    /// Whether `factor` belongs to a TSC of this rate: it is KVM's [own](Self::factor), or the rate
+    /// that it implies differs by no more than `tolerance_ppm` parts per million of this one.
+    pub fn accepts(self, factor: Factor, tolerance_ppm: u32) -> bool {
+        // Rounding alone takes KVM's own factor off the rate, so that no tolerance of 0 has it.
+        self.factor() == Some(factor) || factor.is_close_to(self.hz(), tolerance_ppm)
     }
 
     /// This rate minus `other`, in Hz, saturating.
@@ -78,10 +98,10 @@ impl GuestRate {
         }
     }
 
-    /// Whether `other` differs by no more than [`TOLERANCE_PPM`] of this rate.
-    pub fn is_close_to(self, other: Self) -> bool {
+    /// Whether `other` differs by no more than `tolerance_ppm` parts per million of this rate.
+    pub fn is_close_to(self, other: Self, tolerance_ppm: u32) -> bool {
         let (a, b) = (self.hz(), other.hz());
-        u128::from(a.abs_diff(b)) * 1_000_000 <= u128::from(a) * u128::from(TOLERANCE_PPM)
+        u128::from(a.abs_diff(b)) * PPM <= u128::from(a) * u128::from(tolerance_ppm)
     }
 }
 
@@ -107,16 +127,42 @@ impl Factor {
         mul_mul_shr_div(NSEC_PER_MSEC << 32, 1 << up, 1, down, self.mul)
     }
 
-    /// The factor KVM gives a guest of `khz` kHz; `None` for a rate of 0.
+    /// Whether the rate that the factor is for differs by no more than `tolerance_ppm` parts per
+    /// million of `hz` from `hz`: an exact comparison of rational numbers. `false` for a `mul` of 0
+    /// or a `shift` outside -31..=31.
     ///
-    /// Mirrors `kvm_get_time_scale(NSEC_PER_SEC, khz * 1000)`, bit for bit: it must equal what the
-    /// guest will be handed if nobody keeps a record.
-    pub const fn of_khz(khz: u64) -> Option<Self> {
+    /// # Example
+    ///
+    /// ```
+    /// use pvclock::rate::Factor;
+    ///
+    /// // 0.5 ns a tick are 2 GHz, and 250 ppm of 2,000,500,126 Hz are 500,125.03 Hz.
+    /// let factor = Factor { mul: 1 << 31, shift: 0 };
+    /// assert!(factor.is_close_to(2_000_000_000, 0));
+    /// assert!(factor.is_close_to(2_000_500_125, 250));
+    /// assert!(!factor.is_close_to(2_000_500_126, 250));
+    /// ```
+    pub fn is_close_to(self, hz: u64, tolerance_ppm: u32) -> bool {
+        if !(-31..=31).contains(&self.shift) {
+            return false;
+        }
+        // The implied rate is 10^9 * 2^32 / (mul * 2^shift) Hz: both it and `hz`, times `mul`. These
+        // have at most 93 and 96 bits, so that the products below fit 116 and 128.
+        let implied = u128::from(NSEC_PER_SEC) << (32 - i32::from(self.shift));
+        let rate = u128::from(hz) * u128::from(self.mul);
+        implied.abs_diff(rate) * PPM <= rate * u128::from(tolerance_ppm)
+    }
+
+    /// The factor KVM gives a guest of `hz` Hz; `None` for a rate of 0.
+    ///
+    /// Mirrors `kvm_get_time_scale(NSEC_PER_SEC, hz)`, bit for bit: it must equal what KVM hands the
+    /// guest of an unpinned clock.
+    pub const fn of_hz(hz: u64) -> Option<Self> {
+        if hz == 0 {
+            return None;
+        }
         let mut scaled = NSEC_PER_SEC as u64;
-        let mut ticks = match khz.checked_mul(1000) {
-            None | Some(0) => return None,
-            Some(hz) => hz,
-        };
+        let mut ticks = hz;
         let mut shift = 0i8;
 
         while ticks > scaled * 2 || ticks >> 32 != 0 {

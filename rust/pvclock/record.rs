@@ -11,7 +11,7 @@
 //! use pvclock::{abi::ClockGuest, rate::Factor};
 //!
 //! // kvmclock of a guest of 3 GHz, whose record was made at TSC 1,000, 5 ns after its boot.
-//! let factor = Factor::of_khz(3_000_000).unwrap();
+//! let factor = Factor::of_hz(3_000_000_000).unwrap();
 //! let record = ClockGuest {
 //!     tsc_timestamp: 1_000,
 //!     system_time: 5,
@@ -26,7 +26,7 @@
 //! // A vCPU whose TSC is 42 ticks ahead has the same time by a record of its own.
 //! assert_eq!(record.shifted_by(42).kvmclock_ns(1_000 + 42), 5);
 //!
-//! // Whoever moves a record to where nothing is rounded, changes no later reading.
+//! // A record that moves to where nothing is rounded changes no later reading.
 //! let moved = record.not_ahead_of(999).unwrap();
 //! let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
 //! assert_eq!(ticks, 1 << record.exact_step_log2());
@@ -35,10 +35,19 @@
 
 use super::{
     abi::ClockGuest,
+    rate::Factor,
     tsc::is_ahead, //
 };
 
 impl ClockGuest {
+    /// The record's slope.
+    pub const fn factor(&self) -> Factor {
+        Factor {
+            mul: self.tsc_to_system_mul,
+            shift: self.tsc_shift,
+        }
+    }
+
     /// kvmclock (ns) at guest TSC `guest_tsc` (ticks): the record's `K(g)`.
     ///
     /// Defined for every bit pattern; a shift beyond the 63 bits a CPU can shift by yields what
@@ -58,9 +67,9 @@ impl ClockGuest {
         self.system_time.wrapping_add(ns)
     }
 
-    /// The lossless lattice: kvmclock is a whole number of ns, with nothing floored away, every so
-    /// many ticks from `tsc_timestamp` on. Returned as a power of 2, i.e. the lattice's step is `1
-    /// << exact_step_log2()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.
+    /// The record's exact step: every so many ticks from `tsc_timestamp` on, kvmclock is a whole
+    /// number of ns with nothing floored away. Returned as a power of 2, i.e. the step is `1 <<
+    /// exact_step_log2()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.
     ///
     /// A record that is moved by whole steps reads the same afterwards at every later TSC. Moved to
     /// any other tick it loses up to 1 ns.
@@ -73,7 +82,7 @@ impl ClockGuest {
     }
 
     /// The same clock by a record that does not lie ahead of guest TSC `guest_tsc` (ticks): itself,
-    /// or else itself moved back along the [lattice](Self::exact_step_log2).
+    /// or else itself moved back by whole [exact steps](Self::exact_step_log2).
     ///
     /// Guests take the ticks since `tsc_timestamp` for unsigned, so a record ahead of their TSC
     /// would send them centuries into the future.

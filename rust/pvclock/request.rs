@@ -13,10 +13,16 @@ use super::{
     rate::GuestRate,
     tsc::{
         is_ahead,
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
+
+/// The smallest `tsc_to_system_mul` that KVM makes.
+const MIN_MUL: u32 = 1 << 31;
+
+/// Largest steal time, ns.
+const MAX_STEAL_NS: u64 = i64::MAX as u64;
 
 /// Why a request is malformed; each is `EINVAL` to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +33,9 @@ pub enum Invalid {
     UnknownMode,
     /// Padding is not 0.
     Padding,
-    /// `tsc_to_system_mul` is 0: the clock would stand still.
-    ZeroMul,
+    /// `tsc_to_system_mul` is below 2^31, as in no record of KVM's: it shifts the ticks so far that
+    /// the multiplier has all of its 32 bits.
+    NotNormalised,
     /// `tsc_shift` is outside -31..=31.
     ShiftRange,
     /// (`tsc_ratio`, `tsc_frac_bits`) is no scaling ratio, or a rate is 0.
@@ -37,12 +44,11 @@ pub enum Invalid {
     Inconsistent,
     /// `tsc_timestamp` lies ahead of the guest's TSC, so that the guest cannot read the record yet.
     RecordAhead,
-    /// A vCPU id appears twice.
-    DuplicateVcpu,
-    /// A vCPU id that the VM does not have; or `ref_vcpu_id` is not in the array.
-    UnknownVcpu,
-    /// A vCPU of the VM is not in the array.
-    MissingVcpu,
+    /// The array does not name every vCPU of the VM once and nothing else, or `ref_vcpu_id` is none
+    /// of them.
+    Vcpus,
+    /// `paused_ns`, a vCPU's `steal_ns`, or the sum of both exceeds `i64::MAX`.
+    Steal,
 }
 
 /// How SET carries the clocks over.
@@ -65,15 +71,6 @@ impl Mode {
             _ => None,
         }
     }
-}
-
-/// A vCPU of the VM, in the VM's order, and what SET asks for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vcpu {
-    /// vCPU id.
-    pub id: u32,
-    /// Saved L1 TSC offset, once [`SetRequest::match_vcpus`] found it, ticks.
-    pub saved: Option<u64>,
 }
 
 /// A GET request that makes sense.
@@ -102,25 +99,25 @@ impl GetRequest {
     }
 }
 
-/// Validates a record, and returns it as SET keeps it: the host in charge vouches for its own
-/// record, and counts its versions, so `version` and `flags` are cleared.
+/// Validates a record, and returns it as SET pins it: the host counts its own versions, so `version`
+/// is cleared; of `flags`, [`abi::PVCLOCK_TSC_STABLE`] alone stays.
 ///
 /// # Errors
 ///
-/// [`Invalid::Padding`], [`Invalid::ZeroMul`], [`Invalid::ShiftRange`].
+/// [`Invalid::Padding`], [`Invalid::NotNormalised`], [`Invalid::ShiftRange`].
 pub fn check_record(record: &ClockGuest) -> Result<ClockGuest, Invalid> {
     if record.pad0 != 0 || record.pad != [0; 2] {
         return Err(Invalid::Padding);
     }
-    if record.tsc_to_system_mul == 0 {
-        return Err(Invalid::ZeroMul);
+    if record.tsc_to_system_mul < MIN_MUL {
+        return Err(Invalid::NotNormalised);
     }
     if !(-31..=31).contains(&record.tsc_shift) {
         return Err(Invalid::ShiftRange);
     }
     Ok(ClockGuest {
         version: 0,
-        flags: 0,
+        flags: record.flags & abi::PVCLOCK_TSC_STABLE,
         ..*record
     })
 }
@@ -136,9 +133,11 @@ pub struct SetRequest {
     pub allow_rate_mismatch: bool,
     /// [`abi::FLAG_FALLBACK`] is set.
     pub fallback: bool,
+    /// [`abi::FLAG_RESLOPE`] is set.
+    pub reslope: bool,
     /// TSC rate of the guest where it was saved.
     pub rate: GuestRate,
-    /// The header as it came; its record's `version` and `flags` are cleared.
+    /// The header as it came, but for the record, which is as [`check_record`] returns it.
     pub saved: VmClockGuest,
 }
 
@@ -154,6 +153,9 @@ impl SetRequest {
             return Err(Invalid::UnknownFlag);
         }
         header.record = check_record(&header.record)?;
+        if header.paused_ns > MAX_STEAL_NS {
+            return Err(Invalid::Steal);
+        }
 
         let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).ok_or(Invalid::NoRate)?;
         let rate = GuestRate {
@@ -168,48 +170,64 @@ impl SetRequest {
             allow_backwards: header.flags & abi::FLAG_ALLOW_BACKWARDS != 0,
             allow_rate_mismatch: header.flags & abi::FLAG_ALLOW_RATE_MISMATCH != 0,
             fallback: header.flags & abi::FLAG_FALLBACK != 0,
+            reslope: header.flags & abi::FLAG_RESLOPE != 0,
             rate,
             saved: header,
         })
     }
 
-    /// Finds the saved offset of every vCPU of the VM, and returns that of the reference vCPU
-    /// (ticks).
+    /// Brings `entries` into the order of `present`, the VM's vCPUs, of which the ids alone matter;
+    /// adds `paused_ns` to the `steal_ns` of each unless the mode is [`Mode::Freeze`]; and returns
+    /// the saved offset of the reference vCPU (ticks).
+    ///
+    /// Compares each id once if the order is right already.
     ///
     /// # Errors
     ///
-    /// Unless `entries` names every one of `vcpus` exactly once and nothing else, with zero
-    /// padding, the reference vCPU among them; unless `guest_tsc` and `kvmclock_ns` are what the
-    /// reference vCPU's offset and the record say at the anchor; and if the record lies ahead.
+    /// - [`Invalid::Vcpus`] unless `entries` names every one of `present` once and nothing else, the
+    ///   reference vCPU among them,
+    /// - [`Invalid::Padding`], [`Invalid::Steal`],
+    /// - those of [`check_reference`](Self::check_reference).
+    ///
+    /// `entries` may be changed in part then.
     pub fn match_vcpus(
         &self,
-        vcpus: &mut [Vcpu],
-        entries: &[ClockGuestVcpu],
+        present: &[ClockGuestVcpu],
+        entries: &mut [ClockGuestVcpu],
     ) -> Result<u64, Invalid> {
+        if present.len() != entries.len() {
+            return Err(Invalid::Vcpus);
+        }
+        let mut rest = &mut *entries;
+        for vcpu in present {
+            // GET lists vCPUs in the VM's order, so the first is nearly always the one.
+            let found = rest
+                .iter()
+                .position(|entry| entry.vcpu_id == vcpu.vcpu_id)
+                .ok_or(Invalid::Vcpus)?;
+            rest.swap(0, found);
+            rest = rest.split_first_mut().ok_or(Invalid::Vcpus)?.1;
+        }
+
+        let paused_ns = match self.mode {
+            Mode::Exact | Mode::Advance => self.saved.paused_ns,
+            Mode::Freeze => 0,
+        };
         let mut ref_offset = None;
-        for (index, entry) in entries.iter().enumerate() {
+        for entry in entries {
             if entry.pad != 0 {
                 return Err(Invalid::Padding);
             }
-            // GET lists vCPUs in the VM's order, so the first guess is nearly always right.
-            let vcpu = match vcpus.get_mut(index) {
-                Some(vcpu) if vcpu.id == entry.vcpu_id => vcpu,
-                _ => vcpus
-                    .iter_mut()
-                    .find(|vcpu| vcpu.id == entry.vcpu_id)
-                    .ok_or(Invalid::UnknownVcpu)?,
-            };
-            if vcpu.saved.replace(entry.tsc_offset).is_some() {
-                return Err(Invalid::DuplicateVcpu);
-            }
+            entry.steal_ns = entry
+                .steal_ns
+                .checked_add(paused_ns)
+                .filter(|&steal_ns| steal_ns <= MAX_STEAL_NS)
+                .ok_or(Invalid::Steal)?;
             if entry.vcpu_id == self.saved.ref_vcpu_id {
                 ref_offset = Some(entry.tsc_offset);
             }
         }
-        if vcpus.iter().any(|vcpu| vcpu.saved.is_none()) {
-            return Err(Invalid::MissingVcpu);
-        }
-        let offset = ref_offset.ok_or(Invalid::UnknownVcpu)?;
+        let offset = ref_offset.ok_or(Invalid::Vcpus)?;
         self.check_reference(offset)?;
         Ok(offset)
     }
@@ -221,11 +239,11 @@ impl SetRequest {
     /// [`Invalid::Inconsistent`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
     /// record say at the anchor, [`Invalid::RecordAhead`] if the record lies ahead.
     pub fn check_reference(&self, offset: u64) -> Result<(), Invalid> {
-        let relation = TscTransform {
+        let transform = TscTransform {
             scale: self.rate.scale,
             offset,
         };
-        let guest_tsc = relation.guest_tsc(self.saved.host_tsc);
+        let guest_tsc = transform.guest_tsc(self.saved.host_tsc);
         if guest_tsc != self.saved.guest_tsc
             || self.saved.record.kvmclock_ns(guest_tsc) != self.saved.kvmclock_ns
         {

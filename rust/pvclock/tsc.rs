@@ -76,11 +76,11 @@ impl Scale {
 /// use pvclock::tsc::{is_ahead, TscTransform, Scale};
 ///
 /// // A guest that booted, with its TSC at 0, when the host's was 7,000,000: a "negative" offset.
-/// let relation = TscTransform::through(Scale::IDENTITY, 7_000_000, 0);
-/// assert_eq!(relation.offset, 7_000_000u64.wrapping_neg());
-/// assert_eq!(relation.guest_tsc(7_000_042), 42);
+/// let transform = TscTransform::through(Scale::IDENTITY, 7_000_000, 0);
+/// assert_eq!(transform.offset, 7_000_000u64.wrapping_neg());
+/// assert_eq!(transform.guest_tsc(7_000_042), 42);
 /// // A tick before that its TSC was 2^64 - 1, and not ahead of what came then.
-/// assert_eq!(relation.guest_tsc(6_999_999), u64::MAX);
+/// assert_eq!(transform.guest_tsc(6_999_999), u64::MAX);
 /// assert!(is_ahead(0, u64::MAX));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl TscTransform {
         self.scale.apply(host_tsc).wrapping_add(self.offset)
     }
 
-    /// The relation whose guest TSC is `guest_tsc` at `host_tsc`.
+    /// The transform whose guest TSC is `guest_tsc` at `host_tsc`.
     pub const fn through(scale: Scale, host_tsc: u64, guest_tsc: u64) -> Self {
         Self {
             scale,
