@@ -4,6 +4,7 @@
 import z3
 from z3 import BitVecVal, IntVal
 
+import reference
 import vectors
 from engine import full_product
 from models import NSEC_PER_SEC, Record, Scale, Source
@@ -45,7 +46,7 @@ def not_ahead(m, *row):
     return result == row[5]
 
 
-def relation(m, ratio, frac_bits, host, guest, offset, other, guest_at_other):
+def transform(m, ratio, frac_bits, host, guest, offset, other, guest_at_other):
     scale = Scale(u64(ratio), BitVecVal(frac_bits, 32))
     through = m.through(scale, u64(host), u64(guest))
     return (number(through), number(m.guest_tsc(scale, through, u64(other)))) == (offset, guest_at_other)
@@ -63,12 +64,12 @@ def ticks(m, khz, ratio, frac_bits, ns, expected):
     return option(some, value) == expected == by_digits
 
 
-def factor(m, khz, expected, implied):
-    if not 0 < khz * 1000 < 2**64:
+def factor(m, hz, expected, implied):
+    if hz == 0:
         return expected is None
     # Term by term, so that no loop's terms grow.
-    scaled, ticks, shift, ended = map(z3.simplify, m.of_khz_loops(u64(khz * 1000)))
-    mul = number(m.of_khz_mul(IntVal(number(scaled)), IntVal(number(ticks))))
+    scaled, ticks, shift, ended = map(z3.simplify, m.of_hz_loops(u64(hz)))
+    mul = number(m.of_hz_mul(IntVal(number(scaled)), IntVal(number(ticks))))
     shift = shift.as_signed_long()
     return number(ended) and (mul, shift) == expected and implies(m, mul, shift, implied)
 
@@ -77,6 +78,27 @@ def implies(m, mul, shift, expected):
     if mul == 0:
         return expected is None
     return option(*m.factor_khz(IntVal(mul), shift)) == expected
+
+
+def close(m, mul, shift, hz, ppm, expected):
+    return number(m.is_close_to(IntVal(mul), shift, IntVal(hz), IntVal(ppm))) == expected
+
+
+def reslope(m, mode, khz_there, khz_here, factor, guest_tsc, kvmclock_ns, elapsed, expected):
+    """By the parts of the plan."""
+    own = reference.factor_of_hz(khz_here * 1000)
+    elapsed = elapsed if mode == reference.ADVANCE else 0
+    some, count = m.ticks(IntVal(khz_there), IntVal(1), 0, IntVal(abs(elapsed)))
+    tsc = z3.simplify(u64(guest_tsc) + m.signed_ticks(IntVal(elapsed), u64(number(count))))
+    record = record_of(guest_tsc, kvmclock_ns, *factor)
+    if own == factor:
+        has_room, record = m.not_ahead_of(record, tsc)
+        some = z3.And(some, has_room)
+    else:
+        mul, shift = BitVecVal(own[0], 32), BitVecVal(own[1], 8)
+        record = m.resloped(record, tsc, u64(kvmclock_ns), u64(elapsed), mul, shift)
+    shift = z3.simplify(record.shift).as_signed_long()
+    return number(some) and (*map(number, record[:3]), shift) == expected
 
 
 def advance(m, saved, saved_offset, now, now_offset, khz, ratio, frac_bits, expected):
@@ -91,8 +113,8 @@ def precision(m, read_window, khz, expected):
 
 
 EVALUATORS = {
-    "KVMCLOCK": kvmclock, "NOT_AHEAD": not_ahead, "RELATION": relation, "TICKS": ticks, "FACTOR": factor,
-    "IMPLIED": implies, "ADVANCE": advance, "PRECISION": precision,
+    "KVMCLOCK": kvmclock, "NOT_AHEAD": not_ahead, "TRANSFORM": transform, "TICKS": ticks, "FACTOR": factor,
+    "IMPLIED": implies, "CLOSE": close, "ADVANCE": advance, "RESLOPE": reslope, "PRECISION": precision,
 }
 
 

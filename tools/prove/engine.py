@@ -8,7 +8,7 @@ question to z3: is there an input for which it does not hold? "unsat" proves it,
 The same function runs against broken models: then a claim must fail, else the theorem says less than it seems to.
 
 Products of two unknowns are hard for a solver. A proof sees them as a function it knows nothing of but the facts it is
-told, all of which are theorems of their own (`theorems/products.py`). An attack sees true products, so that every
+given, all of which are theorems of their own (`theorems/products.py`). An attack sees true products, so that every
 counterexample is real.
 """
 
@@ -69,7 +69,7 @@ def full_product(a, b):
 
 
 def unknown_product(a, b):
-    """A function that stands for `full_product`, of which only facts that a proof is told are known."""
+    """A function that stands for `full_product`, of which only facts that a proof is given are known."""
     sorts = z3.BitVecSort(a.size()), z3.BitVecSort(b.size()), z3.BitVecSort(a.size() + b.size())
     return z3.Function(f"product{a.size()}x{b.size()}", *sorts)(a, b)
 

@@ -16,6 +16,7 @@ from z3 import UGE, UGT, ULE, ULT, And, BitVecVal, Concat, Extract, If, Implies,
 
 NSEC_PER_SEC = 10**9
 NSEC_PER_MSEC = 10**6
+PPM = 10**6
 DIGITS = 6
 BASE = 1 << 32
 
@@ -222,13 +223,26 @@ class Source:
         some, value = self.mul_mul_shr_div(NSEC_PER_MSEC << 32, z3.IntVal(1 << up), 1, down, mul)
         return And(mul != 0, some), value
 
+    def is_close_to(self, mul, shift, hz, ppm):
+        """Factor::is_close_to for a known shift, on integers"""
+        if not -31 <= shift <= 31:
+            return z3.BoolVal(False)
+
+        def u128(value):
+            self.must(And(0 <= value, value < 2**128))
+            return value
+
+        implied = u128(NSEC_PER_SEC << 32 - shift)
+        rate = u128(hz * mul)
+        return u128(u128(z3.Abs(implied - rate)) * PPM) <= u128(rate * ppm)
+
     def halve_ticks(self, ticks, scaled):
-        """Factor::of_khz: the first loop's condition"""
+        """Factor::of_hz: the first loop's condition"""
         self.must(ULT(scaled, 1 << 63))
         return Or(UGT(ticks, scaled * 2), LShR(ticks, 32) != 0)
 
-    def of_khz_loops(self, hz):
-        """Factor::of_khz: (scaled, ticks, shift) after both loops, and whether both have ended"""
+    def of_hz_loops(self, hz):
+        """Factor::of_hz: (scaled, ticks, shift) after both loops, and whether both have ended"""
         scaled, ticks, shift = BitVecVal(NSEC_PER_SEC, 64), hz, BitVecVal(0, 8)
         for _ in range(34):
             again = self.halve_ticks(ticks, scaled)
@@ -244,8 +258,8 @@ class Source:
             shift = If(again, shift + 1, shift)
         return scaled, ticks, shift, And(ended, UGT(ticks, scaled))
 
-    def of_khz_mul(self, scaled, ticks):
-        """Factor::of_khz: the quotient, on integers"""
+    def of_hz_mul(self, scaled, ticks):
+        """Factor::of_hz: the quotient, on integers"""
         self.must(scaled * BASE < 2**64)
         mul = scaled * BASE / ticks
         self.must(And(0 <= mul, mul < BASE))
@@ -254,16 +268,16 @@ class Source:
     # plan.rs
 
     def precision_ns(self, read_window, host_khz):
-        """Instant::precision_ns, on integers"""
+        """ClockSnapshot::precision_ns, on integers"""
         ticks = (read_window + 1) / 2
         khz = If(host_khz < 1, 1, host_khz)
         product = If(ticks * NSEC_PER_MSEC < 2**64, ticks * NSEC_PER_MSEC, 2**64 - 1)
         ns = (product + khz - 1) / khz
         return If(ns < BASE, ns, BASE - 1)
 
-    def precision_unkept_ns(self, due_ns, told_ns, now_precision_ns, plan_precision_ns):
-        """Plan::precision_unkept_ns, of what its calls return"""
-        diff = told_ns - due_ns
+    def precision_unpinned_ns(self, expected_ns, actual_ns, now_precision_ns, plan_precision_ns):
+        """Plan::precision_unpinned_ns, of what its calls return"""
+        diff = actual_ns - expected_ns
         total = If(diff < 0, -diff, diff)  # unsigned_abs
         total = If(UGT(total, BASE - 1), BitVecVal(BASE - 1, 32), Extract(31, 0, total))
         for more in (now_precision_ns, plan_precision_ns):
@@ -298,3 +312,7 @@ class Source:
     def offset_shift(self, scale, now_host_tsc, guest_tsc, ref_offset):
         """plan: Plan::offset_shift"""
         return self.through(scale, now_host_tsc, guest_tsc) - ref_offset
+
+    def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
+        """plan: the record with another factor; `elapsed_ns` is mod 2^64"""
+        return record._replace(tsc_timestamp=guest_tsc, system_time=kvmclock_ns + elapsed_ns, mul=mul, shift=shift)

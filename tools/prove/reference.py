@@ -25,7 +25,7 @@ def kvmclock_ns(tsc_timestamp, system_time, mul, shift, guest_tsc):
     return (system_time + floor(Fraction(ticks * mul, 2**32))) % U64
 
 
-def lattice_step(mul, shift):
+def exact_step(mul, shift):
     """The fewest ticks, of those that are a power of 2, after which K is a whole number of ns and the shift loses
     nothing: tried one after the other."""
     step = 1
@@ -41,7 +41,7 @@ def not_ahead_of(tsc_timestamp, system_time, mul, shift, guest_tsc):
     ahead = signed(tsc_timestamp - guest_tsc)
     if ahead <= 0:
         return tsc_timestamp, system_time
-    step = lattice_step(mul, shift)
+    step = exact_step(mul, shift)
     ticks = ceil(Fraction(ahead, step)) * step
     # One bit of the ticks' 64 must stay free after a left shift.
     if shift > 0 and ticks * 2**shift >= 2**63:
@@ -62,10 +62,9 @@ def ticks(khz, ratio, frac_bits, ns):
     return count if count < U64 else None
 
 
-def factor_of_khz(khz):
-    """(mul, shift) that KVM gives a guest of khz kHz, or None: kvm_get_time_scale(10^9, khz * 1000)."""
-    hz = khz * 1000
-    if not 0 < hz < U64:
+def factor_of_hz(hz):
+    """(mul, shift) that KVM gives a guest of hz Hz, or None: kvm_get_time_scale(10^9, hz)."""
+    if hz == 0:
         return None
     # Shift the rate into (10^9, 2 * 10^9], a bit at a time as KVM does: each loses the lowest one.
     shift = 0
@@ -76,13 +75,22 @@ def factor_of_khz(khz):
     return 10**9 * 2**32 // hz, shift
 
 
+def hz_of_factor(mul, shift):
+    """The rate that a factor is for, exactly: a tick lasts mul * 2^shift / 2^32 ns."""
+    return 10**9 / (mul * Fraction(2) ** shift / 2**32)
+
+
 def khz_of_factor(mul, shift):
     """The rate that a factor is for, in whole kHz, or None beyond 64 bits or for mul 0."""
     if mul == 0:
         return None
-    # A tick lasts mul * 2^shift / 2^32 ns; a ms has 10^6.
-    khz = floor(10**6 / (mul * Fraction(2) ** shift / 2**32))
+    khz = floor(hz_of_factor(mul, shift) / 1000)
     return khz if khz < U64 else None
+
+
+def is_close(mul, shift, hz, ppm):
+    """Whether the rate that a factor is for is within ppm parts per million of hz."""
+    return mul != 0 and abs(hz_of_factor(mul, shift) - hz) <= Fraction(hz * ppm, 10**6)
 
 
 def precision_ns(read_window, khz):
@@ -104,3 +112,25 @@ def advance_ticks(saved_tai, saved_offset, now_tai, now_offset, khz, ratio, frac
     if count is None or count >= 2**63:
         return None
     return (count if elapsed >= 0 else -count) % U64
+
+
+EXACT, ADVANCE, FREEZE = 1, 2, 3
+
+
+def resloped(mode, khz_there, khz_here, factor, guest_tsc, kvmclock_ns, elapsed):
+    """(tsc_timestamp, system_time, mul, shift) of the record that continues kvmclock with the slope of the TSC here; the
+    saved one was made at the anchor."""
+    own = factor_of_hz(khz_here * 1000)
+    if own == factor:
+        elapsed = elapsed if mode == ADVANCE and elapsed < 0 else 0
+        tsc_timestamp = guest_tsc + signed_ticks(khz_there, elapsed)
+        return *not_ahead_of(guest_tsc, kvmclock_ns, *factor, tsc_timestamp % U64), *factor
+    if mode != ADVANCE:
+        elapsed = 0
+    return (guest_tsc + signed_ticks(khz_there, elapsed)) % U64, (kvmclock_ns + elapsed) % U64, *own
+
+
+def signed_ticks(khz, elapsed):
+    """Whole ticks in elapsed ns, towards 0."""
+    count = ticks(khz, 0, 0, abs(elapsed))
+    return count if elapsed >= 0 else -count

@@ -10,6 +10,7 @@ import pathlib
 import random
 import sys
 import textwrap
+from math import floor
 
 sys.dont_write_bytecode = True
 
@@ -68,7 +69,7 @@ def not_ahead_rows(numbers):
     return rows
 
 
-def relation_rows(numbers):
+def transform_rows(numbers):
     """ratio, frac_bits, host_tsc, guest_tsc there, the offset; another host TSC, and the guest TSC there"""
     rows = []
     for ratio, frac_bits in SCALES:
@@ -90,16 +91,17 @@ def ticks_rows(numbers):
 
 
 def factor_rows(numbers):
-    """khz, its factor, and the rate that this implies"""
-    rates = [0, 1, 2, 999, 1_000_000, 1_000_001, 1_999_999, 2_000_000, 2_000_001, KHZ, 4_000_000, 4_294_967, 4_294_968,
-             16_000_000, 16_000_001, 2**32 - 1, 2**42, MAX // 1000, MAX // 1000 + 1, MAX]
+    """Hz, their factor, and the rate in kHz that this implies"""
+    rates = [khz * 1000 for khz in (1, 2, 999, 1_000_000, 1_000_001, 1_999_999, 2_000_000, 2_000_001, KHZ, 4_000_000, 4_294_967,
+                                    4_294_968, 16_000_000, 16_000_001, 2**32 - 1, 2**42, MAX // 1000)]
+    rates += [0, 1, 2, 999, 1001, 10**9 - 1, 10**9 + 1, 2_000_000_001, 2_000_000_002, 2_596_100_999, 2**32, MAX - 1, MAX]
     # Where the first loop halves once too often.
-    rates += [next(khz for khz in range(2_000_000_001 * 2**20 // 1000, MAX) if khz * 1000 >> 20 == 2_000_000_001)]
-    rates += [numbers.bits(32) for _ in range(8)]
+    rates += [2_000_000_001 << shift for shift in (1, 2, 20, 33)]
+    rates += [numbers.bits(32) * 1000 for _ in range(4)] + [numbers.bits(64) for _ in range(4)]
     rows = []
-    for khz in rates:
-        factor = reference.factor_of_khz(khz)
-        rows.append((khz, factor, factor and reference.khz_of_factor(*factor)))
+    for hz in rates:
+        factor = reference.factor_of_hz(hz)
+        rows.append((hz, factor, factor and reference.khz_of_factor(*factor)))
     return rows
 
 
@@ -107,6 +109,40 @@ def implied_rows(numbers):
     """mul, shift, kHz"""
     pairs = [(mul, shift) for mul in [0, *MULS] for shift in SHIFTS]
     return [(mul, shift, reference.khz_of_factor(mul, shift)) for mul, shift in pairs]
+
+
+def close_rows(numbers):
+    """mul, shift, Hz, ppm, whether the factor is that close: a Hz around each edge of the tolerance too"""
+    rows = []
+    for mul in (0, 1 << 31, (1 << 32) - 1, 3_308_699_862):
+        for shift in (-31, -1, 0, 31):
+            for ppm in (0, 250, 2**32 - 1):
+                exact = reference.hz_of_factor(mul or 1, shift)
+                edges = [exact * 10**6 / (10**6 + off) for off in sorted({ppm, -ppm}) if off > -(10**6)]
+                for edge in edges:
+                    for hz in (floor(edge), floor(edge) + 1):
+                        if hz <= MAX:
+                            rows.append((mul, shift, hz, ppm, reference.is_close(mul, shift, hz, ppm)))
+    rows += [(mul, shift, hz, 2**32 - 1, reference.is_close(mul, shift, hz, 2**32 - 1))
+             for mul, shift, hz in ((2**32 - 1, 31, MAX), (2**32 - 1, -31, MAX), (1, -31, 0), (2**32 - 1, 0, 0))]
+    return rows
+
+
+def reslope_rows(numbers):
+    """mode, kHz there and here, the saved factor, guest TSC and kvmclock at the anchor, TAI elapsed; the record"""
+    own = reference.factor_of_hz(KHZ * 1000)
+    bent = own[0] * 3 // 4, own[1] + 1  # 3/2 of it, as KVM would write that.
+    rows = []
+    for mode in (reference.EXACT, reference.ADVANCE, reference.FREEZE):
+        for here in (KHZ, KHZ * 2 // 3, KHZ + 1, 1, 2**32 - 1):
+            for factor in (own, bent, (1 << 31, 0), (1 << 31, 31), reference.factor_of_hz(here * 1000)):
+                ns = numbers.choice((0, 1, -1, 10**9, -(10**9), WEEK_NS, -WEEK_NS, numbers.bits(60)))
+                # A record that is not for the TSC here can go back however far; the other has room for some days.
+                guest, kvmclock = numbers.choice((5, 10**15, MAX - 5)), numbers.choice((0, 10**15, MAX))
+                if factor == reference.factor_of_hz(here * 1000) and factor[1] > 0:
+                    ns = abs(ns)
+                rows.append((mode, KHZ, here, factor, guest, kvmclock, ns))
+    return [(*row, reference.resloped(*row)) for row in rows]
 
 
 def advance_rows(numbers):
@@ -139,16 +175,21 @@ TABLES = [
      "`tsc_timestamp`, `system_time`, `mul`, `shift`; guest TSC, ns.", kvmclock_rows),
     ("NOT_AHEAD", "u64 u64 u32 i8 u64 Option<(u64,u64)>",
      "`tsc_timestamp`, `system_time`, `mul`, `shift`; guest TSC; the first two of the moved record.", not_ahead_rows),
-    ("RELATION", "u64 u32 u64 u64 u64 u64 u64",
+    ("TRANSFORM", "u64 u32 u64 u64 u64 u64 u64",
      "Ratio, fraction bits; host TSC, guest TSC, the offset for these; another host TSC, guest TSC there.",
-     relation_rows),
+     transform_rows),
     ("TICKS", "u32 u64 u32 u64 Option<u64>", "kHz, ratio, fraction bits, ns; guest ticks.", ticks_rows),
     ("FACTOR", "u64 Option<(u32,i8)> Option<u64>",
-     "kHz; `mul` and `shift`; the kHz that these imply.", factor_rows),
+     "Hz; `mul` and `shift`; the kHz that these imply.", factor_rows),
     ("IMPLIED", "u32 i8 Option<u64>", "`mul`, `shift`; the kHz that these imply.", implied_rows),
+    ("CLOSE", "u32 i8 u64 u32 bool", "`mul`, `shift`; Hz, ppm; whether the rate that they imply is that close.",
+     close_rows),
     ("ADVANCE", "i64 i32 i64 i32 u32 u64 u32 Option<u64>",
      "Saved TAI (ns) and TAI - UTC (s), the same now; kHz, ratio, fraction bits; guest ticks to add.", advance_rows),
-    ("PRECISION", "u64 u32 u32", "Spread (ticks), kHz; ns.", precision_rows),
+    ("RESLOPE", "u32 u32 u32 (u32,i8) u64 u64 i64 (u64,u64,u32,i8)",
+     "Mode, kHz saved and here; `mul` and `shift`, guest TSC and kvmclock (ns) at the anchor, TAI elapsed (ns); "
+     "`tsc_timestamp`, `system_time`, `mul` and `shift` with the slope of the TSC here.", reslope_rows),
+    ("PRECISION", "u64 u32 u32", "Read window (ticks), kHz; ns.", precision_rows),
 ]
 
 
@@ -163,6 +204,8 @@ def rust(value, kind):
         return "None" if value is None else f"Some({rust(value, kind[7:-1])})"
     if kind.startswith("("):
         return "({})".format(", ".join(map(rust, value, kind[1:-1].split(","))))
+    if kind == "bool":
+        return str(value).lower()
     return str(value) if abs(value) < 10**6 else ("-" if value < 0 else "") + hex(abs(value))
 
 
@@ -174,7 +217,7 @@ def render():
              "//! Made by kvm-clock-guest's `tools/prove/vectors.py --write`; do not edit."]
     for name, kinds, fields, _ in TABLES:
         kinds = kinds.split()
-        row_type = ", ".join(kinds).replace("(u64,u64)", "(u64, u64)").replace("(u32,i8)", "(u32, i8)")
+        row_type = ", ".join(kind.replace(",", ", ") for kind in kinds)
         row = name.title().replace("_", "") + "Row"
         lines += ["", *textwrap.wrap(fields, 100, initial_indent="/// ", subsequent_indent="/// "),
                   f"pub(crate) type {row} = ({row_type});", "",

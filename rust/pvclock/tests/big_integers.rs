@@ -26,8 +26,8 @@ use pvclock::{
     tsc::{
         self,
         is_ahead,
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
@@ -51,7 +51,7 @@ fn number() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Every record that SET takes.
+/// Every record that SET takes, and those whose factor KVM would not make.
 fn record() -> impl Strategy<Value = ClockGuest> {
     let mul = (1u32.., 0u32..32).prop_map(|(mul, zeros)| (mul << zeros).max(1 << zeros));
     (number(), number(), mul, -31i8..=31).prop_map(
@@ -90,10 +90,10 @@ proptest! {
     }
 
     #[test]
-    fn relation_goes_through(scale in scale(), host in number(), guest in number(), offset_diff in number()) {
-        let relation = TscTransform::through(scale, host, guest);
-        prop_assert_eq!(relation.guest_tsc(host), guest);
-        let other = TscTransform { scale, offset: relation.offset.wrapping_add(offset_diff) };
+    fn transform_goes_through(scale in scale(), host in number(), guest in number(), offset_diff in number()) {
+        let transform = TscTransform::through(scale, host, guest);
+        prop_assert_eq!(transform.guest_tsc(host), guest);
+        let other = TscTransform { scale, offset: transform.offset.wrapping_add(offset_diff) };
         prop_assert_eq!(other.guest_tsc(host).wrapping_sub(guest), offset_diff);
     }
 
@@ -104,8 +104,45 @@ proptest! {
     }
 
     #[test]
-    fn factor_is_the_quotient(khz in number()) {
-        prop_assert!(oracle::is_factor_of(Factor::of_khz(khz), khz));
+    fn factor_is_the_quotient(hz in number()) {
+        prop_assert!(oracle::is_factor_of(Factor::of_hz(hz), hz));
+    }
+
+    #[test]
+    fn rate_has_the_factor_of_whole_khz(host_khz in 1u32.., scale in scale()) {
+        let rate = GuestRate { host_khz, scale };
+        let khz = oracle::scaled(scale, host_khz.into()).max(1);
+        match khz.checked_mul(1000) {
+            None => prop_assert_eq!(rate.factor(), None),
+            Some(hz) => {
+                prop_assert!(oracle::is_factor_of(rate.factor(), hz));
+                // Whatever its kHz rounded, with no tolerance at all.
+                prop_assert!(rate.accepts(rate.factor().unwrap(), 0));
+            }
+        }
+    }
+
+    #[test]
+    fn rate_accepts_close_factors(host_khz: u32, scale in scale(), mul: u32, shift in -31i8..=31, ppm in number()) {
+        let (rate, factor) = (GuestRate { host_khz, scale }, Factor { mul, shift });
+        let ppm = ppm as u32;
+        let is_close = oracle::is_close(factor, rate.hz(), ppm);
+        prop_assert_eq!(rate.accepts(factor, ppm), is_close || rate.factor() == Some(factor));
+    }
+
+    #[test]
+    fn factor_is_compared_exactly(mul: u32, shift in -31i8..=31, ppm in number(), hz in number(), off in -3i64..=3) {
+        let (factor, ppm) = (Factor { mul, shift }, ppm as u32);
+        prop_assert_eq!(factor.is_close_to(hz, ppm), oracle::is_close(factor, hz, ppm));
+        // Where the answer changes: at the implied rate, times or by (1 +- ppm).
+        if let Some(khz) = oracle::implied_khz(factor) {
+            let implied = u128::from(khz) * 1000;
+            let part = implied * u128::from(ppm) / 1_000_000;
+            for edge in [implied, implied + part, implied.saturating_sub(part)] {
+                let hz = u64::try_from(edge).unwrap_or(u64::MAX).saturating_add_signed(off);
+                prop_assert_eq!(factor.is_close_to(hz, ppm), oracle::is_close(factor, hz, ppm));
+            }
+        }
     }
 
     #[test]
@@ -117,7 +154,7 @@ proptest! {
     /// Two independent roundings: to a factor and back.
     #[test]
     fn factor_implies_its_own_rate(khz in 1u64..=16_000_000) {
-        prop_assert_eq!(Factor::of_khz(khz).and_then(Factor::khz), Some(khz));
+        prop_assert_eq!(Factor::of_hz(khz * 1000).and_then(Factor::khz), Some(khz));
     }
 
     #[test]
@@ -156,8 +193,8 @@ proptest! {
         let (mut header, vcpus) = common::saved(abi::MODE_ADVANCE, Scale::IDENTITY);
         (header.tai_ns, header.tai_offset_s) = (taken, offsets.0);
         (header.host_tsc_khz, header.tsc_ratio, header.tsc_frac_bits) = (host_khz, scale.ratio(), scale.frac_bits());
-        header.flags = abi::FLAG_ALLOW_BACKWARDS;
-        // Without a left shift the record can go back as far as it must.
+        // The record is for another rate, and without a left shift it can go back as far as it must.
+        header.flags = abi::FLAG_ALLOW_BACKWARDS | abi::FLAG_RESLOPE;
         header.record.tsc_shift = -1;
         let now = ClockSnapshot {
             host_tsc: now_tsc,
@@ -172,15 +209,27 @@ proptest! {
         let elapsed = oracle::elapsed_ns(&header, &now);
         let is_back = elapsed.sign() == Sign::Minus;
         let expected = oracle::advanced(&header, &elapsed, request.rate);
-        let planned = plan::plan(&request, vcpus[0].tsc_offset, &now, request.rate).ok().map(|plan| {
+        let Some(factor) = request.rate.factor() else {
+            return Ok(()); // More than 2^64 Hz.
+        };
+        let planned = plan::plan(&request, vcpus[0].tsc_offset, &now, request.rate, 0).ok();
+        let tsc = planned.map(|plan| {
             let offset = vcpus[0].tsc_offset.wrapping_add(plan.offset_shift);
             TscTransform { scale, offset }.guest_tsc(now.host_tsc)
         });
-        prop_assert_eq!(planned, expected);
+        prop_assert_eq!(tsc, expected);
+        // kvmclock goes on by the same time, with this rate's slope.
+        if let (Some(plan), Some(tsc)) = (planned, tsc) {
+            if header.record.factor() != factor {
+                prop_assert_eq!(plan.record.factor(), factor);
+                let ns = plan.record.kvmclock_ns(tsc).wrapping_sub(header.kvmclock_ns);
+                prop_assert_eq!(ns, oracle::wrapped(&elapsed));
+            }
+        }
 
         let mut forwards = request;
         forwards.allow_backwards = false;
-        let refused = plan::plan(&forwards, vcpus[0].tsc_offset, &now, request.rate) == Err(plan::PlanError::Backwards);
+        let refused = plan::plan(&forwards, vcpus[0].tsc_offset, &now, request.rate, 0) == Err(plan::PlanError::Backwards);
         prop_assert_eq!(refused, is_back);
     }
 }

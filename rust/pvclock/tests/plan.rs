@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use pvclock::{
     abi::{
         self,
+        ClockGuest,
         VmClockGuest, //
     },
     plan::{
@@ -21,11 +22,14 @@ use pvclock::{
         Plan,
         PlanError, //
     },
-    rate::GuestRate,
+    rate::{
+        Factor,
+        GuestRate, //
+    },
     request::SetRequest,
     tsc::{
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
@@ -34,6 +38,9 @@ const HOME: GuestRate = GuestRate {
     host_khz: HOST_KHZ,
     scale: Scale::IDENTITY,
 };
+
+/// KVM's default tolerance, parts per million.
+const PPM: u32 = 250;
 
 const WEEK_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 
@@ -52,12 +59,12 @@ fn planned(
     rate: GuestRate,
 ) -> Result<u64, PlanError> {
     let request = SetRequest::new(header).unwrap();
-    let shift = plan(&request, ref_offset, &now, rate)?.offset_shift;
-    let relation = TscTransform {
+    let shift = plan(&request, ref_offset, &now, rate, PPM)?.offset_shift;
+    let transform = TscTransform {
         scale: rate.scale,
         offset: ref_offset.wrapping_add(shift),
     };
-    Ok(relation.guest_tsc(now.host_tsc))
+    Ok(transform.guest_tsc(now.host_tsc))
 }
 
 fn at(header: &VmClockGuest, elapsed_ns: i64) -> ClockSnapshot {
@@ -68,6 +75,22 @@ fn at(header: &VmClockGuest, elapsed_ns: i64) -> ClockSnapshot {
         tai_offset_s: header.tai_offset_s,
         ..Default::default()
     }
+}
+
+/// The plan for `header`, whose reference vCPU is the first of `common::saved`.
+fn plan_of(header: VmClockGuest, now: ClockSnapshot, rate: GuestRate) -> Result<Plan, PlanError> {
+    let offset = saved(header.mode, Scale::IDENTITY).1[0].tsc_offset;
+    let request = SetRequest::new(header).unwrap();
+    plan(&request, offset, &now, rate, PPM)
+}
+
+/// `header` with a record for another rate, `mul` being `times` what it was, that is consistent.
+fn bent(header: VmClockGuest, times: f64) -> VmClockGuest {
+    let mut header = header;
+    // CAST: a test's `times` leaves it in 32 bits.
+    header.record.tsc_to_system_mul = (f64::from(header.record.tsc_to_system_mul) * times) as u32;
+    header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
+    header
 }
 
 /// Scaling ratios of guests of 0.5, 0.58, 1.5 and 2 times the host's rate, on SVM and VMX.
@@ -106,13 +129,14 @@ proptest! {
     }
 
     #[test]
-    fn exact_changes_no_bit(later in 0u64..1 << 62, khz in 1u32.., scale in scales()) {
-        // The same counter, whatever it was calibrated to: a live update by kexec.
+    fn exact_changes_no_bit(later in 0u64..1 << 62, off_by in -600i32..=600, scale in scales()) {
+        // The same counter, calibrated again: a live update by kexec.
+        let khz = HOST_KHZ.wrapping_add_signed(off_by);
         let (header, vcpus) = saved(abi::MODE_EXACT, scale);
         let now = ClockSnapshot { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
         let request = SetRequest::new(header).unwrap();
         let expected = Plan { offset_shift: 0, scale, record: request.saved.record, precision_ns: 0 };
-        prop_assert_eq!(plan(&request, vcpus[0].tsc_offset, &now, here(khz, scale)), Ok(expected));
+        prop_assert_eq!(plan(&request, vcpus[0].tsc_offset, &now, here(khz, scale), PPM), Ok(expected));
     }
 
     #[test]
@@ -123,7 +147,7 @@ proptest! {
         let (header, vcpus) = saved(abi::MODE_EXACT, scale(ratio));
         let now = ClockSnapshot { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
         let here = here(HOST_KHZ, scale(ratio.wrapping_add_signed(ratio as i64 / 1_000_000 * ppm)));
-        let planned = plan(&SetRequest::new(header).unwrap(), vcpus[0].tsc_offset, &now, here);
+        let planned = plan(&SetRequest::new(header).unwrap(), vcpus[0].tsc_offset, &now, here, PPM);
         // The bounds are those of two rates in Hz; what is that close to them may be either.
         match ppm.abs() {
             0..=248 => {
@@ -135,20 +159,55 @@ proptest! {
         }
     }
 
+    /// Wherever the record's factor came from, and whatever the rate here is.
+    #[test]
+    fn a_resloped_kvmclock_continues_with_the_slope_of_this_tsc(
+        mul in 1u32 << 31.., shift in -2i8..3, khz in 400_000u32..8_000_000, mode in 1u32..4, elapsed in 0..3 * WEEK_NS,
+    ) {
+        let (mut header, vcpus) = saved(mode, Scale::IDENTITY);
+        header.flags = abi::FLAG_RESLOPE | abi::FLAG_ALLOW_RATE_MISMATCH;
+        (header.record.tsc_to_system_mul, header.record.tsc_shift) = (mul, shift);
+        header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
+        let mut now = at(&header, elapsed);
+        if mode == abi::MODE_EXACT {
+            now.host_tsc = header.host_tsc + 12_345;
+        }
+        let rate = here(khz, Scale::IDENTITY);
+        let plan = plan_of(header, now, rate).unwrap();
+        prop_assert_eq!(Some(plan.record.factor()), rate.factor());
+        prop_assert_eq!(plan.record.flags, header.record.flags);
+
+        let offset = vcpus[0].tsc_offset.wrapping_add(plan.offset_shift);
+        let tsc = TscTransform { scale: plan.scale, offset };
+        let (guest_tsc, elapsed) = match mode {
+            abi::MODE_EXACT => (tsc.guest_tsc(header.host_tsc), 0),
+            abi::MODE_ADVANCE => (tsc.guest_tsc(now.host_tsc), elapsed as u64),
+            _ => (tsc.guest_tsc(now.host_tsc), 0),
+        };
+        prop_assert_eq!(plan.record.kvmclock_ns(guest_tsc), header.kvmclock_ns + elapsed);
+        let is_other = header.record.factor() != plan.record.factor();
+        prop_assert_eq!(plan.precision_ns, u32::from(is_other));
+        // 100 s later by this host's clock, but for what 32 bits and a right shift round.
+        let later = plan.record.kvmclock_ns(guest_tsc + u64::from(khz) * 100_000) - header.kvmclock_ns - elapsed;
+        prop_assert!(later.abs_diff(100_000_000_000) < 100, "{later} ns");
+    }
+
     /// No bit pattern makes planning panic.
     #[test]
     fn any_numbers_are_answered(
-        numbers: [u64; 8], khz: (u32, u32), frac_bits in 1u32..64, mode in 1u32..4,
+        numbers: [u64; 8], khz: (u32, u32), frac_bits in 1u32..64, mode in 1u32..4, flags in 0..16u32,
+        factor: (u32, i8), ppm: u32,
     ) {
         let [host_tsc, guest_tsc, tai, ratio, now_tsc, now_tai, offset, here_ratio] = numbers;
         let (mut header, _) = saved(mode, Scale::IDENTITY);
-        header.flags = abi::FLAGS_KNOWN;
+        header.flags = flags;
+        (header.record.tsc_to_system_mul, header.record.tsc_shift) = (factor.0 | 1 << 31, factor.1 % 32);
         (header.host_tsc, header.guest_tsc, header.tai_ns) = (host_tsc, guest_tsc, tai as i64);
         (header.host_tsc_khz, header.tsc_ratio, header.tsc_frac_bits) = (khz.0, ratio, frac_bits);
         let now = ClockSnapshot { host_tsc: now_tsc, tai_ns: now_tai as i64, ..Default::default() };
         if let (Ok(request), Some(scale)) = (SetRequest::new(header), Scale::new(here_ratio, frac_bits)) {
             let _ = rate_diff_hz(&request, here(khz.1, scale));
-            let _ = plan(&request, offset, &now, here(khz.1, scale));
+            let _ = plan(&request, offset, &now, here(khz.1, scale), ppm);
         }
     }
 }
@@ -250,10 +309,232 @@ fn rates_match_within_the_tolerance_kvm_has() {
             (i64::from(khz) - i64::from(HOST_KHZ)) * 1000
         );
     }
+    // A flag lets the TSC have another rate, and the record has to be for that.
     header.flags = abi::FLAG_ALLOW_RATE_MISMATCH;
     let rate = here(HOST_KHZ * 2 / 3, Scale::IDENTITY);
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
+        Err(PlanError::RecordRate)
+    );
+    header.flags |= abi::FLAG_RESLOPE;
+    assert_eq!(
+        planned(header, vcpus[0].tsc_offset, now, rate),
         Ok(header.guest_tsc)
     );
+}
+
+#[test]
+fn the_tolerance_is_a_parameter() {
+    let (mut header, vcpus) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);
+    let now = at(&header, 0);
+    let plan = |header, khz, ppm| {
+        let request = SetRequest::new(header).unwrap();
+        let here = here(khz, Scale::IDENTITY);
+        plan(&request, vcpus[0].tsc_offset, &now, here, ppm).map(|_| ())
+    };
+    // KVM's own record passes with no tolerance at all, although 32 bits rounded its factor.
+    assert_eq!(plan(header, HOST_KHZ, 0), Ok(()));
+    // 26 kHz are 10.01 ppm.
+    assert_eq!(plan(header, HOST_KHZ + 26, 0), Err(PlanError::RateMismatch));
+    assert_eq!(
+        plan(header, HOST_KHZ + 26, 10),
+        Err(PlanError::RateMismatch)
+    );
+    assert_eq!(plan(header, HOST_KHZ + 26, 11), Ok(()));
+    header.flags = abi::FLAG_ALLOW_RATE_MISMATCH;
+    assert_eq!(plan(header, HOST_KHZ + 26, 10), Err(PlanError::RecordRate));
+    assert_eq!(plan(header, HOST_KHZ * 2, u32::MAX), Ok(()));
+}
+
+#[test]
+fn a_record_is_for_the_rate_of_the_tsc_in_every_mode() {
+    for mode in [abi::MODE_EXACT, abi::MODE_ADVANCE, abi::MODE_FREEZE] {
+        for flags in [0, abi::FLAG_ALLOW_RATE_MISMATCH] {
+            let (mut header, _) = saved(mode, Scale::IDENTITY);
+            header.flags = flags;
+            let mut now = at(&header, 0);
+            now.host_tsc = header.host_tsc;
+            for (times, fits) in [
+                (1.0, true),
+                (1.000_249, true),
+                (0.999_751, true),
+                (1.000_251, false),
+                (0.999_749, false),
+                (2.0 / 3.0, false),
+            ] {
+                let planned = plan_of(bent(header, times), now, HOME).map(|plan| plan.record);
+                let expected = SetRequest::new(bent(header, times)).unwrap().saved.record;
+                let expected = fits.then_some(expected).ok_or(PlanError::RecordRate);
+                assert_eq!(planned, expected, "mode {mode}, mul x {times}");
+            }
+        }
+    }
+}
+
+#[test]
+fn hops_do_not_add_up() {
+    // Each host is 185 ppm faster than the one before: every hop is within the tolerance.
+    let (mut header, _) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);
+    let mut taken = 0;
+    for hop in 1..=8 {
+        let khz = (f64::from(HOST_KHZ) * (1.0 + 185e-6 * f64::from(hop))) as u32;
+        let rate = here(khz, Scale::IDENTITY);
+        match plan_of(header, at(&header, 0), rate) {
+            Ok(plan) => assert_eq!(plan.record, header.record),
+            Err(refusal) => {
+                assert_eq!(refusal, PlanError::RecordRate);
+                break;
+            }
+        }
+        // What that host's GET returns.
+        header.host_tsc_khz = khz;
+        taken = hop;
+    }
+    assert_eq!(taken, 1, "the record is 370 ppm off after the second");
+}
+
+#[test]
+fn reslope_keeps_the_bits_of_a_record_for_this_tsc() {
+    for mode in [abi::MODE_EXACT, abi::MODE_ADVANCE, abi::MODE_FREEZE] {
+        for scale in [Scale::IDENTITY, Scale::new(7 << 45, 48).unwrap()] {
+            let (mut header, vcpus) = saved(mode, scale);
+            let mut now = at(&header, 5_000_000_000);
+            now.host_tsc += header.host_tsc;
+            let plan = |header| {
+                let request = SetRequest::new(header).unwrap();
+                plan(
+                    &request,
+                    vcpus[0].tsc_offset,
+                    &now,
+                    here(HOST_KHZ, scale),
+                    PPM,
+                )
+            };
+            let without = plan(header);
+            header.flags = abi::FLAG_RESLOPE;
+            assert_eq!(plan(header), without);
+            assert_eq!(without.unwrap().record, header.record);
+            assert_eq!(without.unwrap().precision_ns, 0);
+        }
+    }
+}
+
+#[test]
+fn kvmclock_goes_at_its_own_rate_where_the_tsc_cannot() {
+    // Saved on a host of 3/2 the rate; this one does not scale.
+    let (mut header, _) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);
+    header.flags = abi::FLAG_ALLOW_RATE_MISMATCH | abi::FLAG_RESLOPE;
+    let rate = here(HOST_KHZ / 3 * 2, Scale::IDENTITY);
+    let second = u64::from(rate.host_khz) * 1000;
+    let now = at(&header, 1_000_000_000);
+    let plan = plan_of(header, now, rate).unwrap();
+    // The TSC goes on by the ticks of its old rate, kvmclock by real time, then and from then on.
+    let guest_tsc = header.guest_tsc + u64::from(HOST_KHZ) * 1000;
+    assert_eq!(plan.record.tsc_timestamp, guest_tsc);
+    assert_eq!(plan.record.system_time, header.kvmclock_ns + 1_000_000_000);
+    let later = plan.record.kvmclock_ns(guest_tsc + second);
+    assert!(later.abs_diff(header.kvmclock_ns + 2_000_000_000) <= 1);
+    assert_eq!(plan.precision_ns, 1);
+}
+
+#[test]
+fn a_resloped_record_can_go_back() {
+    // So far that the record's shift left no room to move it.
+    let (mut header, vcpus) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);
+    header.flags = abi::FLAG_ALLOW_BACKWARDS;
+    header.record.tsc_timestamp = header.guest_tsc;
+    (header.record.tsc_to_system_mul, header.record.tsc_shift) = (1 << 31, 31);
+    header.kvmclock_ns = header.record.system_time;
+    let slow = here(1, Scale::new(4, 2).unwrap());
+    assert_eq!(slow.hz(), 1000);
+    let plan = |header, rate, ppm| {
+        let request = SetRequest::new(header).unwrap();
+        let now = at(&header, -10_000_000_000_000_000);
+        plan(&request, vcpus[0].tsc_offset, &now, rate, ppm)
+    };
+    header.host_tsc_khz = 1;
+    assert_eq!(
+        plan(header, slow, u32::MAX),
+        Err(PlanError::Unrepresentable)
+    );
+    header.flags |= abi::FLAG_RESLOPE;
+    let plan = plan(header, slow, 0).unwrap();
+    assert_eq!(plan.record.tsc_timestamp, header.guest_tsc - 10_000_000_000);
+    let ns = header.kvmclock_ns.wrapping_sub(10_000_000_000_000_000);
+    assert_eq!(plan.record.system_time, ns);
+}
+
+#[test]
+fn a_resloped_record_of_another_ratio_continues_at_the_anchor() {
+    // Exact where the host cannot put the ratio back: the TSC jumps, as the flag allows.
+    let half = Scale::new(1 << 31, 32).unwrap();
+    let (mut header, vcpus) = saved(abi::MODE_EXACT, half);
+    header.flags = abi::FLAG_ALLOW_RATE_MISMATCH | abi::FLAG_RESLOPE;
+    let mut now = at(&header, 0);
+    now.host_tsc = header.host_tsc + 1;
+    let request = SetRequest::new(header).unwrap();
+    let plan = plan(&request, vcpus[0].tsc_offset, &now, HOME, PPM).unwrap();
+    let tsc = TscTransform {
+        scale: plan.scale,
+        offset: vcpus[0].tsc_offset,
+    };
+    assert_eq!((plan.scale, plan.offset_shift), (Scale::IDENTITY, 0));
+    let ns = plan.record.kvmclock_ns(tsc.guest_tsc(header.host_tsc));
+    assert_eq!(ns, header.kvmclock_ns);
+}
+
+#[test]
+fn precision_adds_up_and_saturates() {
+    let (mut header, _) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);
+    header.flags = abi::FLAG_RESLOPE;
+    let mut now = at(&header, 0);
+    let rate = here(HOST_KHZ + 1, Scale::IDENTITY);
+    let precision = |header, now| plan_of(header, now, rate).unwrap().precision_ns;
+    header.precision_ns = 5;
+    assert_eq!(precision(header, now), 6);
+    // Half of it, in ns, rounded up.
+    now.read_window = 2 * 2_596_101;
+    assert_eq!(precision(header, now), 1_000_006);
+    header.precision_ns = u32::MAX - 1_000_000;
+    assert_eq!(precision(header, now), u32::MAX);
+
+    // Where KVM's own clock goes on instead, 11 ns off either way.
+    header.precision_ns = 0;
+    let plan = plan_of(header, now, rate).unwrap();
+    let transform = TscTransform::through(Scale::IDENTITY, now.host_tsc, 1 << 50);
+    let ns = plan.record.kvmclock_ns(1 << 50);
+    for actual in [ns - 11, ns + 11] {
+        let precision = plan.precision_unpinned_ns(transform, &now, actual, rate.host_khz);
+        assert_eq!(precision, 11 + 1_000_000 + 1_000_001);
+    }
+}
+
+#[test]
+fn a_factor_is_that_of_its_rate() {
+    // 2 GHz, and 1 ppm around it: exact, where whole kHz or rounded products would err.
+    let factor = Factor {
+        mul: 1 << 31,
+        shift: 0,
+    };
+    for (hz, ppm, is_close) in [
+        (2_000_000_000, 0, true),
+        (2_000_000_001, 0, false),
+        (1_999_999_999, 0, false),
+        (2_000_002_000, 1, true),
+        (2_000_002_001, 1, false), // 2,000.002 Hz are 1 ppm of it.
+        (1_999_998_001, 1, true),
+        (1_999_998_000, 1, false),
+        (0, u32::MAX, false),
+    ] {
+        assert_eq!(factor.is_close_to(hz, ppm), is_close, "{hz} Hz, {ppm} ppm");
+    }
+    for (mul, shift) in [(0, 0), (1 << 31, 32), (1 << 31, -32), (1 << 31, i8::MIN)] {
+        assert!(!Factor { mul, shift }.is_close_to(2_000_000_000, u32::MAX));
+    }
+    let record = ClockGuest {
+        tsc_to_system_mul: 5,
+        tsc_shift: -3,
+        ..Default::default()
+    };
+    assert_eq!(record.factor(), Factor { mul: 5, shift: -3 });
 }

@@ -7,6 +7,7 @@ from z3 import And, BitVecVal, If, Not, ZeroExt
 from engine import Break, theorem
 from models import BASE, NSEC_PER_MSEC, NSEC_PER_SEC, Source
 
+from .record import any_record
 from .tsc import any_scale
 
 
@@ -134,7 +135,7 @@ class SaturatesLow(Source):
 
 
 @theorem(
-    source="plan.rs:Instant::precision_ns",
+    source="plan.rs:ClockSnapshot::precision_ns",
     inputs="every read_window of 64 bits and kHz of 32 bits but 0, as integers",
     breaks=[
         Break("ns rounded down", RoundsDownNs, {"khz": 3}),
@@ -157,23 +158,61 @@ def precision_is_no_less(p):
 
 
 class TakesDifferenceUnsigned(Source):
-    def precision_unkept_ns(self, due_ns, told_ns, now_precision_ns, plan_precision_ns):
-        return super().precision_unkept_ns(z3.If(z3.UGT(told_ns, due_ns), due_ns, told_ns), told_ns,
-                                           now_precision_ns, plan_precision_ns)
+    def precision_unpinned_ns(self, expected_ns, actual_ns, now_precision_ns, plan_precision_ns):
+        less = z3.If(z3.UGT(actual_ns, expected_ns), expected_ns, actual_ns)
+        return super().precision_unpinned_ns(less, actual_ns, now_precision_ns, plan_precision_ns)
 
 
 @theorem(
-    source="plan.rs:Plan::precision_unkept_ns",
+    source="plan.rs:Plan::precision_unpinned_ns",
     inputs="all ns of 64 bits that the clock is and should be, all precisions of 32 bits",
     breaks=[Break("a clock that is late counts for nothing", TakesDifferenceUnsigned)],
 )
-def unkept_precision_adds_up(p):
+def unpinned_precision_adds_up(p):
     """The precision is the distance of the two clocks, either way around the ring, plus both precisions; or u32::MAX
     where that is more."""
-    m, due, told = p.model, p.bits("due_ns", 64), p.bits("told_ns", 64)
+    m, expected, actual = p.model, p.bits("expected_ns", 64), p.bits("actual_ns", 64)
     now, plan = p.bits("now_precision", 32), p.bits("plan_precision", 32)
-    late, early = due - told, told - due
+    late, early = expected - actual, actual - expected
     distance = If(z3.ULT(late, early), late, early)
     total = ZeroExt(6, distance) + ZeroExt(38, now) + ZeroExt(38, plan)
-    expected = If(z3.ULT(total, BASE), z3.Extract(31, 0, total), BitVecVal(BASE - 1, 32))
-    p.claim(m.precision_unkept_ns(due, told, now, plan) == expected)
+    sum_ns = If(z3.ULT(total, BASE), z3.Extract(31, 0, total), BitVecVal(BASE - 1, 32))
+    p.claim(m.precision_unpinned_ns(expected, actual, now, plan) == sum_ns)
+
+
+class KeepsTimestamp(Source):
+    def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
+        return record._replace(system_time=kvmclock_ns + elapsed_ns, mul=mul, shift=shift)
+
+
+class KeepsSystemTime(Source):
+    def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
+        return record._replace(tsc_timestamp=guest_tsc, mul=mul, shift=shift)
+
+
+class LosesElapsedTime(Source):
+    def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
+        return super().resloped(record, guest_tsc, kvmclock_ns, BitVecVal(0, 64), mul, shift)
+
+
+@theorem(
+    source="plan.rs:plan (reslope)",
+    inputs="every record and factor of any bit pattern, guest TSC, kvmclock and elapsed time, mod 2^64",
+    breaks=[
+        Break("the timestamp stays", KeepsTimestamp, {"mul": 1 << 31, "shift": 1}),
+        Break("system_time stays", KeepsSystemTime, {"mul": 1 << 31, "shift": 1}),
+        Break("elapsed time is lost", LosesElapsedTime, {"mul": 1 << 31, "shift": 1}),
+    ],
+)
+def reslope_continues_kvmclock(p):
+    """A resloped record reads, at its timestamp, the saved kvmclock plus elapsed time, with no rounding; it has the
+    factor that it is given, and is never ahead of the guest's TSC."""
+    m, record = p.model, any_record(p)
+    guest_tsc, kvmclock, elapsed = p.bits("guest_tsc", 64), p.bits("kvmclock_ns", 64), p.bits("elapsed_ns", 64)
+    mul, shift = p.bits("own_mul", 32), p.bits("own_shift", 8)
+    moved = m.resloped(record, guest_tsc, kvmclock, elapsed, mul, shift)
+    ns = m.kvmclock_ns(moved, guest_tsc)
+    p.claim(m.shifted(moved, guest_tsc - moved.tsc_timestamp) == 0, label="no ticks have passed")
+    p.claim(ns == kvmclock + elapsed, facts=[p.mul(BitVecVal(0, 64), mul) == 0], label="continues")
+    p.claim(And(moved.mul == mul, moved.shift == shift), label="slope")
+    p.claim(Not(m.is_ahead(moved.tsc_timestamp, guest_tsc)), label="not ahead")

@@ -119,7 +119,7 @@ class IgnoresMul(Source):
 
 
 class RoundsDown(Source):
-    """Moves to the lattice's tick before, not after."""
+    """Moves by the exact step before, not after."""
 
     def not_ahead_of(self, record, guest_tsc):
         step = BitVecVal(1, 64) << ZeroExt(32, self.exact_step_log2(record))
@@ -144,8 +144,8 @@ class NoRoomCheck(Source):
     inputs="every mul but 0, every shift in -31..=31",
     breaks=[Break("62 bits would do", parameters={"most": 62})],
 )
-def lattice_fits_a_tsc(p, most=63):
-    """The lattice's step is at most 2^63 ticks; for any bit pattern the number of bits is computed without overflow."""
+def exact_step_fits_a_tsc(p, most=63):
+    """The exact step is at most 2^63 ticks; for any bit pattern the number of bits is computed without overflow."""
     m, record = p.model, any_record(p)
     bits = m.exact_step_log2(record)
     p.claim_no_overflow()
@@ -192,9 +192,9 @@ def sum_of_shifted(model, record, shift, x, t):
     inputs="every record with mul not 0 and each shift in -31..=31, every guest TSC; later TSCs tsc_timestamp + x as "
     "long as (x + moved) << shift stays below 2^64, where the unmoved record wraps as well, a moment later",
     breaks=[
-        Break("half the lattice's step", HalfStep, {"mul": 3, "guest_tsc": 0}),
-        Break("the lattice ignores the shift", IgnoresShift, {"mul": 3, "guest_tsc": 0}),
-        Break("the lattice ignores mul", IgnoresMul, {"mul": 3, "guest_tsc": 0}),
+        Break("half the exact step", HalfStep, {"mul": 3, "guest_tsc": 0}),
+        Break("the exact step ignores the shift", IgnoresShift, {"mul": 3, "guest_tsc": 0}),
+        Break("the exact step ignores mul", IgnoresMul, {"mul": 3, "guest_tsc": 0}),
         Break("system_time stays", KeepsNs, {"mul": 3, "guest_tsc": 0}),
         Break("any later TSC", None, {"mul": 1 << 31, "guest_tsc": 0, "tsc_timestamp": 1}, {"bounded": False}),
     ],
@@ -234,7 +234,7 @@ def moved_record_reads_the_same(p, bounded=True):
     ],
 )
 def moved_record_is_not_ahead(p):
-    """What not_ahead_of returns is not ahead of the guest, and went back by less than a lattice step more than needed;
+    """What not_ahead_of returns is not ahead of the guest, and went back by less than an exact step more than needed;
     with a positive shift its ticks up to the old timestamp do not wrap; nothing overflows."""
     m, record, guest_tsc = p.model, any_record(p), p.bits("guest_tsc", 64)
     some, moved = m.not_ahead_of(record, guest_tsc)
@@ -255,10 +255,10 @@ def moved_record_is_not_ahead(p):
 @theorem(
     source="record.rs:ClockGuest::exact_step_log2",
     inputs="every mul but 0 and every shift in -31..=31 whose step is above 1 tick; ns by the trailing zeros of mul",
-    breaks=[Break("a whole step", parameters={"halves": 2}), Break("half the lattice's step", HalfStep)],
+    breaks=[Break("a whole step", parameters={"halves": 2}), Break("half the exact step", HalfStep)],
 )
-def lattice_is_minimal(p, halves=1):
-    """Half a lattice step does lose: some later TSC reads differently, for every mul and shift."""
+def exact_step_is_minimal(p, halves=1):
+    """Half an exact step does lose: some later TSC reads differently, for every mul and shift."""
     m, record = p.model, any_record(p)
     p.given(record.mul != 0, record.shift >= -31, record.shift <= 31)
     # Half a step, shifted, is 2^(31 - trailing zeros), whatever the shift ...

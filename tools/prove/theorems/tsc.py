@@ -30,7 +30,7 @@ class IgnoresRatio(Source):
     breaks=[Break("the offset is added", AddsApply), Break("the ratio is ignored", IgnoresRatio)],
 )
 def through_meets_the_anchor(p):
-    """The relation through an anchor has exactly the asked guest TSC there."""
+    """The transform through an anchor has exactly the asked guest TSC there."""
     m = p.model
     scale, host_tsc, guest_tsc = any_scale(p), p.bits("host_tsc", 64), p.bits("guest_tsc", 64)
     offset = m.through(scale, host_tsc, guest_tsc)

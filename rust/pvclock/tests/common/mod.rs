@@ -9,28 +9,34 @@ use pvclock::{
         ClockGuestVcpu,
         VmClockGuest, //
     },
+    rate::GuestRate,
     tsc::{
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
 /// kHz of the saved guest's host.
 pub(crate) const HOST_KHZ: u32 = 2_596_100;
 
-/// What GET could have said of a VM of two vCPUs (ids 3 and 7), of which 7 is the reference.
+/// What GET could have returned of a VM of two vCPUs (ids 3 and 7), of which 7 is the reference.
 pub(crate) fn saved(mode: u32, scale: Scale) -> (VmClockGuest, Vec<ClockGuestVcpu>) {
-    let relation = TscTransform {
+    let transform = TscTransform {
         scale,
         offset: 1_000_000_007u64.wrapping_neg(),
     };
     let host_tsc = 77_000_000_000_123;
-    let guest_tsc = relation.guest_tsc(host_tsc);
+    let guest_tsc = transform.guest_tsc(host_tsc);
+    let rate = GuestRate {
+        host_khz: HOST_KHZ,
+        scale,
+    };
+    let factor = rate.factor().unwrap();
     let record = ClockGuest {
         tsc_timestamp: guest_tsc - 5_000_000_000,
         system_time: 12_345_678_901,
-        tsc_to_system_mul: 3_308_699_862,
-        tsc_shift: -1,
+        tsc_to_system_mul: factor.mul,
+        tsc_shift: factor.shift,
         flags: abi::PVCLOCK_TSC_STABLE,
         ..Default::default()
     };
@@ -57,8 +63,8 @@ pub(crate) fn saved(mode: u32, scale: Scale) -> (VmClockGuest, Vec<ClockGuestVcp
         ..Default::default()
     };
     let vcpus = vec![
-        vcpu(7, relation.offset),
-        vcpu(3, relation.offset.wrapping_add(42)),
+        vcpu(7, transform.offset),
+        vcpu(3, transform.offset.wrapping_add(42)),
     ];
     (header, vcpus)
 }

@@ -83,12 +83,23 @@ pub(crate) fn implied_khz(factor: Factor) -> Option<u64> {
         .and_then(to_u64)
 }
 
-/// Whether `factor` is what KVM gives a guest of `khz` kHz.
-pub(crate) fn is_factor_of(factor: Option<Factor>, khz: u64) -> bool {
+/// Whether the rate that `factor` is for is within `ppm` parts per million of `hz`.
+pub(crate) fn is_close(factor: Factor, hz: u64, ppm: u32) -> bool {
+    if factor.mul == 0 {
+        return false;
+    }
+    // 10^9 * 2^32 / (mul * 2^shift), a fraction, by the common denominator.
+    let denominator = BigInt::from(factor.mul) << (32 + i32::from(factor.shift));
+    let implied = BigInt::from(NSEC_PER_SEC) << 64;
+    let diff: BigInt = implied - &denominator * hz;
+    diff.magnitude() * 1_000_000u32 <= denominator.magnitude() * hz * ppm
+}
+
+/// Whether `factor` is what KVM gives a guest of `hz` Hz.
+pub(crate) fn is_factor_of(factor: Option<Factor>, hz: u64) -> bool {
     let Some(Factor { mul, shift }) = factor else {
-        return khz == 0 || khz > u64::MAX / 1000;
+        return hz == 0;
     };
-    let hz = khz * 1000;
     // Shifted into (10^9, 2 * 10^9]: by how much, and the bits that this loses, are KVM's choice.
     let ticks = if shift < 0 { hz >> -shift } else { hz << shift };
     let overshot = shift <= 0 && ticks == 2 * NSEC_PER_SEC + 1;
@@ -128,6 +139,16 @@ pub(crate) fn elapsed_ns(saved: &VmClockGuest, now: &ClockSnapshot) -> BigInt {
         elapsed -= (BigInt::from(now.tai_offset_s) - saved.tai_offset_s) * NSEC_PER_SEC;
     }
     elapsed
+}
+
+/// `ns` mod 2^64.
+pub(crate) fn wrapped(ns: &BigInt) -> u64 {
+    let low = low_64(ns.magnitude());
+    if ns.sign() == Sign::Minus {
+        low.wrapping_neg()
+    } else {
+        low
+    }
 }
 
 /// The guest TSC, `elapsed` ns after the anchor of `saved`; `None` if that is half the ring or more

@@ -25,23 +25,25 @@ use super::{
     },
     request::SetRequest,
     tsc::{
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
-/// A table's name, and the function that tells its first wrong row.
+/// A table's name, and the function that finds its first wrong row.
 pub(crate) type Table = (&'static str, fn() -> Option<usize>);
 
 /// All of them.
 pub(crate) const TABLES: &[Table] = &[
     ("kvmclock", kvmclock),
     ("not_ahead", not_ahead),
-    ("relation", relation),
+    ("transform", transform),
     ("ticks", ticks),
     ("factor", factor),
     ("implied", implied),
+    ("close", close),
     ("advance", advance),
+    ("reslope", reslope),
     ("precision", precision),
 ];
 
@@ -77,15 +79,15 @@ fn not_ahead() -> Option<usize> {
         })
 }
 
-fn relation() -> Option<usize> {
-    rows::RELATION
+fn transform() -> Option<usize> {
+    rows::TRANSFORM
         .iter()
         .position(|&(ratio, frac_bits, host, guest, offset, other, there)| {
             let Some(scale) = Scale::new(ratio, frac_bits) else {
                 return true;
             };
-            let relation = TscTransform::through(scale, host, guest);
-            relation.offset != offset || relation.guest_tsc(other) != there
+            let transform = TscTransform::through(scale, host, guest);
+            transform.offset != offset || transform.guest_tsc(other) != there
         })
 }
 
@@ -101,9 +103,9 @@ fn ticks() -> Option<usize> {
 }
 
 fn factor() -> Option<usize> {
-    rows::FACTOR.iter().position(|&(khz, factor, implied)| {
+    rows::FACTOR.iter().position(|&(hz, factor, implied)| {
         let factor = factor.map(|(mul, shift)| Factor { mul, shift });
-        Factor::of_khz(khz) != factor || factor.and_then(Factor::khz) != implied
+        Factor::of_hz(hz) != factor || factor.and_then(Factor::khz) != implied
     })
 }
 
@@ -111,6 +113,14 @@ fn implied() -> Option<usize> {
     rows::IMPLIED
         .iter()
         .position(|&(mul, shift, khz)| Factor { mul, shift }.khz() != khz)
+}
+
+fn close() -> Option<usize> {
+    rows::CLOSE
+        .iter()
+        .position(|&(mul, shift, hz, ppm, is_close)| {
+            Factor { mul, shift }.is_close_to(hz, ppm) != is_close
+        })
 }
 
 fn advance() -> Option<usize> {
@@ -123,7 +133,8 @@ fn advance() -> Option<usize> {
         let &(saved_tai, saved_offset, now_tai, now_offset, khz, ratio, frac_bits, expected) = row;
         let saved = VmClockGuest {
             mode: abi::MODE_ADVANCE,
-            flags: abi::FLAG_ALLOW_BACKWARDS,
+            // The record is for another rate than most rows have.
+            flags: abi::FLAG_ALLOW_BACKWARDS | abi::FLAG_RESLOPE,
             guest_tsc: SAVED_TSC,
             tai_ns: saved_tai,
             tai_offset_s: saved_offset,
@@ -146,15 +157,15 @@ fn advance() -> Option<usize> {
         // Without the flag, backwards is refused, and nothing else is.
         let mut forwards = request;
         forwards.allow_backwards = false;
-        let forwards = plan(&forwards, OFFSET, &now, request.rate);
+        let forwards = plan(&forwards, OFFSET, &now, request.rate, 0);
 
-        match plan(&request, OFFSET, &now, request.rate) {
+        match plan(&request, OFFSET, &now, request.rate, 0) {
             Ok(plan) => {
-                let relation = TscTransform {
+                let transform = TscTransform {
                     scale,
                     offset: OFFSET.wrapping_add(plan.offset_shift),
                 };
-                let ticks = relation.guest_tsc(NOW_TSC).wrapping_sub(SAVED_TSC);
+                let ticks = transform.guest_tsc(NOW_TSC).wrapping_sub(SAVED_TSC);
                 Some(ticks) != expected
                     || forwards.is_ok_and(|forwards| forwards != plan)
                     || forwards.is_err_and(|refusal| refusal != PlanError::Backwards)
@@ -163,6 +174,57 @@ fn advance() -> Option<usize> {
         }
     };
     rows::ADVANCE.iter().position(wrong)
+}
+
+fn reslope() -> Option<usize> {
+    const HOST_TSC: u64 = 1_000_000_007;
+    const TAI_NS: i64 = 1_795_000_000_000_000_000;
+
+    let wrong = |row: &rows::ReslopeRow| {
+        let &(
+            mode,
+            khz_there,
+            khz_here,
+            (mul, shift),
+            guest_tsc,
+            kvmclock_ns,
+            elapsed_ns,
+            expected,
+        ) = row;
+        let saved = VmClockGuest {
+            mode,
+            flags: abi::FLAG_ALLOW_BACKWARDS | abi::FLAG_ALLOW_RATE_MISMATCH | abi::FLAG_RESLOPE,
+            host_tsc: HOST_TSC,
+            guest_tsc,
+            kvmclock_ns,
+            tai_ns: TAI_NS,
+            host_tsc_khz: khz_there,
+            record: record(guest_tsc, kvmclock_ns, mul, shift),
+            precision_ns: 7,
+            ..Default::default()
+        };
+        let now = ClockSnapshot {
+            host_tsc: HOST_TSC,
+            tai_ns: TAI_NS.wrapping_add(elapsed_ns),
+            ..Default::default()
+        };
+        let here = GuestRate {
+            host_khz: khz_here,
+            scale: Scale::IDENTITY,
+        };
+        let Ok(request) = SetRequest::new(saved) else {
+            return true;
+        };
+        let (tsc_timestamp, system_time, mul, shift) = expected;
+        let expected = record(tsc_timestamp, system_time, mul, shift);
+        // The TSC is the host's at the anchor, but for this offset.
+        let offset = guest_tsc.wrapping_sub(HOST_TSC);
+        let is_same = expected.factor() == saved.record.factor();
+        plan(&request, offset, &now, here, 0).map_or(true, |plan| {
+            plan.record != expected || plan.precision_ns != if is_same { 7 } else { 8 }
+        })
+    };
+    rows::RESLOPE.iter().position(wrong)
 }
 
 fn precision() -> Option<usize> {
