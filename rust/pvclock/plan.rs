@@ -34,20 +34,12 @@ pub struct ClockSnapshot {
     pub tai_offset_s: i32,
     /// `CLOCK_MONOTONIC_RAW`, ns.
     pub monotonic_raw_ns: i64,
-    /// `CLOCK_BOOTTIME` - `CLOCK_MONOTONIC`: time spent suspended, ns.
-    pub boot_offset_ns: i64,
     /// Host TSC ticks between the two readings that `host_tsc` lies in the middle of, and the other
     /// clocks were read between; 0 if all was read as one.
     pub read_window: u64,
 }
 
 impl ClockSnapshot {
-    /// KVM's base of kvmclock: `CLOCK_MONOTONIC_RAW` plus time suspended, ns.
-    pub const fn kvmclock_base_ns(&self) -> u64 {
-        // CAST: KVM counts it as unsigned; it does not get negative.
-        self.monotonic_raw_ns.wrapping_add(self.boot_offset_ns) as u64
-    }
-
     /// How far `host_tsc` may be from the instant of the other clocks, ns, on a host of `host_khz`;
     /// saturating.
     pub fn precision_ns(&self, host_khz: u32) -> u32 {

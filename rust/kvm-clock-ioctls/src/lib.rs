@@ -25,7 +25,7 @@
 //!
 //! /// The vCPUs are stopped.
 //! fn save(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<(u32, VmClock), Error> {
-//!     // Once for all vCPUs; beside it memory, registers, MSRs and LAPICs, as ever.
+//!     // Once for all vCPUs; beside it memory, registers, MSRs and LAPICs.
 //!     Ok((vcpus[0].get_tsc_khz()?, get_vm_clock_guest(vm)?))
 //! }
 //!
@@ -63,7 +63,7 @@
 //! }
 //!
 //! // Of 2 GHz; vCPU 1's TSC is 7 ticks ahead.
-//! let vcpu = |vcpu_id, tsc_offset| abi::ClockGuestVcpu { vcpu_id, tsc_offset, pad: 0 };
+//! let vcpu = |vcpu_id, tsc_offset| abi::ClockGuestVcpu { vcpu_id, tsc_offset, ..Default::default() };
 //! let record = abi::ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
 //! let saved = VmClock {
 //!     header: abi::VmClockGuest { record, ..Default::default() },

@@ -45,8 +45,8 @@ mod nr {
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `ENODATA`: the VM keeps no record and has no master clock, or the host does not keep its time
-///   by a stable TSC, or the vCPUs' TSCs run at different rates.
+/// - `ENODATA`: the VM's clock is not pinned and there is no master clock, or the host does not
+///   keep its time by a stable TSC, or the vCPUs' TSCs run at different rates.
 /// - `EBUSY`: the host's TSC rate is momentarily not known.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
@@ -78,7 +78,7 @@ pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
 ///
 /// Those of [`get_clock_guest`], and
 ///
-/// - `EINVAL`: padding is not 0, `mul` is 0, `shift` is outside -31..=31, or `tsc_timestamp` lies
+/// - `EINVAL`: padding is not 0, `mul` is below 2^31, `shift` is outside -31..=31, or `tsc_timestamp` lies
 ///   ahead of the vCPU's TSC.
 /// - `ERANGE`: the record implies a rate more than 1 kHz from that of the vCPU's TSC.
 ///

@@ -35,7 +35,7 @@ pub struct VmClock {
     /// All but `size`, `vcpus` and `nr_vcpus`, which the calls fill in.
     #[serde(with = "crate::bits")]
     pub header: VmClockGuest,
-    /// TSC offset of every vCPU, in the VM's order.
+    /// TSC offset and steal time of every vCPU; GET lists them in the VM's order.
     #[serde(with = "vcpus")]
     pub vcpus: Vec<ClockGuestVcpu>,
 }
@@ -72,7 +72,7 @@ impl VmClock {
 /// ```
 pub fn clock_guest_cap(vm: &VmFd) -> u32 {
     let bits = vm.check_extension_raw(KVM_CAP_VM_CLOCK_GUEST.into());
-    // A kernel that does not even have the hook says 0; a negative answer is an errno.
+    // A kernel without the hook answers 0; a negative answer is an errno.
     u32::try_from(bits).unwrap_or(0)
 }
 
@@ -83,8 +83,8 @@ pub fn clock_guest_cap(vm: &VmFd) -> u32 {
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `ENODATA`: the VM keeps no record and has no master clock, or the host does not keep its time
-///   by a stable TSC; see [`get_vm_clock_guest_or_fall_back`].
+/// - `ENODATA`: the VM's clock is not pinned and there is no master clock, or the host does not
+///   keep its time by a stable TSC; see [`get_vm_clock_guest_or_fall_back`].
 /// - `EBUSY`: the host's TSC rate is momentarily not known.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
@@ -103,8 +103,8 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
     get(vm, 0)
 }
 
-/// As [`get_vm_clock_guest`], but without a master clock or a host TSC fit for one it reads what
-/// KVM's clock says, and tells in `header.precision_ns` how good that is.
+/// As [`get_vm_clock_guest`], but without a master clock or a stable host TSC it reads KVM's clock,
+/// and `header.precision_ns` is how far that may be off.
 ///
 /// Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_FALLBACK`.
 ///
@@ -156,7 +156,8 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
     }
 }
 
-/// Writes the clocks of `vm`, all or none; the caller sets `clock.header.mode` and `.flags`.
+/// Writes the clocks of `vm`, all or none; the caller sets `clock.header.mode` and `.flags`, and, to
+/// have the pause in the guest's steal clock, `.paused_ns`.
 ///
 /// `clock.header.rate_diff_hz` (Hz) is filled in, with `ERANGE` too; on success, also `status` and
 /// `precision_ns`. Needs `KVM_CAP_VM_CLOCK_GUEST` with the mode's bit.
@@ -164,11 +165,14 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `EINVAL`: `clock` is malformed, or does not name every vCPU exactly once.
+/// - `EINVAL`: `clock` is malformed, or does not name every vCPU exactly once. A record whose `mul`
+///   is below 2^31 is malformed, and so is a steal time above `i64::MAX` ns.
 /// - `EBUSY`: a vCPU is inside an ioctl, that is to say in `KVM_RUN`.
 /// - `ENODATA`: the host does not keep its time by a stable TSC, and `FLAG_FALLBACK` is not set; or
 ///   the vCPUs' TSCs run at different rates.
-/// - `ERANGE`: the rates differ by more than the tolerance.
+/// - `ERANGE`: the TSC rates differ by more than the tolerance (KVM's parameter
+///   `tsc_tolerance_ppm`) and `FLAG_ALLOW_RATE_MISMATCH` is not set; or the record implies a rate
+///   that differs by more from that of the guest's TSC here, and `FLAG_RESLOPE` is not set.
 /// - `ESTALE`: mode exact, but the anchor lies ahead of this host's TSC.
 /// - `ETIME`: mode advance would move the guest backwards.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
@@ -259,6 +263,7 @@ mod tests {
                 mode: 1,
                 host_tsc: u64::MAX - 1,
                 tai_ns: -5,
+                paused_ns: 5,
                 ..VmClockGuest::default()
             },
             vcpus: (0..3)
@@ -266,10 +271,16 @@ mod tests {
                     vcpu_id,
                     pad: 0,
                     tsc_offset: u64::from(vcpu_id).wrapping_neg(),
+                    steal_ns: u64::from(vcpu_id) << 40,
                 })
                 .collect(),
         };
         let json = serde_json::to_string(&clock).unwrap();
         assert_eq!(serde_json::from_str::<VmClock>(&json).unwrap(), clock);
+        // All bytes of each are there.
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let length = |value: &serde_json::Value| value.as_array().unwrap().len();
+        assert_eq!(length(&value["header"]), 144);
+        assert_eq!(length(&value["vcpus"][2]), 24);
     }
 }

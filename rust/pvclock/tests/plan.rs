@@ -372,6 +372,37 @@ fn a_record_is_for_the_rate_of_the_tsc_in_every_mode() {
 }
 
 #[test]
+fn exact_judges_a_record_by_the_ratio_that_it_puts_back() {
+    let ratio = 3u64 << 31;
+    let scale = |ratio| Scale::new(ratio, 32).unwrap();
+    let (header, _) = saved(abi::MODE_EXACT, scale(ratio));
+    let mut now = at(&header, 0);
+    now.host_tsc = header.host_tsc;
+    // KVM would give the guest 200 ppm less here.
+    let here = here(HOST_KHZ, scale(ratio - ratio / 5000));
+    for (times, fits) in [
+        (0.9999, true),
+        (1.0001, true),
+        (0.9997, false),
+        (1.0003, false),
+    ] {
+        let result = plan_of(bent(header, times), now, here);
+        let expected = fits.then_some(scale(ratio)).ok_or(PlanError::RecordRate);
+        assert_eq!(result.map(|plan| plan.scale), expected, "mul x {times}");
+    }
+}
+
+#[test]
+fn exact_puts_back_no_ratio_of_other_hardware() {
+    // 1.5, as SVM and as VMX have it.
+    let (header, _) = saved(abi::MODE_EXACT, Scale::new(3 << 31, 32).unwrap());
+    let mut now = at(&header, 0);
+    now.host_tsc = header.host_tsc;
+    let here = here(HOST_KHZ, Scale::new(3 << 47, 48).unwrap());
+    assert_eq!(plan_of(header, now, here), Err(PlanError::RateMismatch));
+}
+
+#[test]
 fn hops_do_not_add_up() {
     // Each host is 185 ppm faster than the one before: every hop is within the tolerance.
     let (mut header, _) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);

@@ -84,7 +84,7 @@ pub fn module_loaded(name: &str) -> bool {
 ///
 /// # Errors
 ///
-/// [`Unavailable`], saying what is missing.
+/// [`Unavailable`]: what is missing.
 pub fn open_kvm(any: bool) -> Result<Kvm, Unavailable> {
     let kvm = Kvm::new().map_err(Unavailable::NoKvm)?;
     if !any && Vendor::loaded().is_none() {
@@ -102,6 +102,15 @@ pub fn rdtsc_ordered() -> u64 {
         _mm_lfence();
         tsc
     }
+}
+
+/// KVM's module parameter `tsc_tolerance_ppm`, parts per million, or its default: up to so far from the
+/// host's, KVM does not scale a guest's TSC rate.
+pub fn tsc_tolerance_ppm() -> u32 {
+    fs::read_to_string("/sys/module/kvm/parameters/tsc_tolerance_ppm")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(250)
 }
 
 /// What Linux calls this boot.
@@ -142,7 +151,7 @@ pub fn tai_ns() -> io::Result<i64> {
     Ok(now.tv_sec * 1_000_000_000 + now.tv_nsec)
 }
 
-/// TAI - UTC, s, as the host's kernel was told it; 0 if it was not.
+/// TAI - UTC, s, as the host's kernel knows it; 0 if it does not.
 ///
 /// # Errors
 ///

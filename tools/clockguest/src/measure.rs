@@ -25,8 +25,8 @@ use pvclock::{
     abi::ClockGuest,
     tsc::{
         is_ahead,
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 use serde::{
@@ -358,7 +358,7 @@ pub(crate) mod tests {
     pub(crate) const START: u64 = 1 << 40;
 
     pub(crate) fn record(tsc_timestamp: u64, system_time: u64) -> ClockGuest {
-        let factor = Factor::of_khz(u64::from(KHZ)).unwrap();
+        let factor = Factor::of_hz(u64::from(KHZ) * 1000).unwrap();
         ClockGuest {
             tsc_timestamp,
             system_time,

@@ -33,6 +33,7 @@ struct Input {
     other_tsc: u64,
     offset_diff: u64,
     ns: u64,
+    /// Hz, or kHz.
     khz: u64,
     ratio: u64,
     frac_bits: u32,
@@ -72,10 +73,10 @@ fn functions_of_time(input: &Input) {
 
     let scale = input::scale(input.ratio, input.frac_bits);
     assert_eq!(scale.apply(tsc), oracle::scaled(scale, tsc), "{scale:x?}");
-    let relation = TscTransform::through(scale, input.other_tsc, tsc);
-    assert_eq!(relation.guest_tsc(input.other_tsc), tsc);
+    let transform = TscTransform::through(scale, input.other_tsc, tsc);
+    assert_eq!(transform.guest_tsc(input.other_tsc), tsc);
     assert_eq!(
-        relation.offset,
+        transform.offset,
         tsc.wrapping_sub(oracle::scaled(scale, input.other_tsc))
     );
 }
@@ -100,16 +101,17 @@ fn rates(input: &Input) {
         rate.diff_hz(other),
         if diff < 0 { -magnitude } else { magnitude }
     );
-    // 250 ppm is a part in 4000.
+    // CAST: any tolerance.
+    let ppm = input.frac_bits.rotate_left(16) ^ input.ns as u32;
     assert_eq!(
-        rate.is_close_to(other),
-        diff.unsigned_abs() * 4000 <= u128::from(rate.hz())
+        rate.is_close_to(other, ppm),
+        diff.unsigned_abs() * 1_000_000 <= u128::from(rate.hz()) * u128::from(ppm)
     );
 
-    let factor = Factor::of_khz(input.khz);
+    let factor = Factor::of_hz(input.khz);
     assert!(
         oracle::is_factor_of(factor, input.khz),
-        "{} kHz: {factor:?}",
+        "{} Hz: {factor:?}",
         input.khz
     );
     let record = input::sound(input.record);
@@ -117,7 +119,22 @@ fn rates(input: &Input) {
         mul: record.tsc_to_system_mul,
         shift: record.tsc_shift,
     };
-    assert_eq!(factor.khz(), oracle::implied_khz(factor));
+    assert_eq!(record.factor(), factor);
+    let implied_khz = oracle::implied_khz(factor);
+    assert_eq!(factor.khz(), implied_khz);
+    let implied_hz = implied_khz.and_then(|khz| khz.checked_mul(1000));
+    for hz in [input.khz, rate.hz(), implied_hz.unwrap_or(0)] {
+        let is_close = oracle::is_close(factor, hz, ppm);
+        assert_eq!(
+            factor.is_close_to(hz, ppm),
+            is_close,
+            "{factor:?}, {hz} Hz, {ppm} ppm"
+        );
+    }
+    let own = oracle::own_factor(rate);
+    assert_eq!(rate.factor(), own);
+    let accepted = own == Some(factor) || oracle::is_close(factor, rate.hz(), ppm);
+    assert_eq!(rate.accepts(factor, ppm), accepted);
 
     let instant = ClockSnapshot {
         read_window: input.ns,

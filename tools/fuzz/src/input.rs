@@ -31,9 +31,9 @@ pub(crate) fn sound(record: ClockGuest) -> ClockGuest {
     ClockGuest {
         version: 0,
         pad0: 0,
-        tsc_to_system_mul: record.tsc_to_system_mul.max(1),
+        tsc_to_system_mul: record.tsc_to_system_mul | 1 << 31,
         tsc_shift: record.tsc_shift % 32,
-        flags: 0,
+        flags: record.flags & 1,
         pad: [0; 2],
         ..record
     }

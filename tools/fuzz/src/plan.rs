@@ -16,14 +16,17 @@ use pvclock::{
         Plan,
         PlanError, //
     },
-    rate::GuestRate,
+    rate::{
+        Factor,
+        GuestRate, //
+    },
     request::{
         Mode,
         SetRequest, //
     },
     tsc::{
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 use zerocopy::{
@@ -41,14 +44,13 @@ struct Input {
     host_tsc: u64,
     tai_ns: i64,
     monotonic_raw_ns: i64,
-    boot_offset_ns: i64,
     read_window: u64,
     ratio: u64,
-    told_ns: u64,
+    actual_ns: u64,
     tai_offset_s: i32,
     frac_bits: u32,
     host_khz: u32,
-    padding: u32,
+    tolerance_ppm: u32,
 }
 
 /// The target: a header that is made sound, an instant and a rate.
@@ -66,7 +68,6 @@ pub fn plan(bytes: &[u8]) {
         tai_ns: input.tai_ns,
         tai_offset_s: input.tai_offset_s,
         monotonic_raw_ns: input.monotonic_raw_ns,
-        boot_offset_ns: input.boot_offset_ns,
         read_window: input.read_window,
     };
     let here = GuestRate {
@@ -78,13 +79,15 @@ pub fn plan(bytes: &[u8]) {
         ref_offset: input.ref_offset,
         now,
         here,
+        tolerance_ppm: input.tolerance_ppm,
     };
     assert_eq!(
         plan::rate_diff_hz(&case.request, here),
         here.diff_hz(case.request.rate)
     );
-    match plan::plan(&case.request, case.ref_offset, &now, here) {
-        Ok(plan) => case.ensure_planned(&plan, input.told_ns),
+    let ppm = case.tolerance_ppm;
+    match plan::plan(&case.request, case.ref_offset, &now, here, ppm) {
+        Ok(plan) => case.ensure_planned(&plan, input.actual_ns),
         Err(refusal) => assert!(case.has(refusal), "{refusal:?}: {case:x?}"),
     }
 }
@@ -93,7 +96,7 @@ pub fn plan(bytes: &[u8]) {
 fn request(input: &Input) -> Option<SetRequest> {
     let mut header = input.header;
     header.mode = header.mode % 3 + 1;
-    header.flags %= 8;
+    header.flags %= 16;
     header.status %= 4;
     header.record = input::sound(header.record);
     let scale = input::scale(header.tsc_ratio, header.tsc_frac_bits);
@@ -103,6 +106,7 @@ fn request(input: &Input) -> Option<SetRequest> {
     if age > 1 << 63 {
         header.record.tsc_timestamp = header.guest_tsc;
     }
+    header.paused_ns >>= 1;
     header.kvmclock_ns = oracle::kvmclock_ns(&header.record, header.guest_tsc);
     // No rate is all that may still be wrong.
     SetRequest::new(header).ok()
@@ -115,13 +119,15 @@ struct Case {
     ref_offset: u64,
     now: ClockSnapshot,
     here: GuestRate,
+    tolerance_ppm: u32,
 }
 
 impl Case {
-    fn ensure_planned(&self, plan: &Plan, told_ns: u64) {
+    fn ensure_planned(&self, plan: &Plan, actual_ns: u64) {
         let (request, saved, now) = (&self.request, &self.request.saved, &self.now);
         for refusal in [
             PlanError::RateMismatch,
+            PlanError::RecordRate,
             PlanError::Stale,
             PlanError::Backwards,
             PlanError::Unrepresentable,
@@ -134,13 +140,21 @@ impl Case {
         let mut precision_ns = u64::from(saved.precision_ns);
         if request.mode == Mode::Exact {
             assert_eq!(plan.offset_shift, 0, "{self:x?}");
-            assert_eq!(plan.record, saved.record, "{self:x?}");
             assert_eq!(Some(plan.scale), self.exact_scale(), "{self:x?}");
         } else {
             assert_eq!(plan.scale, self.here.scale, "{self:x?}");
             assert_eq!(Some(guest_tsc), self.due_tsc(), "{self:x?}");
-            let kept = saved.record.not_ahead_of(guest_tsc);
-            assert_eq!(Some(plan.record), kept, "{self:x?}");
+        }
+        if let Some(factor) = self.other_factor() {
+            assert_eq!(plan.record.factor(), factor, "{self:x?}");
+            assert_eq!(plan.record.flags, saved.record.flags, "{self:x?}");
+            self.ensure_continued(plan, offset);
+            precision_ns += 1;
+        } else if request.mode == Mode::Exact {
+            assert_eq!(plan.record, saved.record, "{self:x?}");
+        } else {
+            let not_ahead = saved.record.not_ahead_of(guest_tsc);
+            assert_eq!(Some(plan.record), not_ahead, "{self:x?}");
             let later = [0, 1, now.host_tsc, saved.host_tsc];
             arithmetic::moved(&saved.record, guest_tsc, &later);
         }
@@ -152,20 +166,63 @@ impl Case {
         assert_eq!(plan.precision_ns, saturated(precision_ns), "{self:x?}");
 
         // Where KVM's clock goes on instead.
-        let relation = TscTransform {
+        let transform = TscTransform {
             scale: plan.scale,
             offset,
         };
         let khz = self.here.host_khz.max(1);
-        let unkept_ns = plan.precision_unkept_ns(relation, now, told_ns, khz);
-        let due_ns = oracle::kvmclock_ns(&plan.record, guest_tsc);
-        let off_by_ns = told_ns
-            .wrapping_sub(due_ns)
-            .min(due_ns.wrapping_sub(told_ns));
+        let unpinned_ns = plan.precision_unpinned_ns(transform, now, actual_ns, khz);
+        let expected_ns = oracle::kvmclock_ns(&plan.record, guest_tsc);
+        let off_by_ns = actual_ns
+            .wrapping_sub(expected_ns)
+            .min(expected_ns.wrapping_sub(actual_ns));
         let sum = u64::from(saturated(off_by_ns))
             + u64::from(oracle::precision_ns(now.read_window, khz))
             + u64::from(plan.precision_ns);
-        assert_eq!(unkept_ns, saturated(sum), "{self:x?}");
+        assert_eq!(unpinned_ns, saturated(sum), "{self:x?}");
+    }
+
+    /// kvmclock of another slope begins where it was at the anchor, plus the time that the mode adds.
+    fn ensure_continued(&self, plan: &Plan, offset: u64) {
+        let saved = &self.request.saved;
+        let (host_tsc, elapsed_ns) = match self.request.mode {
+            Mode::Exact => (saved.host_tsc, 0),
+            Mode::Freeze => (self.now.host_tsc, 0),
+            Mode::Advance => {
+                let elapsed = oracle::elapsed_ns(saved, &self.now);
+                (self.now.host_tsc, oracle::wrapped(&elapsed))
+            }
+        };
+        let guest_tsc = oracle::scaled(plan.scale, host_tsc).wrapping_add(offset);
+        assert_eq!(plan.record.tsc_timestamp, guest_tsc, "{self:x?}");
+        let ns = plan.record.system_time.wrapping_sub(saved.kvmclock_ns);
+        assert_eq!(ns, elapsed_ns, "{self:x?}");
+    }
+
+    /// The factor of the TSC here, if it is asked for and the record's is another.
+    fn other_factor(&self) -> Option<Factor> {
+        let factor = self.request.saved.record.factor();
+        let own = oracle::own_factor(self.rate()?)?;
+        (self.request.reslope && own != factor).then_some(own)
+    }
+
+    /// Rate of the guest's TSC here, with the scale that it gets.
+    fn rate(&self) -> Option<GuestRate> {
+        let scale = match self.request.mode {
+            Mode::Exact => self.exact_scale()?,
+            Mode::Advance | Mode::Freeze => self.here.scale,
+        };
+        Some(GuestRate { scale, ..self.here })
+    }
+
+    /// Whether the record may be for the TSC here, or gets to be.
+    fn fits_record(&self, rate: GuestRate) -> bool {
+        let (factor, own) = (self.request.saved.record.factor(), oracle::own_factor(rate));
+        if self.request.reslope {
+            return own.is_some();
+        }
+        let hz = oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX);
+        own == Some(factor) || oracle::is_close(factor, hz, self.tolerance_ppm)
     }
 
     /// Whether there is this reason to refuse.
@@ -174,6 +231,8 @@ impl Case {
         let elapsed = oracle::elapsed_ns(saved, &self.now);
         match refusal {
             PlanError::RateMismatch => !request.allow_rate_mismatch && !self.is_same_rate(),
+            // If the TSC gets no rate there is no such question.
+            PlanError::RecordRate => self.rate().is_some_and(|rate| !self.fits_record(rate)),
             PlanError::Stale => {
                 let passed = self.now.host_tsc.wrapping_sub(saved.host_tsc);
                 request.mode == Mode::Exact && passed > 1 << 63
@@ -186,7 +245,9 @@ impl Case {
             PlanError::Unrepresentable if request.mode == Mode::Exact => false,
             PlanError::Unrepresentable => self.due_tsc().is_none_or(|tsc| {
                 let ahead = saved.record.tsc_timestamp.wrapping_sub(tsc);
-                (1..1 << 63).contains(&ahead) && oracle::is_stuck(&saved.record, ahead)
+                self.other_factor().is_none()
+                    && (1..1 << 63).contains(&ahead)
+                    && oracle::is_stuck(&saved.record, ahead)
             }),
         }
     }
@@ -206,7 +267,7 @@ impl Case {
     fn is_same_rate(&self) -> bool {
         match self.request.mode {
             Mode::Exact => self.matching_scale().is_some(),
-            Mode::Advance | Mode::Freeze => is_close(self.request.rate, self.here),
+            Mode::Advance | Mode::Freeze => self.is_close(self.request.rate),
         }
     }
 
@@ -230,12 +291,13 @@ impl Case {
             return Some(here);
         }
         let fits = saved == here || saved.frac_bits() == here.frac_bits();
-        (fits && (saved == here || is_close(put_back, self.here))).then_some(saved)
+        (fits && (saved == here || self.is_close(put_back))).then_some(saved)
     }
-}
 
-/// Whether `other` is within 250 ppm of `rate`, both in whole Hz.
-fn is_close(rate: GuestRate, other: GuestRate) -> bool {
-    let hz = |rate| u128::from(oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX));
-    hz(rate).abs_diff(hz(other)) * 4000 <= hz(rate)
+    /// Whether the rate here is within the tolerance of `rate`, both in whole Hz.
+    fn is_close(&self, rate: GuestRate) -> bool {
+        let hz = |rate| u128::from(oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX));
+        let tolerance = hz(rate) * u128::from(self.tolerance_ppm);
+        hz(rate).abs_diff(hz(self.here)) * 1_000_000 <= tolerance
+    }
 }

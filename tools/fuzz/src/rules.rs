@@ -20,6 +20,11 @@ fn beyond(word: u32, bits: u32) -> bool {
     word >> bits != 0
 }
 
+/// Whether a number of ns is negative as a signed one.
+fn is_negative(ns: u64) -> bool {
+    ns >> 63 == 1
+}
+
 /// What is wrong with a record.
 pub(crate) fn broken_by_record(record: &ClockGuest) -> Vec<Invalid> {
     let shift = i32::from(record.tsc_shift);
@@ -28,7 +33,7 @@ pub(crate) fn broken_by_record(record: &ClockGuest) -> Vec<Invalid> {
             Invalid::Padding,
             record.pad0 != 0 || record.pad.iter().any(|&byte| byte != 0),
         ),
-        (Invalid::ZeroMul, record.tsc_to_system_mul == 0),
+        (Invalid::NotNormalised, record.tsc_to_system_mul >> 31 == 0),
         (Invalid::ShiftRange, shift.abs() > 31),
     ];
     broken(&rules)
@@ -65,13 +70,26 @@ pub(crate) fn broken_by_set(header: &VmClockGuest) -> Vec<Invalid> {
         (Invalid::UnknownMode, !(1..=3).contains(&header.mode)),
         (
             Invalid::UnknownFlag,
-            beyond(header.flags, 3) || beyond(header.status, 2),
+            beyond(header.flags, 4) || beyond(header.status, 2),
         ),
+        (Invalid::Steal, is_negative(header.paused_ns)),
         (Invalid::NoRate, rate(header).is_none()),
     ];
     let mut found = broken(&rules);
     found.extend(broken_by_record(&header.record));
     found
+}
+
+/// Steal time that a vCPU has after a SET, ns; `None` if it has too much.
+pub(crate) fn steal_ns(header: &VmClockGuest, entry: &ClockGuestVcpu) -> Option<u64> {
+    // KVM_CLOCK_GUEST_FREEZE is 3.
+    let paused_ns = if header.mode == 3 {
+        0
+    } else {
+        header.paused_ns
+    };
+    let sum = u128::from(entry.steal_ns) + u128::from(paused_ns);
+    u64::try_from(sum).ok().filter(|&ns| !is_negative(ns))
 }
 
 /// What is wrong with the array of a SET whose header is right, for a VM that has the vCPUs `ids`.
@@ -85,14 +103,17 @@ pub(crate) fn broken_by_array(
     let mut rules = vec![
         (Invalid::Padding, entries.iter().any(|entry| entry.pad != 0)),
         (
-            Invalid::DuplicateVcpu,
-            entries.iter().any(|entry| times(entry.vcpu_id) > 1),
+            Invalid::Vcpus,
+            times(reference) == 0
+                || ids.iter().any(|&id| times(id) != 1)
+                || entries.iter().any(|entry| !ids.contains(&entry.vcpu_id)),
         ),
         (
-            Invalid::UnknownVcpu,
-            times(reference) == 0 || entries.iter().any(|entry| !ids.contains(&entry.vcpu_id)),
+            Invalid::Steal,
+            entries
+                .iter()
+                .any(|entry| steal_ns(header, entry).is_none()),
         ),
-        (Invalid::MissingVcpu, ids.iter().any(|&id| times(id) == 0)),
     ];
     let found = entries.iter().find(|entry| entry.vcpu_id == reference);
     if let (Some(entry), Some(rate)) = (found, rate(header)) {

@@ -9,7 +9,8 @@ use crate::{
         broken_by_get,
         broken_by_record,
         broken_by_set,
-        ensure_justified, //
+        ensure_justified,
+        steal_ns, //
     },
 };
 use pvclock::{
@@ -21,8 +22,7 @@ use pvclock::{
     request::{
         check_record,
         GetRequest,
-        SetRequest,
-        Vcpu, //
+        SetRequest, //
     },
 };
 
@@ -64,7 +64,7 @@ pub fn validation(bytes: &[u8]) {
 fn unversioned(record: ClockGuest) -> ClockGuest {
     ClockGuest {
         version: 0,
-        flags: 0,
+        flags: record.flags & 1,
         ..record
     }
 }
@@ -83,22 +83,33 @@ fn set(header: VmClockGuest, ids: &[u32], entries: &[ClockGuestVcpu]) {
         request.allow_backwards,
         request.allow_rate_mismatch,
         request.fallback,
+        request.reslope,
     ];
-    assert_eq!(flags, [0, 1, 2].map(|bit| header.flags >> bit & 1 == 1));
+    assert_eq!(flags, [0, 1, 2, 3].map(|bit| header.flags >> bit & 1 == 1));
 
-    let mut vcpus: Vec<_> = ids.iter().map(|&id| Vcpu { id, saved: None }).collect();
-    let matched = request.match_vcpus(&mut vcpus, entries);
+    let present: Vec<_> = ids
+        .iter()
+        .map(|&vcpu_id| ClockGuestVcpu {
+            vcpu_id,
+            ..Default::default()
+        })
+        .collect();
+    let mut ordered = entries.to_vec();
+    let matched = request.match_vcpus(&present, &mut ordered);
     let all = (header, entries, ids);
     let broken = broken_by_array(&header, entries, ids);
     let Some(ref_offset) = ensure_justified(matched, &broken, &all) else {
         return;
     };
-    let offset_of = |id| {
-        let found = entries.iter().find(|entry| entry.vcpu_id == id);
-        found.map(|entry| entry.tsc_offset)
-    };
-    assert_eq!(Some(ref_offset), offset_of(header.ref_vcpu_id), "{all:x?}");
-    for vcpu in &vcpus {
-        assert_eq!(vcpu.saved, offset_of(vcpu.id), "{all:x?}");
-    }
+    let with_id = |id| entries.iter().find(|entry| entry.vcpu_id == id);
+    let offset = with_id(header.ref_vcpu_id).map(|entry| entry.tsc_offset);
+    assert_eq!(Some(ref_offset), offset, "{all:x?}");
+    let expected = ids.iter().map(|&id| {
+        let entry = with_id(id)?;
+        Some(ClockGuestVcpu {
+            steal_ns: steal_ns(&header, entry)?,
+            ..*entry
+        })
+    });
+    assert!(ordered.into_iter().map(Some).eq(expected), "{all:x?}");
 }

@@ -108,6 +108,17 @@ pub(crate) fn is_factor_of(factor: Option<Factor>, hz: u64) -> bool {
         && BigUint::from(mul) == quotient
 }
 
+/// The factor that KVM gives a guest of this rate, of whole kHz and at least 1; `None` if these exceed
+/// 64 bits as Hz.
+pub(crate) fn own_factor(rate: GuestRate) -> Option<Factor> {
+    let hz = scaled(rate.scale, rate.host_khz.into())
+        .max(1)
+        .checked_mul(1000)?;
+    let factor = Factor::of_hz(hz);
+    assert!(is_factor_of(factor, hz), "{hz} Hz: {factor:?}");
+    factor
+}
+
 /// How far an instant that was read in `read_window` ticks of `khz` kHz may be off, ns, saturating.
 pub(crate) fn precision_ns(read_window: u64, khz: u32) -> u32 {
     let ticks = (BigUint::from(read_window) + 1u32) / 2u32;

@@ -17,7 +17,8 @@ use pvclock::{
     abi::{
         ClockGuest,
         ClockGuestVcpu,
-        VmClockGuest, //
+        VmClockGuest,
+        PVCLOCK_TSC_STABLE, //
     },
     rate::{
         Factor,
@@ -68,7 +69,13 @@ pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
 pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atomic::Saved> {
     let clock = &saved.clock;
     let guest_tsc = clock.host_tsc.wrapping_add(*saved.offsets.first()?);
-    let factor = Factor::of_khz(saved.tsc_khz.into())?;
+    // As KVM has it: under a master clock, while no TSC is ahead of another.
+    let is_stable = clock.flags & KVM_CLOCK_HOST_TSC != 0
+        && saved
+            .offsets
+            .iter()
+            .all(|&offset| offset == saved.offsets[0]);
+    let factor = Factor::of_hz(u64::from(saved.tsc_khz) * 1000)?;
     // CAST: As above.
     let realtime_ns = clock.realtime as i64;
     let header = VmClockGuest {
@@ -84,6 +91,7 @@ pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atom
             system_time: clock.clock,
             tsc_to_system_mul: factor.mul,
             tsc_shift: factor.shift,
+            flags: if is_stable { PVCLOCK_TSC_STABLE } else { 0 },
             ..ClockGuest::default()
         },
         ..VmClockGuest::default()
@@ -94,8 +102,8 @@ pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atom
         .zip(0..)
         .map(|(&offset, vcpu_id)| ClockGuestVcpu {
             vcpu_id,
-            pad: 0,
             tsc_offset: offset,
+            ..ClockGuestVcpu::default()
         });
     Some(atomic::Saved(VmClock {
         header,
@@ -128,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_made_anew_says_what_kvm_said() {
+    fn the_record_made_anew_reads_what_kvm_read() {
         let header = to_atomic(&saved(), 0).unwrap().0.header;
         assert_eq!(header.guest_tsc, 4_997);
         assert_eq!(header.record.kvmclock_ns(header.guest_tsc), 77);
@@ -136,6 +144,20 @@ mod tests {
         let later = header.record.kvmclock_ns(header.guest_tsc + 2_600_000_000);
         assert!(later.abs_diff(77 + 1_000_000_000) <= 1, "{later}");
         assert_eq!(header.precision_ns, REMADE_RECORD_NS);
+    }
+
+    #[test]
+    fn the_record_made_anew_is_stable_if_the_tscs_are() {
+        let flags = |offsets: &[u64], flags| {
+            let mut saved = saved();
+            saved.offsets = offsets.to_vec();
+            saved.clock.flags = flags;
+            to_atomic(&saved, 0).unwrap().0.header.record.flags
+        };
+        let with_tsc = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
+        assert_eq!(flags(&[7, 7], with_tsc), PVCLOCK_TSC_STABLE);
+        assert_eq!(flags(&[7, 8], with_tsc), 0);
+        assert_eq!(flags(&[7, 7], KVM_CLOCK_REALTIME), 0);
     }
 
     #[test]

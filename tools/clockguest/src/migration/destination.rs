@@ -19,7 +19,10 @@ use super::{
     source::Guest,
 };
 use crate::{
-    host::tai_ns,
+    host::{
+        tai_ns,
+        tsc_tolerance_ppm, //
+    },
     stream::Kind,
     vmm::Vm, //
 };
@@ -103,12 +106,13 @@ fn prepare(host: &Host<'_>, offer: &Offer) -> Result<Vm> {
         host_khz,
         scale: Scale::IDENTITY,
     };
-    let is_close = unscaled(host.hello.tsc_khz).is_close_to(unscaled(offer.tsc_khz));
+    let is_close =
+        unscaled(host.hello.tsc_khz).is_close_to(unscaled(offer.tsc_khz), tsc_tolerance_ppm());
     if host.hello.can_scale || is_close {
         return Vm::empty_at_rate(host.kvm, offer.vcpus, offer.tsc_khz)
             .with_context(|| format!("a VM with a TSC of {} kHz", offer.tsc_khz));
     }
-    // KVM would imitate a faster TSC, and refuse a slower one. KVM_SET_VM_CLOCK_GUEST tells by how much
-    // the rates differ.
+    // KVM would imitate a faster TSC, and refuse a slower one. KVM_SET_VM_CLOCK_GUEST reports by how
+    // much the rates differ.
     Ok(Vm::empty(host.kvm, offer.vcpus)?)
 }

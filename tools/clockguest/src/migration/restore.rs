@@ -141,7 +141,8 @@ fn set(
 fn refusal(error: errno::Error, clock: &VmClock) -> anyhow::Error {
     let meaning = match error.errno() {
         libc::ERANGE => format!(
-            ": the guest's TSC would run {} Hz {} here, and this host cannot scale it",
+            ": the guest's TSC would run {} Hz {} here, and this host cannot scale it; or its \
+             kvmclock is for another rate than that",
             clock.header.rate_diff_hz.unsigned_abs(),
             if clock.header.rate_diff_hz < 0 {
                 "slower"

@@ -17,7 +17,7 @@ use zerocopy::{
 pub(super) const MAGIC: [u8; 8] = *b"CLKGUEST";
 
 /// The version of the format that this program writes, and the only one that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// No payload is longer, bytes.
 pub const MAX_PAYLOAD: u32 = 16 << 20;

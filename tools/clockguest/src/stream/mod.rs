@@ -214,7 +214,7 @@ mod tests {
         #[test]
         fn no_bytes_hurt(bytes: Vec<u8>) {
             let _ = read(&bytes, 3);
-            let _ = read(&[b"CLKGUEST\x01\0\0\0".as_slice(), &bytes].concat(), 3);
+            let _ = read(&[b"CLKGUEST\x02\0\0\0".as_slice(), &bytes].concat(), 3);
         }
     }
 
@@ -226,8 +226,8 @@ mod tests {
         other[0] = b'X';
         assert!(matches!(read(&other, 2), Err(Error::Magic(_))));
         let mut later = good.clone();
-        later[8] = 2;
-        assert!(matches!(read(&later, 2), Err(Error::Version { found: 2 })));
+        later[8] = 3;
+        assert!(matches!(read(&later, 2), Err(Error::Version { found: 3 })));
         let mut damaged = good.clone();
         *damaged.last_mut().unwrap() ^= 1;
         assert!(matches!(
