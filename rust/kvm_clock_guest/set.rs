@@ -4,32 +4,31 @@
 
 use crate::{
     kvm::{
-        self,
-        HeldVcpus,
-        Vcpu,
+        State,
         Vm,
+        VmClock,
         VmGuard, //
     },
     pvclock::{
+        abi::{
+            self,
+            ClockGuestVcpu, //
+        },
         plan::{
             self,
             Plan,
-            Refusal, //
+            PlanError, //
         },
         request::{
-            self,
+            Mode,
             SetRequest, //
         },
-        tsc::Relation, //
+        tsc::TscTransform, //
     },
-    resume,
-    state::{
-        self,
-        State, //
-    },
-    user, //
+    report,
+    user,
+    vcpus::Vcpus, //
 };
-use core::convert::Infallible;
 use kernel::{
     prelude::*,
     uaccess::UserPtr, //
@@ -39,122 +38,112 @@ use kernel::{
 ///
 /// # Errors
 ///
-/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, `EBUSY` while a vCPU runs, those of [`State::new`],
-/// `ENODATA` without vCPU, `ERANGE`, `ESTALE`, `ETIME` for what the request asks, `EINTR`,
-/// `ENOMEM`. Nothing is changed then, except that `rate_diff_hz` was written if it was known.
+/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, `EBUSY` while a vCPU runs, those of
+/// [`VmGuard::read`], `ERANGE`, `ESTALE`, `ETIME` for what the request asks, `EINTR`, `ENOMEM`.
+/// Nothing is changed then, except that `rate_diff_hz` was written if it was known.
 pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let header = user::read_header(arg)?;
     let request = SetRequest::new(header).map_err(|_| EINVAL)?;
-    // More entries than vCPUs means duplicates or strangers; fewer, that some are missing.
-    if header.nr_vcpus != vm.nr_vcpus() {
+    // More entries than vCPUs means duplicates or unknown ones; fewer, that some are missing.
+    if header.nr_vcpus == 0 || header.nr_vcpus != vm.nr_vcpus() {
         return Err(EINVAL);
     }
-    let entries = user::read_vcpus(&header)?;
+    let mut entries = user::read_vcpus(&header)?;
 
     let guard = vm.lock()?;
-    if resume::is_in_place(&guard, &request, &entries, arg) {
-        return Ok(());
-    }
-    let mut vcpus = KVVec::with_capacity(entries.len(), GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-    guard.try_for_each_vcpu(|vcpu| {
-        let vcpu = request::Vcpu {
-            id: vcpu.id(),
-            saved: None,
-        };
-        vcpus.push(vcpu, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
-    })?;
+    let mut present = Vcpus::new(guard.nr_vcpus())?;
+    // Without locked vCPUs, as nothing may have to be written.
+    let seen = guard.read(0, Some(&mut present), request.fallback);
     let ref_offset = request
-        .match_vcpus(&mut vcpus, &entries)
+        .match_vcpus(&present, &mut entries)
         .map_err(|_| EINVAL)?;
+    if let Ok(state) = &seen {
+        if let Some(plan) = plan_in_place(&request, ref_offset, state, &present, &entries) {
+            user::write_rate_diff(arg, plan::rate_diff_hz(&request, state.rate))?;
+            return user::write_outcome(arg, report::status(state), plan.precision_ns);
+        }
+    }
 
-    let held = guard.try_hold_vcpus()?;
-    let (state, all_matched, status) = {
-        let clocks = guard.clocks();
-        let reference = guard.first_vcpu().ok_or(ENODATA)?;
-        let state = State::new(&guard, &clocks, reference, request.fallback, |_| Ok(()))?;
-        let status = state::status(&clocks, &state.now, state.rate.scale);
-        (state, clocks.all_matched(), status)
-    };
+    let locked = guard.trylock_all_vcpus()?;
+    let state = guard.read(0, None, request.fallback)?;
     // Before the commit, so that a fault here changes nothing.
     user::write_rate_diff(arg, plan::rate_diff_hz(&request, state.rate))?;
-    let plan = plan::plan(&request, ref_offset, &state.now, state.rate).map_err(errno_of)?;
-    if !kvm::is_valid_scale(plan.scale) {
-        return Err(ERANGE);
-    }
-    user::write_outcome(arg, status, plan.precision_ns)?;
+    let plan = plan(&request, ref_offset, &state)?;
+    user::write_outcome(arg, report::status(&state), plan.precision_ns)?;
 
-    // The commit: no step can fail, and no vCPU runs before the last is done.
-    let relation = Relation {
+    // The commit: no vCPU runs before it is done.
+    let transform = TscTransform {
         scale: plan.scale,
         offset: ref_offset.wrapping_add(plan.offset_shift),
     };
-    let is_in_place = all_matched
-        && plan.scale == state.rate.scale
-        && are_in_place(&guard, &held, &vcpus, plan.offset_shift);
-    if !is_in_place {
-        // KVM counts vCPUs as matched that were written the same offset in a row: even one that has
-        // its offset already must take part.
-        let Ok(()) = try_for_each_target(&guard, &vcpus, plan.offset_shift, |vcpu, offset| {
-            held.set_tsc(vcpu, Relation { offset, ..relation });
-            Ok::<_, Infallible>(())
-        });
-    }
-    guard.keep(state.reference, relation, &plan.record);
+    let is_pinned = locked.commit(&plan.record, transform, &entries, plan.offset_shift)?;
+    drop(locked);
 
-    let (status, precision_ns) = outcome(&guard, &state, relation, &plan);
-    // It could be written a moment ago. Who took the memory away since does not get to know.
+    let (status, precision_ns) = if is_pinned {
+        let status = abi::STATUS_PINNED | abi::STATUS_HOST_TSC_STABLE;
+        (status, plan.precision_ns)
+    } else {
+        outcome_unpinned(&guard, transform, &plan)
+    };
+    // The caller could write there a moment ago. If it cannot any more, it does not learn this.
     let _ = user::write_outcome(arg, status, precision_ns);
     Ok(())
 }
 
-/// Shows all vCPUs to `each` with the TSC offset (ticks) that they are to have, until it fails.
-fn try_for_each_target<E>(
-    guard: &VmGuard<'_>,
-    vcpus: &[request::Vcpu],
-    offset_shift: u64,
-    mut each: impl FnMut(&Vcpu, u64) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut vcpus = vcpus.iter();
-    guard.try_for_each_vcpu(|vcpu| {
-        // One for each, as the set of vCPUs stands still.
-        let saved = vcpus.next().and_then(|vcpu| vcpu.saved).unwrap_or_default();
-        each(vcpu, saved.wrapping_add(offset_shift))
-    })
-}
-
-fn are_in_place(
-    guard: &VmGuard<'_>,
-    held: &HeldVcpus<'_>,
-    vcpus: &[request::Vcpu],
-    offset_shift: u64,
-) -> bool {
-    try_for_each_target(guard, vcpus, offset_shift, |vcpu, offset| {
-        (held.tsc_offset(vcpu) == offset).then_some(()).ok_or(())
-    })
-    .is_ok()
-}
-
-/// `STATUS_*` after the commit, and how far the clocks may be from what was asked for, ns.
-fn outcome(guard: &VmGuard<'_>, state: &State<'_>, relation: Relation, plan: &Plan) -> (u32, u32) {
-    let now = &state.now;
-    let clocks = guard.clocks();
-    let status = state::status(&clocks, now, relation.scale);
-    if clocks.kept().is_some() {
-        return (status, plan.precision_ns);
+/// What is to be written in a VM in `state`.
+///
+/// # Errors
+///
+/// `ERANGE`, `ESTALE`, `ETIME`, `EINVAL`, see [`PlanError`].
+fn plan(request: &SetRequest, ref_offset: u64, state: &State) -> Result<Plan> {
+    let tolerance_ppm = state.tolerance_ppm;
+    let plan = plan::plan(request, ref_offset, &state.now, state.rate, tolerance_ppm);
+    let plan = plan.map_err(|error| match error {
+        PlanError::RateMismatch | PlanError::RecordRate => ERANGE,
+        PlanError::Stale => ESTALE,
+        PlanError::Backwards => ETIME,
+        PlanError::Unrepresentable => EINVAL,
+    })?;
+    if !state.is_valid_scale(plan.scale) {
+        return Err(ERANGE);
     }
-    // The host's TSC cannot carry the record, so KVM's own clock went on from it.
-    let told_ns = now
-        .kvmclock_base_ns()
-        .wrapping_add_signed(clocks.kvmclock_offset());
-    let precision_ns = plan.precision_unkept_ns(relation, now, told_ns, state.rate.host_khz);
-    (status, precision_ns)
+    Ok(plan)
 }
 
-fn errno_of(refusal: Refusal) -> Error {
-    match refusal {
-        Refusal::RateMismatch => ERANGE,
-        Refusal::Stale => ESTALE,
-        Refusal::Backwards => ETIME,
-        Refusal::Unrepresentable => EINVAL,
+/// The plan, if all clocks of the VM are what it asks for already: the VM was stopped, and goes on.
+/// Otherwise, or if a vCPU is in an ioctl, SET has to lock the vCPUs and report what is wrong.
+fn plan_in_place(
+    request: &SetRequest,
+    ref_offset: u64,
+    state: &State,
+    present: &[ClockGuestVcpu],
+    entries: &[ClockGuestVcpu],
+) -> Option<Plan> {
+    if request.mode != Mode::Exact
+        || state.clock != VmClock::Pinned
+        || state.is_busy
+        || !state.is_host_tsc_stable
+        || present != entries
+    {
+        return None;
     }
+    let plan = plan(request, ref_offset, state).ok()?;
+    let offset_diff = state.transform.offset.wrapping_sub(ref_offset);
+    let is_same = plan.offset_shift == 0
+        && plan.scale == state.transform.scale
+        && plan.record.shifted_by(offset_diff) == state.record;
+    is_same.then_some(plan)
+}
+
+/// `STATUS_*` after a commit to a host whose TSC cannot carry the clock, and how far the clocks may
+/// be from what was asked for, ns.
+fn outcome_unpinned(guard: &VmGuard<'_>, transform: TscTransform, plan: &Plan) -> (u32, u32) {
+    let Ok(state) = guard.read(0, None, true) else {
+        return (0, u32::MAX);
+    };
+    let guest_tsc = state.transform.guest_tsc(state.now.host_tsc);
+    let actual_ns = state.record.kvmclock_ns(guest_tsc);
+    let host_khz = state.rate.host_khz;
+    let precision_ns = plan.precision_unpinned_ns(transform, &state.now, actual_ns, host_khz);
+    (report::status(&state), precision_ns)
 }

@@ -90,7 +90,7 @@ mod suite {
         for khz in [
             1, 999, 1_000_000, 2_596_100, 4_294_967, 4_294_968, 10_000_000,
         ] {
-            let Some(Factor { mul, shift }) = Factor::of_khz(khz) else {
+            let Some(Factor { mul, shift }) = Factor::of_hz(khz * 1000) else {
                 panic!("no factor for {khz} kHz");
             };
             let record = ClockGuest {

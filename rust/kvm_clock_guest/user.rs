@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The ioctls' payload in user memory. Every byte is read once.
+//! The ioctls' payload in user memory. What is used was read once.
 
-use crate::pvclock::abi::{
-    ClockGuest,
-    ClockGuestVcpu,
-    VmClockGuest, //
+use crate::{
+    pvclock::abi::{
+        ClockGuest,
+        ClockGuestVcpu,
+        VmClockGuest, //
+    },
+    vcpus::Vcpus, //
 };
 use core::mem::offset_of;
 use kernel::{
@@ -20,7 +23,7 @@ use zerocopy::IntoBytes;
 
 const KNOWN: usize = size_of::<VmClockGuest>();
 
-/// Reads the header, whose first word tells its size, as `clone3()` does.
+/// Reads the header, whose first word is its size, as in `clone3()`.
 ///
 /// # Errors
 ///
@@ -72,7 +75,7 @@ pub(crate) fn write_nr_vcpus(arg: UserPtr, nr_vcpus: u32) -> Result {
     write_at(arg, offset_of!(VmClockGuest, nr_vcpus), nr_vcpus.as_bytes())
 }
 
-/// Writes back what SET did: `STATUS_*`, and the precision.
+/// Writes back what SET did: `STATUS_*`, and the precision, ns.
 pub(crate) fn write_outcome(arg: UserPtr, status: u32, precision_ns: u32) -> Result {
     write_at(arg, offset_of!(VmClockGuest, status), status.as_bytes())?;
     write_at(
@@ -112,15 +115,9 @@ fn write_at(arg: UserPtr, offset: usize, bytes: &[u8]) -> Result {
 /// Reads the vCPU array that `header` points to.
 ///
 /// The caller has made sure that `nr_vcpus` is no more than a VM can have.
-pub(crate) fn read_vcpus(header: &VmClockGuest) -> Result<KVVec<ClockGuestVcpu>> {
-    // CAST: `usize` has 64 bits.
-    let count = header.nr_vcpus as usize;
-    let mut vcpus = KVVec::from_elem(
-        ClockGuestVcpu::default(),
-        count,
-        GFP_KERNEL_ACCOUNT | __GFP_NOWARN,
-    )?;
-    let bytes = vcpus.as_mut_slice().as_mut_bytes();
+pub(crate) fn read_vcpus(header: &VmClockGuest) -> Result<Vcpus> {
+    let mut vcpus = Vcpus::new(header.nr_vcpus)?;
+    let bytes = vcpus.as_mut_bytes();
     UserSlice::new(array(header), bytes.len())
         .reader()
         .read_slice(bytes)?;

@@ -6,14 +6,16 @@
 //! Neither waits for the vCPU to leave KVM_RUN.
 
 use crate::{
-    kvm::Vcpu,
+    kvm::Vm,
     pvclock::{
-        rate::Factor,
+        abi::{
+            ClockGuest,
+            PVCLOCK_TSC_STABLE, //
+        },
         request,
         tsc::is_ahead, //
     },
-    record::Record,
-    state::State,
+    report,
     user, //
 };
 use kernel::{
@@ -24,51 +26,44 @@ use kernel::{
 /// How far the rate that a record implies may be from the vCPU's, kHz.
 const TOLERANCE_KHZ: u64 = 1;
 
-/// Serves `KVM_GET_CLOCK_GUEST`.
+/// Serves `KVM_GET_CLOCK_GUEST` of vCPU number `index`.
 ///
 /// # Errors
 ///
-/// `EFAULT`, those of [`State::new`] and [`Record::of`], `EINTR`.
-pub(crate) fn get(vcpu: &Vcpu, arg: UserPtr) -> Result {
-    let record = {
-        let guard = vcpu.vm().lock()?;
-        let clocks = guard.clocks();
-        let state = State::new(&guard, &clocks, vcpu, false, |_| Ok(()))?;
-        Record::of(&guard, &clocks, &state, false)?.record
-    };
-    user::write_record(arg, &record)
+/// `EFAULT`, those of [`VmGuard::read`](crate::kvm::VmGuard) and [`report::precision_ns`], `EINTR`.
+pub(crate) fn get(vm: &Vm, index: u32, arg: UserPtr) -> Result {
+    let state = vm.lock()?.read(index, None, false)?;
+    report::precision_ns(&state, false)?;
+    user::write_record(arg, &state.record)
 }
 
-/// Serves `KVM_SET_CLOCK_GUEST`.
+/// Serves `KVM_SET_CLOCK_GUEST` of vCPU number `index`.
 ///
 /// # Errors
 ///
 /// - `EFAULT`,
 /// - `EINVAL` for a malformed record, or one that lies ahead of the vCPU's TSC,
 /// - `ERANGE` if it is for another rate than the vCPU's TSC runs at,
-/// - those of [`State::new`], `EINTR`.
+/// - those of [`VmGuard::read`](crate::kvm::VmGuard), `EINTR`.
 ///
 /// Nothing is changed then.
-pub(crate) fn set(vcpu: &Vcpu, arg: UserPtr) -> Result {
+pub(crate) fn set(vm: &Vm, index: u32, arg: UserPtr) -> Result {
     let record = request::check_record(&user::read_record(arg)?).map_err(|_| EINVAL)?;
-    let guard = vcpu.vm().lock()?;
-    let relation = {
-        let clocks = guard.clocks();
-        let state = State::new(&guard, &clocks, vcpu, false, |_| Ok(()))?;
-        let factor = Factor {
-            mul: record.tsc_to_system_mul,
-            shift: record.tsc_shift,
-        };
-        let implied_khz = factor.khz().unwrap_or(u64::MAX);
-        if implied_khz.abs_diff(state.rate.khz()) > TOLERANCE_KHZ {
-            return Err(ERANGE);
-        }
-        let guest_tsc = state.relation.guest_tsc(state.now.host_tsc);
-        if is_ahead(record.tsc_timestamp, guest_tsc) {
-            return Err(EINVAL);
-        }
-        state.relation
+    let guard = vm.lock()?;
+    let state = guard.read(index, None, false)?;
+    let implied_khz = record.factor().khz().unwrap_or(u64::MAX);
+    if implied_khz.abs_diff(state.rate.khz()) > TOLERANCE_KHZ {
+        return Err(ERANGE);
+    }
+    let guest_tsc = state.transform.guest_tsc(state.now.host_tsc);
+    if is_ahead(record.tsc_timestamp, guest_tsc) {
+        return Err(EINVAL);
+    }
+    // As in the list's proposal, whether the TSCs are the same is for KVM to find out.
+    let record = ClockGuest {
+        flags: PVCLOCK_TSC_STABLE,
+        ..record
     };
-    guard.keep(vcpu, relation, &record);
+    guard.pin(&record, state.transform);
     Ok(())
 }

@@ -150,6 +150,7 @@ impl States {
             vcpu_id,
             pad: 0,
             tsc_offset: state.relation(vcpu_id).offset,
+            steal_ns: 0,
         });
         VmClock {
             header: state.header,

@@ -73,6 +73,7 @@ impl Draft {
             vcpu_id: any32(rng),
             pad: any32(rng),
             tsc_offset: any64(rng),
+            steal_ns: 0,
         };
         let entries = (0..vcpus).map(|_| entry()).collect();
         let header = VmClockGuest {
@@ -260,6 +261,7 @@ fn entries(rng: &mut Rng, state: &State) -> Vec<ClockGuestVcpu> {
             2 => by,
             _ => any64(rng),
         },
+        steal_ns: 0,
     };
     let mut entries: Vec<_> = (0..).zip(&state.offsets).map(entry).collect();
     if one_in(rng, 3) {

@@ -43,7 +43,7 @@ pub(crate) fn record(rng: &mut Rng, is_back: bool) -> ClockGuest {
 pub(crate) fn record_for(rng: &mut Rng, state: &State, index: usize) -> ClockGuest {
     let here = state.clock.clone().unwrap_or_default().header;
     // Any will do where there is no rate.
-    let factor = Factor::of_khz(khz(&here)).unwrap_or(Factor { mul: 1, shift: 0 });
+    let factor = Factor::of_hz(khz(&here) * 1000).unwrap_or(Factor { mul: 1, shift: 0 });
     // A factor of fewer bits is that of the same rate to within 1 kHz still.
     let fewer = rng.random_range(0..=4);
     let guest_tsc = scaled(ratio(&here), here.host_tsc).wrapping_add(state.offsets[index]);

@@ -236,7 +236,7 @@ fn by_vcpu(host: &Host, rate: &Rate) -> Result<()> {
             .iter()
             .filter(|other| other.khz(host) != rate.khz(host))
         {
-            let factor = Factor::of_khz(other.khz(host).into()).context("a rate of 0")?;
+            let factor = Factor::of_hz(u64::from(other.khz(host)) * 1000).context("a rate of 0")?;
             let foreign = ClockGuest {
                 tsc_to_system_mul: factor.mul,
                 tsc_shift: factor.shift,

@@ -35,7 +35,7 @@ fn by_khz(host: &Host) -> Result<()> {
     let khz = u64::from(vm.tsc_khz()?);
     let now = get(&vm, 0)?;
     for (off, accepted) in [(-2, false), (-1, true), (0, true), (1, true), (2, false)] {
-        let factor = Factor::of_khz(khz.saturating_add_signed(off)).context("no factor")?;
+        let factor = Factor::of_hz(khz.saturating_add_signed(off) * 1000).context("no factor")?;
         let info = TimeInfo {
             tsc_to_system_mul: factor.mul,
             tsc_shift: factor.shift,

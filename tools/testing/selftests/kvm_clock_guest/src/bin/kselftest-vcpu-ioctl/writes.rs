@@ -102,7 +102,7 @@ fn callers_factor(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let khz = u64::from(vm.tsc_khz()?);
     let now = get(&vm, 0)?;
-    let faster = Factor::of_khz(khz + 1).context("no factor")?;
+    let faster = Factor::of_hz((khz + 1) * 1000).context("no factor")?;
     let [own, other] = [
         (now.tsc_to_system_mul, now.tsc_shift),
         (faster.mul, faster.shift),

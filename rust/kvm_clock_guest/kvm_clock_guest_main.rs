@@ -1,42 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Saves and restores the clocks of a KVM guest in one operation, true at one host TSC.
+//! Saves and restores the clocks of a KVM guest atomically, as of one host TSC value.
 //!
 //! The way of a request: ioctl bytes ([`user`]) -> validated request ([`pvclock::request`]) -> plan
-//! ([`pvclock::plan`], pure arithmetic) -> commit (guards of [`kvm`]). Everything that can fail is
-//! over when the commit begins. This module has no `unsafe`: that is all in [`kvm`].
+//! ([`pvclock::plan`], pure arithmetic) -> commit (one call into [`kvm`]). Everything that can fail
+//! is over when the commit begins. This module has no `unsafe`: that is all in [`kvm`].
 //!
 //! ABI: `Documentation/virt/kvm/clock-guest.rst`.
 
+mod get;
 mod kvm;
 // A whole crate to the tools; the module needs not all of it.
 #[allow(dead_code, unreachable_pub)]
-#[path = "pvclock/lib.rs"]
+#[path = "../pvclock/lib.rs"]
 mod pvclock;
-
-#[path = "kvm_clock_guest/get.rs"]
-mod get;
-#[path = "kvm_clock_guest/record.rs"]
-mod record;
-#[path = "kvm_clock_guest/resume.rs"]
-mod resume;
-#[path = "kvm_clock_guest/set.rs"]
+mod report;
 mod set;
-#[path = "kvm_clock_guest/state.rs"]
-mod state;
 #[cfg(CONFIG_KUNIT)]
-#[path = "kvm_clock_guest/tests.rs"]
 mod tests;
-#[path = "kvm_clock_guest/user.rs"]
 mod user;
-#[path = "kvm_clock_guest/vcpu.rs"]
 mod vcpu;
+mod vcpus;
 
 use self::{
     kvm::{
-        ClockGuest,
+        ClockGuestOps,
         Registration,
-        Vcpu,
         Vm, //
     },
     pvclock::abi, //
@@ -44,7 +33,8 @@ use self::{
 use ::kernel::{
     ffi::c_int,
     prelude::*,
-    uaccess::UserPtr, //
+    uaccess::UserPtr,
+    InPlaceModule, //
 };
 
 module! {
@@ -55,14 +45,16 @@ module! {
     license: "GPL v2",
 }
 
+#[pin_data]
 struct KvmClockGuest {
+    #[pin]
     _registration: Registration<Server>,
 }
 
-impl ::kernel::Module for KvmClockGuest {
-    fn init(module: &'static ThisModule) -> Result<Self> {
-        Ok(Self {
-            _registration: Registration::new(module)?,
+impl InPlaceModule for KvmClockGuest {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _registration <- Registration::new(module),
         })
     }
 }
@@ -70,9 +62,14 @@ impl ::kernel::Module for KvmClockGuest {
 /// The ioctls, by number.
 struct Server;
 
-impl ClockGuest for Server {
-    const CAPABILITIES: u32 =
-        abi::CAP_EXACT | abi::CAP_ADVANCE | abi::CAP_FREEZE | abi::CAP_FALLBACK | abi::CAP_VCPU;
+impl ClockGuestOps for Server {
+    const CAPABILITIES: u32 = abi::CAP_EXACT
+        | abi::CAP_ADVANCE
+        | abi::CAP_FREEZE
+        | abi::CAP_FALLBACK
+        | abi::CAP_VCPU
+        | abi::CAP_RESLOPE
+        | abi::CAP_STEAL;
 
     fn vm_ioctl(vm: &Vm, ioctl: u32, arg: UserPtr) -> Result<c_int> {
         match ioctl {
@@ -83,10 +80,10 @@ impl ClockGuest for Server {
         Ok(0)
     }
 
-    fn vcpu_ioctl(vcpu: &Vcpu, ioctl: u32, arg: UserPtr) -> Result<c_int> {
+    fn vcpu_ioctl(vm: &Vm, index: u32, ioctl: u32, arg: UserPtr) -> Result<c_int> {
         match ioctl {
-            abi::KVM_GET_CLOCK_GUEST => vcpu::get(vcpu, arg)?,
-            abi::KVM_SET_CLOCK_GUEST => vcpu::set(vcpu, arg)?,
+            abi::KVM_GET_CLOCK_GUEST => vcpu::get(vm, index, arg)?,
+            abi::KVM_SET_CLOCK_GUEST => vcpu::set(vm, index, arg)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)

@@ -24,11 +24,11 @@ same_layout!(ClockGuest, kvm_clock_guest:
     version pad0 tsc_timestamp system_time tsc_to_system_mul tsc_shift flags pad);
 same_layout!(ClockGuest, pvclock_vcpu_time_info:
     version pad0 tsc_timestamp system_time tsc_to_system_mul tsc_shift flags pad);
-same_layout!(ClockGuestVcpu, kvm_clock_guest_vcpu: vcpu_id pad tsc_offset);
+same_layout!(ClockGuestVcpu, kvm_clock_guest_vcpu: vcpu_id pad tsc_offset steal_ns);
 same_layout!(VmClockGuest, kvm_vm_clock_guest:
     size flags mode status nr_vcpus ref_vcpu_id vcpus
     host_tsc guest_tsc kvmclock_ns tai_ns monotonic_raw_ns tai_offset_s
-    host_tsc_khz tsc_ratio tsc_frac_bits precision_ns record rate_diff_hz);
+    host_tsc_khz tsc_ratio tsc_frac_bits precision_ns record rate_diff_hz paused_ns);
 same_layout!(VcpuTscScale, kvm_vcpu_tsc_scale: tsc_ratio tsc_frac_bits);
 
 macro_rules! same_number {
@@ -52,12 +52,15 @@ same_number! {
     CAP_FREEZE == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_FREEZE;
     CAP_FALLBACK == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_FALLBACK;
     CAP_VCPU == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_VCPU;
+    CAP_RESLOPE == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_RESLOPE;
+    CAP_STEAL == RUST_CONST_HELPER_KVM_CLOCK_GUEST_CAP_STEAL;
     MODE_EXACT == KVM_CLOCK_GUEST_EXACT;
     MODE_ADVANCE == KVM_CLOCK_GUEST_ADVANCE;
     MODE_FREEZE == KVM_CLOCK_GUEST_FREEZE;
     FLAG_ALLOW_BACKWARDS == RUST_CONST_HELPER_KVM_CLOCK_GUEST_ALLOW_BACKWARDS;
     FLAG_ALLOW_RATE_MISMATCH == RUST_CONST_HELPER_KVM_CLOCK_GUEST_ALLOW_RATE_MISMATCH;
     FLAG_FALLBACK == RUST_CONST_HELPER_KVM_CLOCK_GUEST_FALLBACK;
+    FLAG_RESLOPE == RUST_CONST_HELPER_KVM_CLOCK_GUEST_RESLOPE;
     STATUS_PINNED == RUST_CONST_HELPER_KVM_CLOCK_GUEST_PINNED;
     STATUS_HOST_TSC_STABLE == RUST_CONST_HELPER_KVM_CLOCK_GUEST_HOST_TSC_STABLE;
 }

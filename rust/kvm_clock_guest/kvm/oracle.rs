@@ -5,16 +5,23 @@
 //! C headers: [`arch/x86/include/asm/pvclock.h`](srctree/arch/x86/include/asm/pvclock.h),
 //! [`include/linux/math64.h`](srctree/include/linux/math64.h)
 
-use super::{
-    bindings,
-    vm::to_pvclock, //
-};
+use super::bindings;
 use crate::pvclock::abi::ClockGuest;
 
 /// `__pvclock_read_cycles()`.
 pub(crate) fn pvclock_read_cycles(record: &ClockGuest, tsc: u64) -> u64 {
+    let record = bindings::pvclock_vcpu_time_info {
+        version: record.version,
+        pad0: record.pad0,
+        tsc_timestamp: record.tsc_timestamp,
+        system_time: record.system_time,
+        tsc_to_system_mul: record.tsc_to_system_mul,
+        tsc_shift: record.tsc_shift,
+        flags: record.flags,
+        pad: record.pad,
+    };
     // SAFETY: The record is valid for reads.
-    unsafe { bindings::rust_helper___pvclock_read_cycles(&to_pvclock(record), tsc) }
+    unsafe { bindings::rust_helper___pvclock_read_cycles(&record, tsc) }
 }
 
 /// `mul_u64_u64_shr()`.
