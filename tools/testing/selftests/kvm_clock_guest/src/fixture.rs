@@ -17,9 +17,14 @@ use clockguest::{
 use kvm_clock_ioctls::{
     get_vm_clock_guest,
     set_vm_clock_guest,
+    tsc_offset,
+    tsc_scale,
     VmClock, //
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{
+    Kvm,
+    VcpuFd, //
+};
 use pvclock::{
     abi::MODE_EXACT,
     tsc::{
@@ -167,6 +172,24 @@ pub fn reference_relation(clock: &VmClock) -> Result<TscTransform> {
         scale,
         offset: reference_offset(clock),
     })
+}
+
+/// The L1 TSC of a stopped vCPU as a function of the host's, by `KVM_VCPU_TSC_SCALE` and
+/// `KVM_VCPU_TSC_OFFSET`.
+///
+/// # Errors
+///
+/// Those of the ioctls.
+pub fn vcpu_relation(vcpu: &VcpuFd) -> Result<Relation> {
+    let scale = match tsc_scale(vcpu) {
+        // CAST: at most 63.
+        Ok(scale) => Scale::new(scale.tsc_ratio, scale.tsc_frac_bits as u32)
+            .context("KVM_VCPU_TSC_SCALE is no ratio")?,
+        Err(e) if e.errno() == libc::ENXIO => Scale::IDENTITY,
+        Err(e) => return Err(e).context("KVM_VCPU_TSC_SCALE"),
+    };
+    let offset = tsc_offset(vcpu).context("KVM_VCPU_TSC_OFFSET")?;
+    Ok(Relation { scale, offset })
 }
 
 /// `clock` with a record that runs at twice the host's rate from its anchor on, so that no clock of

@@ -11,6 +11,7 @@
 //! 0x100000 up to 0x200000: free
 //! ```
 
+use crate::fixture::vcpu_relation;
 use anyhow::{
     Context,
     Result, //
@@ -47,8 +48,6 @@ use kvm_bindings::{
 use kvm_clock_ioctls::{
     get_vm_clock_guest,
     set_vm_clock_guest,
-    tsc_offset,
-    tsc_scale,
     VmClock, //
 };
 use kvm_ioctls::{
@@ -56,10 +55,7 @@ use kvm_ioctls::{
     VcpuFd,
     VmFd, //
 };
-use pvclock::tsc::{
-    TscTransform,
-    Scale, //
-};
+use pvclock::tsc::Relation;
 use std::sync::atomic::{
     AtomicU64,
     Ordering, //
@@ -240,17 +236,8 @@ impl Machine {
     /// # Errors
     ///
     /// Those of the ioctls.
-    pub fn relation(&self, vcpu: usize) -> Result<TscTransform> {
-        let fd = self.vcpus[vcpu].fd();
-        let scale = match tsc_scale(&fd) {
-            // CAST: at most 63.
-            Ok(scale) => Scale::new(scale.tsc_ratio, scale.tsc_frac_bits as u32)
-                .context("KVM_VCPU_TSC_SCALE is no ratio")?,
-            Err(e) if e.errno() == libc::ENXIO => Scale::IDENTITY,
-            Err(e) => return Err(e).context("KVM_VCPU_TSC_SCALE"),
-        };
-        let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
-        Ok(TscTransform { scale, offset })
+    pub fn relation(&self, vcpu: usize) -> Result<Relation> {
+        vcpu_relation(&self.vcpus[vcpu].fd())
     }
 }
 
