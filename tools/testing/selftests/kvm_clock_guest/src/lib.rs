@@ -19,13 +19,16 @@
 //! - [`hotplug`]: CPUs of the host that go offline for a while,
 //! - [`hyperv`], [`xen`]: the clocks that KVM makes for guests of other hypervisors,
 //! - [`machine`]: a VM whose vCPUs have a local APIC, for guest code of a program's own,
+//! - [`one_clock`]: KVM_GET_CLOCK and the pvclock pages agree,
 //! - [`payload`]: ioctl arguments that end, or are write-protected, where a case wants it,
 //! - [`references`]: what is in use of KVM: references to modules, VMs,
 //! - [`refusal`]: a call that must fail and change nothing,
+//! - [`single_cpu`]: one CPU of the host for all threads,
 //! - [`snippet`]: a few instructions executed by a stopped vCPU,
 //! - [`threads`]: threads that do something beside a case,
 //! - [`time`]: how long a second is, an hour, a week,
-//! - [`trace`]: the clock updates that KVM makes.
+//! - [`trace`]: the clock updates that KVM makes,
+//! - [`tsc_writes`]: the ways to move a vCPU's TSC.
 
 // The guest is x86 code.
 #![cfg(target_arch = "x86_64")]
@@ -46,12 +49,15 @@ pub mod hotplug;
 pub mod hyperv;
 pub mod ktap;
 pub mod machine;
+pub mod one_clock;
 pub mod payload;
 pub mod references;
 pub mod refusal;
 pub mod require;
+pub mod single_cpu;
 pub mod snippet;
 pub mod threads;
 pub mod time;
 pub mod trace;
+pub mod tsc_writes;
 pub mod xen;

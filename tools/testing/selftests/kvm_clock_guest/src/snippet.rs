@@ -27,15 +27,37 @@ pub fn write_msr(vm: &Vm, index: usize, msr: u32, value: u64) -> Result<()> {
     const INSTRUCTIONS: [u8; 3] = [0x0f, 0x30, 0xf4];
     const LOW: u64 = u32::MAX as u64;
 
-    vm.memory().write(CODE, &INSTRUCTIONS);
+    execute(vm, index, &INSTRUCTIONS, |regs| kvm_regs {
+        rcx: msr.into(),
+        rax: value & LOW,
+        rdx: value >> 32,
+        ..regs
+    })
+}
+
+/// Has vCPU `index` of the stopped `vm`, which is in long mode, execute a HLT and nothing else, so
+/// that KVM does all that it has to do before the vCPU's next instruction.
+///
+/// # Errors
+///
+/// As of [`write_msr`].
+pub fn halt(vm: &Vm, index: usize) -> Result<()> {
+    execute(vm, index, &[0xf4], |regs| regs)
+}
+
+/// Executes `instructions`, which end with a HLT, with what `registers` makes of the vCPU's.
+fn execute(
+    vm: &Vm,
+    index: usize,
+    instructions: &[u8],
+    registers: impl FnOnce(kvm_regs) -> kvm_regs,
+) -> Result<()> {
+    vm.memory().write(CODE, instructions);
     let mut fd = vm.vcpus()[index].fd();
     let saved = fd.get_regs().context("KVM_GET_REGS")?;
     let regs = kvm_regs {
         rip: CODE,
-        rcx: msr.into(),
-        rax: value & LOW,
-        rdx: value >> 32,
-        ..saved
+        ..registers(saved)
     };
     fd.set_regs(&regs).context("KVM_SET_REGS")?;
     // The vCPU's last stop left a byte that makes KVM_RUN return at once.
