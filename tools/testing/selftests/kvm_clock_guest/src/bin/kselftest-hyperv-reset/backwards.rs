@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! ADVANCE takes a guest that booted a moment ago back to before its record, which moves back along
+//! its lattice, below TSC 0.
+
+use crate::state::{
+    ensure_goes_on,
+    prepare,
+    Function,
+    Page, //
+};
+use anyhow::{
+    ensure,
+    Result, //
+};
+use clockguest::vmm::Vm;
+use kvm_clock_guest_selftests::{
+    fixture::{
+        get,
+        make_consistent,
+        set,
+        settle, //
+    },
+    ktap::Case,
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::{
+    FLAG_ALLOW_BACKWARDS,
+    MODE_ADVANCE, //
+};
+use std::{
+    thread::sleep,
+    time::Duration, //
+};
+
+/// The guest's age when it makes its record.
+const UPTIME: Duration = Duration::from_millis(500);
+
+pub(crate) fn cases() -> Vec<Case<Kvm>> {
+    let mut cases = Vec::new();
+    for (when, page) in Page::ALL {
+        for vcpus in [1, 2] {
+            cases.push(Case::new(
+                format!(
+                    "the reference counter is the record's after ADVANCE backwards near boot, \
+                     {when}, {vcpus} vCPUs"
+                ),
+                move |kvm| near_boot(kvm, vcpus, page),
+            ));
+        }
+    }
+    cases
+}
+
+fn near_boot(kvm: &Kvm, vcpus: u32, page: Page) -> Result<()> {
+    let vm = Vm::new(kvm, vcpus)?;
+    // KVM makes the record when the guest first runs: a moment that SET has to be quicker than.
+    sleep(UPTIME);
+    settle(&vm)?;
+    prepare(&vm, page)?;
+    let mut saved = get(&vm)?;
+    let header = &mut saved.header;
+    // With an odd factor the lattice is so wide that the next point back lies below TSC 0.
+    header.record.tsc_to_system_mul |= 1;
+    let record = header.record;
+    let age_ns = i64::try_from(header.kvmclock_ns - record.system_time)?;
+    // The guest booted at TSC 0. Halfway from there to the record:
+    let ticks = u128::from(record.tsc_timestamp / 2);
+    let back_ns = i64::try_from(ticks * 1_000_000 / u128::from(header.host_tsc_khz))?;
+    header.tai_ns += age_ns + back_ns;
+    header.flags = FLAG_ALLOW_BACKWARDS;
+    make_consistent(&mut saved);
+    set(&vm, &mut saved, MODE_ADVANCE)?;
+
+    let after = get(&vm)?;
+    ensure!(
+        after.header.record.tsc_timestamp > after.header.guest_tsc,
+        "the record is {:x?}, which is not above TSC {:#x}",
+        after.header.record,
+        after.header.guest_tsc
+    );
+    // The record as it was saved, which lies ahead of the TSC.
+    let mut function = Function::of(&after)?;
+    function.record = record;
+    ensure_goes_on(&vm, page, &function)
+}

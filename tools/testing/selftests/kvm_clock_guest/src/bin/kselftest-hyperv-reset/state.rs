@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The reference counter, and what it should be.
+
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::{
+    host::rdtsc_ordered,
+    vmm::Vm, //
+};
+use kvm_clock_guest_selftests::{
+    expect::kvmclock_ns,
+    fixture::{
+        get,
+        reference_relation,
+        run_a_little,
+        vcpu_relation, //
+    },
+    hyperv::{
+        enable,
+        enable_tsc_page,
+        reference_count,
+        TscPage,
+        UNIT_NS, //
+    },
+};
+use kvm_clock_ioctls::VmClock;
+use pvclock::{
+    abi::ClockGuest,
+    tsc::Relation, //
+};
+
+/// When the guest enables the TSC page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Page {
+    Never,
+    Before,
+    After,
+}
+
+impl Page {
+    pub(crate) const ALL: [(&str, Self); 3] = [
+        ("without a TSC page", Self::Never),
+        ("TSC page enabled before", Self::Before),
+        ("TSC page enabled after", Self::After),
+    ];
+}
+
+/// In a page that `clockguest::guest::layout` leaves free.
+const PAGE: u64 = 0x6000;
+const CALLS: usize = 100;
+/// The page counts from TSC 0 with a factor of its own, and rounds three times, each time by less
+/// than a unit.
+const TOLERANCE: u64 = 2;
+
+/// kvmclock as a function of the host's TSC.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function {
+    pub(crate) record: ClockGuest,
+    pub(crate) relation: Relation,
+}
+
+impl Function {
+    /// That of `clock`.
+    pub(crate) fn of(clock: &VmClock) -> Result<Self> {
+        Ok(Self {
+            record: clock.header.record,
+            relation: reference_relation(clock)?,
+        })
+    }
+
+    /// kvmclock at `host_tsc` (ticks), ns; the TSC may be below the record's timestamp.
+    fn ns(&self, host_tsc: u64) -> u64 {
+        kvmclock_ns(&self.record, self.relation.guest_tsc(host_tsc))
+    }
+}
+
+/// Makes the guest one of Hyper-V's, and enables the page where it is due before.
+pub(crate) fn prepare(vm: &Vm, page: Page) -> Result<()> {
+    enable(&vm.vcpus()[0].fd())?;
+    if page == Page::Before {
+        enable_page(vm)?;
+    }
+    Ok(())
+}
+
+fn enable_page(vm: &Vm) -> Result<()> {
+    enable_tsc_page(&vm.vcpus()[0].fd(), PAGE)?;
+    run_a_little(vm)?;
+    let page = TscPage::of(vm, PAGE);
+    ensure!(page.sequence != 0, "KVM wrote no TSC page: {page:x?}");
+    Ok(())
+}
+
+/// Fails unless the reference counter of the stopped `vm` is `function`, before and after it runs,
+/// and after the page is enabled where it is due now.
+pub(crate) fn ensure_goes_on(vm: &Vm, page: Page, function: &Function) -> Result<()> {
+    if page != Page::Before {
+        ensure_counter(vm, function).context("before the guest runs")?;
+    }
+    run_a_little(vm)?;
+    ensure_counter(vm, function).context("after the guest ran")?;
+    if page == Page::After {
+        enable_page(vm)?;
+        ensure_counter(vm, function).context("after the page was enabled")?;
+    }
+    if page != Page::Never {
+        ensure_page(vm)?;
+        run_a_little(vm)?;
+        ensure_page(vm)?;
+    }
+    Ok(())
+}
+
+/// Fails unless the MSR of the stopped `vm` is `function`, which it is read between two values of.
+pub(crate) fn ensure_counter(vm: &Vm, function: &Function) -> Result<()> {
+    for _ in 0..CALLS {
+        let before = rdtsc_ordered();
+        let count = reference_count(&vm.vcpus()[0].fd())?;
+        let after = rdtsc_ordered();
+        let [least, most] = [before, after].map(|host_tsc| function.ns(host_tsc) / UNIT_NS);
+        ensure!(
+            (least.saturating_sub(TOLERANCE)..=most + TOLERANCE).contains(&count),
+            "the reference counter is {count}, by the record it was {least} to {most} meanwhile"
+        );
+    }
+    Ok(())
+}
+
+/// The page says what the record says, at the TSC of now and of later.
+fn ensure_page(vm: &Vm) -> Result<()> {
+    /// Guest ticks from now on, up to some years.
+    const LATER: [u64; 5] = [0, 1, 1_000_000_007, 1 << 42, 1 << 57];
+
+    let record = get(vm)?.header.record;
+    let page = TscPage::of(vm, PAGE);
+    ensure!(page.sequence != 0, "the TSC page is invalid: {page:x?}");
+    let relation = vcpu_relation(&vm.vcpus()[0].fd())?;
+    for _ in 0..CALLS {
+        let now = relation.guest_tsc(rdtsc_ordered());
+        for guest_tsc in LATER.map(|later| now.wrapping_add(later)) {
+            let count = page.reference_count(guest_tsc);
+            let ns = record.kvmclock_ns(guest_tsc);
+            ensure!(
+                count.abs_diff(ns / UNIT_NS) <= TOLERANCE,
+                "at TSC {guest_tsc} the TSC page says {count}, the record {ns} ns"
+            );
+        }
+    }
+    Ok(())
+}
