@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A pinned clock follows every write of a vCPU's TSC: the vCPU's pvclock page moves with its TSC
+//! before the guest executes its next instruction, so that kvmclock goes on, and KVM_GET_CLOCK
+//! reports what the page says.
+//!
+//! All threads share one CPU of the host, so that no migration of a vCPU makes KVM update a page.
+
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::{
+    host::rdtsc_ordered,
+    observe,
+    vmm::Vm, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::{
+        function,
+        pages, //
+    },
+    expect::ensure_reads,
+    fixture::{
+        kept,
+        run_a_little,
+        settle, //
+    },
+    ktap::{
+        self,
+        Case, //
+    },
+    one_clock::ensure_one_clock,
+    require,
+    single_cpu::SingleCpu,
+    snippet,
+    tsc_writes::{
+        TscWrite,
+        BY_OFFSET,
+        TSC_WRITES, //
+    },
+};
+use kvm_ioctls::Kvm;
+use std::process::ExitCode;
+
+const VCPUS: u32 = 2;
+/// How far a TSC moves, ticks.
+const TICKS: u64 = 1 << 40;
+/// How far vCPU 1 is ahead where the vCPUs' TSCs differ before, ticks.
+const AHEAD: u64 = 1 << 30;
+
+fn main() -> ExitCode {
+    let mut cases = Vec::new();
+    for write in TSC_WRITES {
+        for (before, ahead) in [("TSCs equal", 0), ("TSCs apart", AHEAD)] {
+            for index in 0..VCPUS as usize {
+                cases.push(Case::new(
+                    format!("the page moves: {}, vCPU {index}, {before}", write.name),
+                    move |kvm| page_moves(kvm, write, index, ahead),
+                ));
+            }
+            cases.push(Case::new(
+                format!("kvmclock goes on: {}, all vCPUs, {before}", write.name),
+                move |kvm| goes_on(kvm, write, ahead),
+            ));
+        }
+    }
+    ktap::main(require::clock_guest, cases)
+}
+
+/// A stopped VM with a pinned clock, vCPU 1's TSC so far ahead, and nothing pending.
+fn vm(kvm: &Kvm, ahead: u64) -> Result<Vm> {
+    let vm = kept(kvm, VCPUS)?;
+    if ahead != 0 {
+        (BY_OFFSET.add)(&vm, 1, ahead)?;
+    }
+    settle(&vm)?;
+    ensure_one_clock(&vm).context("before")?;
+    Ok(vm)
+}
+
+fn page_moves(kvm: &Kvm, write: TscWrite, index: usize, ahead: u64) -> Result<()> {
+    let _cpu = SingleCpu::hold()?;
+    let vm = vm(kvm, ahead)?;
+    let (offsets, before) = (vm.tsc_offsets()?, pages(&vm));
+    (write.add)(&vm, index, TICKS)?;
+    if !write.by_guest {
+        snippet::halt(&vm, index)?;
+    }
+    let moved = vm.tsc_offsets()?[index].wrapping_sub(offsets[index]);
+    ensure!(
+        moved >= TICKS / 2,
+        "the TSC moved by {moved} ticks, not {TICKS}"
+    );
+    let (expected, page) = (before[index].shifted_by(moved), pages(&vm)[index]);
+    ensure!(
+        function(page) == function(expected),
+        "at the next instruction vCPU {index}, whose TSC moved by {moved} ticks, reads {page:x?}, \
+         expected {expected:x?}"
+    );
+    ensure_one_clock(&vm).context("after the write")?;
+    run_a_little(&vm)?;
+    ensure_one_clock(&vm).context("after all vCPUs ran")
+}
+
+fn goes_on(kvm: &Kvm, write: TscWrite, ahead: u64) -> Result<()> {
+    let _cpu = SingleCpu::hold()?;
+    let vm = vm(kvm, ahead)?;
+    let (offset, record) = (vm.tsc_offsets()?[0], pages(&vm)[0]);
+    for index in 0..vm.vcpus().len() {
+        (write.add)(&vm, index, TICKS)?;
+    }
+    let run = observe::run(&vm)?;
+    vm.stop()?;
+    let reading = run.finish(&vm, rdtsc_ordered())?;
+    ensure_reads(&reading, &function(record), offset)?;
+    ensure_one_clock(&vm).context("after the writes")
+}
