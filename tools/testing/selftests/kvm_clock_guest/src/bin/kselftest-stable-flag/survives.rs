@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The flag comes back as it was, and SET honours it.
+
+use crate::state::{
+    ensure_flag,
+    Clock, //
+};
+use anyhow::{
+    Context,
+    Result, //
+};
+use clockguest::vmm::Vm;
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    fixture::{
+        get,
+        move_to_domain,
+        run_a_little,
+        set, //
+    },
+    ktap::Case,
+    tsc_writes::BY_GUEST_ADJUST,
+};
+use kvm_ioctls::Kvm;
+use pvclock::abi::{
+    MODE_ADVANCE,
+    MODE_EXACT,
+    MODE_FREEZE,
+    PVCLOCK_TSC_STABLE, //
+};
+
+const VCPUS: u32 = 2;
+/// How far the guest moves vCPU 1's TSC, ticks.
+const TICKS: u64 = 1_000_000;
+/// A host TSC of another domain, far ahead of any of here.
+const OTHER_DOMAIN: u64 = 1 << 60;
+const CYCLES: u32 = 3;
+
+const MODES: [(&str, u32); 3] = [
+    ("EXACT", MODE_EXACT),
+    ("ADVANCE", MODE_ADVANCE),
+    ("FREEZE", MODE_FREEZE),
+];
+
+pub(crate) fn cases() -> Vec<Case<Kvm>> {
+    let mut cases = Vec::new();
+    for (name, clock) in Clock::ALL {
+        for (flag, ticks) in [("1", 0), ("0", TICKS)] {
+            cases.push(Case::new(
+                format!("{name}, {flag} survives {CYCLES} cycles of EXACT, each into a new VM"),
+                move |kvm| cycles(kvm, clock, ticks),
+            ));
+        }
+    }
+    for (name, mode) in MODES {
+        cases.extend([
+            Case::new(
+                format!("SET {name} of a record with 0: 0 although TSCs are equal"),
+                move |kvm| honoured(kvm, mode, 0, false),
+            ),
+            Case::new(
+                format!("SET {name} of a record with 1: 0 where TSCs differ"),
+                move |kvm| honoured(kvm, mode, TICKS, true),
+            ),
+            Case::new(
+                format!("SET {name} of a record with 1: 1 where TSCs are equal"),
+                move |kvm| honoured(kvm, mode, 0, true),
+            ),
+        ]);
+    }
+    cases
+}
+
+fn cycles(kvm: &Kvm, clock: Clock, ticks: u64) -> Result<()> {
+    let mut vm = clock.vm(kvm, VCPUS)?;
+    if ticks != 0 {
+        (BY_GUEST_ADJUST.add)(&vm, 1, ticks)?;
+    }
+    ensure_flag(&vm, ticks == 0, clock).context("before")?;
+    let before = Clocks {
+        kept: true,
+        clock_diff_ns: Some(0),
+        ..Clocks::of(&vm)?
+    };
+    for cycle in 1..=CYCLES {
+        let (state, mut saved) = (vm.save()?, get(&vm)?);
+        vm = Vm::empty(kvm, VCPUS)?;
+        vm.load(&state)?;
+        set(&vm, &mut saved, MODE_EXACT)?;
+        run_a_little(&vm)?;
+        before.ensure_is(&Clocks::of(&vm)?, &format!("in cycle {cycle}"))?;
+        ensure_flag(&vm, ticks == 0, Clock::Pinned)?;
+    }
+    Ok(())
+}
+
+/// In a new VM; `ticks` is how far vCPU 1 is ahead, `given` the flag of the record.
+fn honoured(kvm: &Kvm, mode: u32, ticks: u64, given: bool) -> Result<()> {
+    let source = Clock::Pinned.vm(kvm, VCPUS)?;
+    let mut saved = get(&source)?;
+    saved.vcpus[1].tsc_offset = saved.vcpus[1].tsc_offset.wrapping_add(ticks);
+    let flags = &mut saved.header.record.flags;
+    *flags &= !PVCLOCK_TSC_STABLE;
+    if given {
+        *flags |= PVCLOCK_TSC_STABLE;
+    }
+    if mode != MODE_EXACT {
+        move_to_domain(&mut saved, OTHER_DOMAIN);
+    }
+    let vm = Vm::empty(kvm, VCPUS)?;
+    vm.load(&source.save()?)?;
+    set(&vm, &mut saved, mode)?;
+    ensure_flag(&vm, given && ticks == 0, Clock::Pinned)
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! TSCs go apart, and together again.
+
+use crate::state::{
+    ensure_flag,
+    ensure_pages,
+    Clock, //
+};
+use anyhow::{
+    ensure,
+    Context,
+    Result, //
+};
+use clockguest::vmm::Vm;
+use kvm_clock_guest_selftests::{
+    ktap::Case,
+    tsc_writes::{
+        TscWrite,
+        BY_GUEST_ADJUST,
+        BY_OFFSET,
+        TSC_WRITES, //
+    },
+};
+use kvm_ioctls::Kvm;
+
+const VCPUS: u32 = 3;
+/// How far a guest moves a TSC, ticks: less than a ms.
+const LITTLE: u64 = 1_000_000;
+/// Farther than what KVM takes for an attempt to make TSCs equal, ticks.
+const FAR: u64 = 1 << 40;
+
+pub(crate) fn cases() -> Vec<Case<Kvm>> {
+    let mut cases = Vec::new();
+    for (name, clock) in Clock::ALL {
+        for write in TSC_WRITES {
+            cases.push(Case::new(
+                format!("{name}, 0 after {} on the last vCPU", write.name),
+                move |kvm| apart(kvm, clock, write),
+            ));
+        }
+        for &write in to_the_tick(clock) {
+            for (which, index) in [("vCPU 0", 0), ("vCPU 1", 1)] {
+                for (distance, ticks) in [("1 tick", 1), ("1,000,000 ticks", LITTLE)] {
+                    cases.push(Case::new(
+                        format!(
+                            "{name}, 0 and 1 again: {} on {which} there and back, {distance}",
+                            write.name
+                        ),
+                        move |kvm| there_and_back(kvm, clock, write, index, ticks),
+                    ));
+                }
+            }
+            cases.push(Case::new(
+                format!("{name}, 1 again: all others follow by {}", write.name),
+                move |kvm| all_follow(kvm, clock, write),
+            ));
+        }
+    }
+    cases
+}
+
+/// The writes that bring a TSC back to where it was. A VMM's end the master clock, which a derived
+/// clock does not go without.
+fn to_the_tick(clock: Clock) -> &'static [TscWrite] {
+    match clock {
+        Clock::Derived => &[BY_GUEST_ADJUST],
+        Clock::Pinned => &[BY_OFFSET, BY_GUEST_ADJUST],
+    }
+}
+
+fn apart(kvm: &Kvm, clock: Clock, write: TscWrite) -> Result<()> {
+    let vm = clock.vm(kvm, VCPUS)?;
+    (write.add)(&vm, vm.vcpus().len() - 1, FAR)?;
+    ensure_equal(&vm, false)?;
+    if clock == Clock::Derived && !write.by_guest {
+        // Without a master clock GET needs FALLBACK.
+        return ensure_pages(&vm, false);
+    }
+    ensure_flag(&vm, false, clock)
+}
+
+fn there_and_back(
+    kvm: &Kvm,
+    clock: Clock,
+    write: TscWrite,
+    index: usize,
+    ticks: u64,
+) -> Result<()> {
+    let vm = clock.vm(kvm, VCPUS)?;
+    (write.add)(&vm, index, ticks)?;
+    ensure_equal(&vm, false)?;
+    ensure_flag(&vm, false, clock).context("apart")?;
+    (write.add)(&vm, index, ticks.wrapping_neg())?;
+    ensure_equal(&vm, true)?;
+    ensure_flag(&vm, true, clock).context("together again")
+}
+
+fn all_follow(kvm: &Kvm, clock: Clock, write: TscWrite) -> Result<()> {
+    let vm = clock.vm(kvm, VCPUS)?;
+    let last = vm.vcpus().len() - 1;
+    for index in 0..=last {
+        (write.add)(&vm, index, LITTLE)?;
+        ensure_equal(&vm, index == last)?;
+        ensure_flag(&vm, index == last, clock)
+            .with_context(|| format!("after the write on vCPU {index}"))?;
+    }
+    Ok(())
+}
+
+/// Fails unless the offsets are what the case is about.
+fn ensure_equal(vm: &Vm, expected: bool) -> Result<()> {
+    let offsets = vm.tsc_offsets()?;
+    let equal = offsets.iter().all(|offset| *offset == offsets[0]);
+    ensure!(equal == expected, "TSC offsets are {offsets:x?}");
+    Ok(())
+}
