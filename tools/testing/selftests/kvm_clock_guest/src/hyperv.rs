@@ -3,13 +3,20 @@
 //! The clocks of a Hyper-V guest: a reference counter that counts units of 100 ns, as an MSR and as
 //! a function of the TSC in a page that the guest can read.
 
-use anyhow::Result;
+use anyhow::{
+    Context,
+    Result, //
+};
 use clockguest::vmm::{
     vm::{
         get_msr,
         set_msr, //
     },
     Vm, //
+};
+use kvm_bindings::{
+    kvm_enable_cap,
+    KVM_CAP_HYPERV_SYNIC, //
 };
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::Ordering;
@@ -20,6 +27,14 @@ pub const UNIT_NS: u64 = 100;
 const HV_X64_MSR_GUEST_OS_ID: u32 = 0x4000_0000;
 const HV_X64_MSR_TIME_REF_COUNT: u32 = 0x4000_0020;
 const HV_X64_MSR_REFERENCE_TSC: u32 = 0x4000_0021;
+const HV_X64_MSR_STIMER0_CONFIG: u32 = 0x4000_00b0;
+const HV_X64_MSR_STIMER0_COUNT: u32 = 0x4000_00b1;
+// In a synthetic timer's configuration: it is on, it repeats, it raises an interrupt of the local
+// APIC without a message, and which.
+const STIMER_ENABLE: u64 = 1 << 0;
+const STIMER_PERIODIC: u64 = 1 << 1;
+const STIMER_DIRECT_MODE: u64 = 1 << 12;
+const STIMER_VECTOR_SHIFT: u32 = 4;
 const REFERENCE_TSC_ENABLE: u64 = 1;
 /// An open source system (bit 63), Linux; KVM wants no more than that it is not 0.
 const GUEST_OS_ID: u64 = 0x8100 << 48;
@@ -53,6 +68,46 @@ pub fn enable_tsc_page(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
 /// That of `KVM_GET_MSRS`.
 pub fn reference_count(vcpu: &VcpuFd) -> Result<u64> {
     Ok(get_msr(vcpu, HV_X64_MSR_TIME_REF_COUNT)?)
+}
+
+/// Has the vCPU of a VM with local APICs use its synthetic interrupt controller, without which
+/// synthetic timers stay off.
+///
+/// # Errors
+///
+/// That of `KVM_ENABLE_CAP`.
+pub fn enable_synthetic_interrupts(vcpu: &VcpuFd) -> Result<()> {
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_HYPERV_SYNIC,
+        ..kvm_enable_cap::default()
+    };
+    vcpu.enable_cap(&cap).context("KVM_CAP_HYPERV_SYNIC")
+}
+
+/// When a synthetic timer fires, units of 100 ns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stimer {
+    /// Once, at that count of the reference counter.
+    At(u64),
+    /// Again and again, with that period from now on.
+    Every(u64),
+}
+
+/// Arms the vCPU's first synthetic timer, which raises interrupt `vector`.
+///
+/// # Errors
+///
+/// That of `KVM_SET_MSRS`.
+pub fn arm_stimer(vcpu: &VcpuFd, timer: Stimer, vector: u8) -> Result<()> {
+    let (count, mode) = match timer {
+        Stimer::At(count) => (count, 0),
+        Stimer::Every(period) => (period, STIMER_PERIODIC),
+    };
+    // A write of the count before the configuration does not arm it yet.
+    set_msr(vcpu, HV_X64_MSR_STIMER0_COUNT, count)?;
+    let vector = u64::from(vector) << STIMER_VECTOR_SHIFT;
+    let config = STIMER_ENABLE | STIMER_DIRECT_MODE | mode | vector;
+    Ok(set_msr(vcpu, HV_X64_MSR_STIMER0_CONFIG, config)?)
 }
 
 /// `struct ms_hyperv_tsc_page`.

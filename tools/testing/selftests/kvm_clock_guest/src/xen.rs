@@ -13,9 +13,12 @@ use kvm_bindings::{
     kvm_xen_hvm_config,
     kvm_xen_vcpu_attr,
     kvm_xen_vcpu_attr__bindgen_ty_1,
+    kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2,
     KVM_XEN_ATTR_TYPE_SHARED_INFO,
     KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
     KVM_XEN_MSR_MIN_INDEX,
+    KVM_XEN_VCPU_ATTR_TYPE_TIMER,
+    KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
     KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
     KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, //
 };
@@ -34,6 +37,8 @@ pub const VCPU_INFO_TIME: u64 = 32;
 pub const SHARED_INFO_WALL_CLOCK: u64 = 0x900;
 
 const PAGE_SHIFT: u32 = 12;
+/// The one priority of events that KVM knows.
+const KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL: u32 = u32::MAX;
 
 /// Request numbers.
 mod nr {
@@ -108,12 +113,53 @@ pub fn set_vcpu_time_info(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
         .context("KVM_XEN_VCPU_SET_ATTR, vcpu_time_info")
 }
 
+/// Has KVM raise interrupt `vector` of the vCPU's local APIC with every event.
+///
+/// # Errors
+///
+/// That of the ioctl.
+pub fn set_upcall_vector(vcpu: &VcpuFd, vector: u8) -> Result<()> {
+    set_vcpu_attr(
+        vcpu,
+        KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
+        kvm_xen_vcpu_attr__bindgen_ty_1 { vector },
+    )
+    .context("KVM_XEN_VCPU_SET_ATTR, upcall vector")
+}
+
+/// Arms the vCPU's timer for kvmclock `expires_ns` (ns), when it raises event `port`.
+///
+/// # Errors
+///
+/// That of the ioctl.
+pub fn set_timer(vcpu: &VcpuFd, port: u32, expires_ns: u64) -> Result<()> {
+    let timer = kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2 {
+        port,
+        priority: KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
+        expires_ns,
+    };
+    set_vcpu_attr(
+        vcpu,
+        KVM_XEN_VCPU_ATTR_TYPE_TIMER,
+        kvm_xen_vcpu_attr__bindgen_ty_1 { timer },
+    )
+    .context("KVM_XEN_VCPU_SET_ATTR, timer")
+}
+
 fn set_vcpu_gpa(vcpu: &VcpuFd, type_: u32, gpa: u64) -> errno::Result<()> {
+    set_vcpu_attr(vcpu, type_, kvm_xen_vcpu_attr__bindgen_ty_1 { gpa })
+}
+
+fn set_vcpu_attr(
+    vcpu: &VcpuFd,
+    type_: u32,
+    value: kvm_xen_vcpu_attr__bindgen_ty_1,
+) -> errno::Result<()> {
     let attr = kvm_xen_vcpu_attr {
-        // CAST: 0 or 1.
+        // CAST: a small number.
         type_: type_ as u16,
         pad: [0; 3],
-        u: kvm_xen_vcpu_attr__bindgen_ty_1 { gpa },
+        u: value,
     };
     // SAFETY: As in `set_shared_info()`.
     check(unsafe { ioctl_with_ref(vcpu, nr::KVM_XEN_VCPU_SET_ATTR(), &attr) })
