@@ -28,8 +28,8 @@ use kvm_ioctls::{
 use pvclock::{
     abi::MODE_EXACT,
     tsc::{
-        TscTransform,
         Scale, //
+        TscTransform,
     },
 };
 use std::{
@@ -180,7 +180,7 @@ pub fn reference_relation(clock: &VmClock) -> Result<TscTransform> {
 /// # Errors
 ///
 /// Those of the ioctls.
-pub fn vcpu_relation(vcpu: &VcpuFd) -> Result<Relation> {
+pub fn vcpu_relation(vcpu: &VcpuFd) -> Result<TscTransform> {
     let scale = match tsc_scale(vcpu) {
         // CAST: at most 63.
         Ok(scale) => Scale::new(scale.tsc_ratio, scale.tsc_frac_bits as u32)
@@ -189,7 +189,7 @@ pub fn vcpu_relation(vcpu: &VcpuFd) -> Result<Relation> {
         Err(e) => return Err(e).context("KVM_VCPU_TSC_SCALE"),
     };
     let offset = tsc_offset(vcpu).context("KVM_VCPU_TSC_OFFSET")?;
-    Ok(Relation { scale, offset })
+    Ok(TscTransform { scale, offset })
 }
 
 /// `clock` with a record that runs at twice the host's rate from its anchor on, so that no clock of

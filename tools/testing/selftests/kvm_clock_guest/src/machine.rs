@@ -55,7 +55,7 @@ use kvm_ioctls::{
     VcpuFd,
     VmFd, //
 };
-use pvclock::tsc::Relation;
+use pvclock::tsc::TscTransform;
 use std::sync::atomic::{
     AtomicU64,
     Ordering, //
@@ -236,7 +236,7 @@ impl Machine {
     /// # Errors
     ///
     /// Those of the ioctls.
-    pub fn relation(&self, vcpu: usize) -> Result<Relation> {
+    pub fn relation(&self, vcpu: usize) -> Result<TscTransform> {
         vcpu_relation(&self.vcpus[vcpu].fd())
     }
 }

@@ -25,7 +25,7 @@ use kvm_ioctls::{
     Kvm,
     VcpuFd, //
 };
-use pvclock::abi::STATUS_KEPT;
+use pvclock::abi::STATUS_PINNED;
 
 /// Fails unless a vCPU that is added to the stopped `vm` joins vCPU 0, before and after it and the
 /// others run.
@@ -69,7 +69,7 @@ fn ensure_joined(vm: &Vm, added: &VcpuFd) -> Result<VmClock> {
     );
     let clock = get(vm).context("with the new vCPU")?;
     ensure!(
-        clock.header.status & STATUS_KEPT != 0,
+        clock.header.status & STATUS_PINNED != 0,
         "GET does not report a pinned clock: status {:#x}",
         clock.header.status
     );

@@ -30,7 +30,7 @@ use kvm_clock_guest_selftests::{
 use kvm_clock_ioctls::VmClock;
 use pvclock::{
     abi::ClockGuest,
-    tsc::Relation, //
+    tsc::TscTransform, //
 };
 
 /// When the guest enables the TSC page.
@@ -60,7 +60,7 @@ const TOLERANCE: u64 = 2;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Function {
     pub(crate) record: ClockGuest,
-    pub(crate) relation: Relation,
+    pub(crate) relation: TscTransform,
 }
 
 impl Function {

@@ -27,7 +27,7 @@ use pvclock::abi::{
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE,
-    STATUS_KEPT, //
+    STATUS_PINNED, //
 };
 
 pub(crate) const VCPUS: u32 = 2;
@@ -86,7 +86,7 @@ pub(crate) fn ensure_has_record(vm: &Vm, clock: &VmClock) -> Result<()> {
     let header = get(vm)?.header;
     let expected = function(clock.header.record);
     ensure!(
-        header.status & STATUS_KEPT != 0 && function(header.record) == expected,
+        header.status & STATUS_PINNED != 0 && function(header.record) == expected,
         "SET had {expected:x?}, GET reports {header:x?}"
     );
     for page in pages(vm) {

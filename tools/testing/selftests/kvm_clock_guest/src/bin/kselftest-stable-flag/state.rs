@@ -20,7 +20,7 @@ use kvm_clock_guest_selftests::{
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     PVCLOCK_TSC_STABLE,
-    STATUS_KEPT, //
+    STATUS_PINNED, //
 };
 
 /// Whose clock a VM has.
@@ -50,7 +50,7 @@ impl Clock {
 pub(crate) fn ensure_flag(vm: &Vm, expected: bool, clock: Clock) -> Result<()> {
     settle(vm)?;
     let header = get(vm)?.header;
-    let is_pinned = header.status & STATUS_KEPT != 0;
+    let is_pinned = header.status & STATUS_PINNED != 0;
     ensure!(
         is_pinned == (clock == Clock::Pinned),
         "the clock was {clock:?}, GET's status is {:#x}",

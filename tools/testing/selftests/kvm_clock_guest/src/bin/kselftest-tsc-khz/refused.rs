@@ -26,7 +26,7 @@ use kvm_clock_guest_selftests::{
     },
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::STATUS_KEPT;
+use pvclock::abi::STATUS_PINNED;
 
 pub(crate) fn cases(start: Rate, others: &[Rate]) -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
@@ -90,7 +90,7 @@ fn busy_before_run(kvm: &Kvm, start: Rate, other: Rate) -> Result<()> {
     ensure_same_rates(&vm, &before)?;
     let status = get(&vm)?.header.status;
     ensure!(
-        status & STATUS_KEPT != 0,
+        status & STATUS_PINNED != 0,
         "the clock is no longer pinned: status {status:#x}"
     );
     Ok(())
