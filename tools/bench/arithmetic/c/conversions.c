@@ -26,11 +26,10 @@ struct shared {
 	u64 offset;
 	u64 ratio_identity;
 	u64 ratio_scaled;
-	u64 khz;
 	u64 hz;
 	u64 ns;
 };
-_Static_assert(sizeof(struct shared) == 96, "as in Rust");
+_Static_assert(sizeof(struct shared) == 88, "as in Rust");
 
 u64 c_kvmclock_ns(const struct shared *in)
 {
@@ -47,12 +46,12 @@ u64 c_guest_tsc_scaled(const struct shared *in)
 	return kvm_scale_tsc(in->host_tsc, in->ratio_scaled) + in->offset;
 }
 
-u64 c_factor_of_khz(const struct shared *in)
+u64 c_factor_of_hz(const struct shared *in)
 {
 	u32 mul;
 	s8 shift;
 
-	kvm_get_time_scale(NSEC_PER_SEC, in->khz * 1000LL, &shift, &mul);
+	kvm_get_time_scale(NSEC_PER_SEC, in->hz, &shift, &mul);
 	return (u64)(u8)shift << 32 | mul;
 }
 

@@ -24,6 +24,9 @@ use crate::{
 };
 use std::hint::black_box;
 
+/// KVM's default of `tsc_tolerance_ppm`.
+const TOLERANCE_PPM: u32 = 250;
+
 /// The kernel's function for a conversion.
 pub struct Kernel {
     /// What it is called there.
@@ -81,7 +84,7 @@ extern "C" {
     fn c_kvmclock_ns(shared: &Shared) -> u64;
     fn c_guest_tsc_identity(shared: &Shared) -> u64;
     fn c_guest_tsc_scaled(shared: &Shared) -> u64;
-    fn c_factor_of_khz(shared: &Shared) -> u64;
+    fn c_factor_of_hz(shared: &Shared) -> u64;
     fn c_ticks(shared: &Shared) -> u64;
 }
 
@@ -102,11 +105,13 @@ conversions! {
     guest_tsc_scaled, rust_guest_tsc_scaled, "TscTransform::guest_tsc, scaled",
         kernel("kvm_scale_tsc", c_guest_tsc_scaled),
         |input| input.scaled.guest_tsc(input.shared.host_tsc);
-    factor_of_khz, rust_factor_of_khz, "Factor::of_khz",
-        kernel("kvm_get_time_scale", c_factor_of_khz),
-        |input| Factor::of_khz(input.shared.khz)
-            // CAST: The shift's bits, as C has them.
+    factor_of_hz, rust_factor_of_hz, "Factor::of_hz",
+        kernel("kvm_get_time_scale", c_factor_of_hz),
+        |input| Factor::of_hz(input.shared.hz)
+            // CAST: the shift's bits, as C has them.
             .map_or(u64::MAX, |factor| u64::from(factor.shift as u8) << 32 | u64::from(factor.mul));
+    factor_is_close_to, rust_factor_is_close_to, "Factor::is_close_to", None,
+        |input| u64::from(input.shared.record.factor().is_close_to(input.shared.hz, TOLERANCE_PPM));
     // C's has no third factor, i.e. no scaling, and dies of a quotient of more than 64 bits.
     ticks, rust_ticks, "GuestRate::ticks, ratio 1",
         kernel("mul_u64_u64_div_u64", c_ticks),
@@ -119,12 +124,19 @@ conversions! {
         |input| planned(input, &input.advance, input.rate);
     plan_advance_scaled, rust_plan_advance_scaled, "plan, advance, scaled", None,
         |input| planned(input, &input.advance_scaled, input.rate_scaled);
+    plan_advance_resloped, rust_plan_advance_resloped, "plan, advance, another slope", None,
+        |input| planned(input, &input.advance_resloped, input.rate_scaled);
 }
 
 #[inline(always)]
 fn planned(input: &Input, request: &SetRequest, here: GuestRate) -> u64 {
     // All of the plan is to be made, not the one field that is returned.
-    let made: Result<Plan, PlanError> =
-        black_box(plan(request, input.shared.offset, &input.now, here));
+    let made: Result<Plan, PlanError> = black_box(plan(
+        request,
+        input.shared.offset,
+        &input.now,
+        here,
+        TOLERANCE_PPM,
+    ));
     made.map_or(u64::MAX, |plan| plan.offset_shift)
 }

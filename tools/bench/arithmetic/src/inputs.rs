@@ -15,8 +15,8 @@ use crate::pvclock::{
     },
     request::SetRequest,
     tsc::{
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
@@ -42,8 +42,6 @@ pub struct Shared {
     pub ratio_identity: u64,
     /// Scaling ratio of a guest that is not.
     pub ratio_scaled: u64,
-    /// A guest's TSC rate, kHz.
-    pub khz: u64,
     /// The host's TSC rate, Hz.
     pub hz: u64,
     /// Time elapsed, ns.
@@ -69,6 +67,8 @@ pub struct Input {
     pub advance: SetRequest,
     /// The same, if that host scales its TSC.
     pub advance_scaled: SetRequest,
+    /// The same, with the slope of the host's TSC to be replaced.
+    pub advance_resloped: SetRequest,
     /// When that is.
     pub now: ClockSnapshot,
 }
@@ -112,14 +112,17 @@ impl Input {
         // Up to a day.
         let ns = random.below(86_400_000_000_000);
         let guest_tsc = identity.guest_tsc(host_tsc);
-        let factor = Factor::of_khz(u64::from(host_khz)).expect("a rate is not 0");
-        let record = ClockGuest {
-            tsc_timestamp: guest_tsc.wrapping_sub(random.next() >> 16),
-            system_time: random.next() >> 8,
+        let factor = Factor::of_hz(u64::from(host_khz) * 1000).expect("a rate is not 0");
+        let tsc_timestamp = guest_tsc.wrapping_sub(random.next() >> 16);
+        let system_time = random.next() >> 8;
+        let with_factor = |factor: Factor| ClockGuest {
+            tsc_timestamp,
+            system_time,
             tsc_to_system_mul: factor.mul,
             tsc_shift: factor.shift,
             ..Default::default()
         };
+        let record = with_factor(factor);
         let header = VmClockGuest {
             size: size_of::<VmClockGuest>() as u32,
             host_tsc,
@@ -131,9 +134,11 @@ impl Input {
             record,
             ..Default::default()
         };
-        let request = |mode, scale: Scale| {
+        let request = |mode, scale: Scale, flags, record| {
             SetRequest::new(VmClockGuest {
                 mode,
+                flags,
+                record,
                 tsc_ratio: scale.ratio(),
                 tsc_frac_bits: scale.frac_bits(),
                 ..header
@@ -141,6 +146,8 @@ impl Input {
             .expect("a request as GET would return it")
         };
         let rate = |scale| GuestRate { host_khz, scale };
+        let rate_scaled = rate(scaled.scale);
+        let record_scaled = with_factor(rate_scaled.factor().expect("a rate has a factor"));
         Self {
             shared: Shared {
                 record,
@@ -149,17 +156,17 @@ impl Input {
                 offset,
                 ratio_identity,
                 ratio_scaled,
-                khz: u64::from(host_khz),
                 hz: u64::from(host_khz) * 1000,
                 ns,
             },
             identity,
             scaled,
             rate: rate(Scale::IDENTITY),
-            rate_scaled: rate(scaled.scale),
-            exact: request(abi::MODE_EXACT, Scale::IDENTITY),
-            advance: request(abi::MODE_ADVANCE, Scale::IDENTITY),
-            advance_scaled: request(abi::MODE_ADVANCE, scaled.scale),
+            rate_scaled,
+            exact: request(abi::MODE_EXACT, Scale::IDENTITY, 0, record),
+            advance: request(abi::MODE_ADVANCE, Scale::IDENTITY, 0, record),
+            advance_scaled: request(abi::MODE_ADVANCE, scaled.scale, 0, record_scaled),
+            advance_resloped: request(abi::MODE_ADVANCE, scaled.scale, abi::FLAG_RESLOPE, record),
             now: ClockSnapshot {
                 // The counter of this host or another; later, at any rate.
                 host_tsc: host_tsc + ns,
