@@ -66,13 +66,13 @@ Examples:
 
 pub(crate) const MEASUREMENT: &str = "\
 Measurement:
-  The error is measured by the guest's own readings. Before a cycle, each vCPU has a
-  relation: the TSC offset that KVM reports, and the pvclock record that the guest read
+  The error is measured by the guest's own readings. Before a cycle, each vCPU has a TSC
+  transform, of which KVM reports the offset, and the pvclock record that the guest read
   last. After it, the guest reads TSC g and kvmclock k, at the host TSC that the offset now
   in force gives for g; the host brackets the reading with its own RDTSC, so that a wrong
   offset is found out. Then
-  TSC error       is g minus the TSC by the relation before, at the same host TSC, in ticks
-  kvmclock error  is k minus the kvmclock by the relation before, likewise, in ns
+  TSC error       is g minus the TSC by the transform before, at the same host TSC, in ticks
+  kvmclock error  is k minus the kvmclock by the record before, likewise, in ns
   skew            is k minus the kvmclock by the record before at g: how far the one clock
                   was set against the other, in ns
 

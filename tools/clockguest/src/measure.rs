@@ -2,7 +2,7 @@
 
 //! The error of a guest's clocks, from its own readings.
 //!
-//! Before a cycle a vCPU has a relation: the TSC offset and scaling ratio that KVM reports, and the
+//! Before a cycle a vCPU has a TSC transform, the offset and scaling ratio that KVM reports, and the
 //! pvclock record that the guest read last. After the cycle the guest reads TSC `g` and kvmclock
 //! `k`. With `G(h)` the guest TSC at host TSC `h` and `K(g)` the record's kvmclock at `g`:
 //!
@@ -37,7 +37,7 @@ use thiserror::Error;
 
 /// Offset and ratio of a vCPU, as KVM reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TscRelation {
+pub struct RawTransform {
     /// TSC offset, ticks mod 2^64.
     pub offset: u64,
     /// Scaling ratio; 0 = no scaling.
@@ -46,8 +46,8 @@ pub struct TscRelation {
     pub frac_bits: u32,
 }
 
-impl TscRelation {
-    pub(crate) fn relation(self) -> Result<TscTransform, Contradiction> {
+impl RawTransform {
+    pub(crate) fn transform(self) -> Result<TscTransform, Contradiction> {
         let scale = Scale::new(self.ratio, self.frac_bits)
             .ok_or(Contradiction::Ratio(self.ratio, self.frac_bits))?;
         Ok(TscTransform {
@@ -71,8 +71,8 @@ pub struct Bracketed {
 /// One vCPU, from the moment it was let run until it was stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuReading {
-    /// The relation in force, read after it was stopped.
-    pub tsc: TscRelation,
+    /// The transform in force, read after it was stopped.
+    pub tsc: RawTransform,
     /// The record that the guest read last.
     #[serde(with = "kvm_clock_ioctls::bits")]
     pub record: ClockGuest,
@@ -98,7 +98,7 @@ pub struct Reading {
 impl Reading {
     /// Whether the host's hardware scales the guest's TSC.
     pub fn is_scaled(&self) -> bool {
-        let scale = |vcpu: &VcpuReading| vcpu.tsc.relation().map(|relation| relation.scale);
+        let scale = |vcpu: &VcpuReading| vcpu.tsc.transform().map(|transform| transform.scale);
         self.vcpus
             .iter()
             .any(|vcpu| scale(vcpu).is_ok_and(|scale| !scale.is_identity()))
@@ -195,7 +195,7 @@ pub enum Contradiction {
     NoSamples(usize),
 }
 
-/// Compares the readings after a cycle with the relation before it, on one host.
+/// Compares the readings after a cycle with the clocks before it, on one host.
 ///
 /// # Errors
 ///
@@ -214,7 +214,7 @@ pub enum Contradiction {
 ///     let sample = guest::Sample { number: 0, tsc, kvmclock_ns: record.kvmclock_ns(tsc), record };
 ///     let (host_before, host_after) = (host_tsc - 9, host_tsc + 9);
 ///     let vcpu = measure::VcpuReading {
-///         tsc: measure::TscRelation { offset, ..Default::default() },
+///         tsc: measure::RawTransform { offset, ..Default::default() },
 ///         record,
 ///         samples: vec![measure::Bracketed { sample, host_before, host_after }],
 ///         backwards: Default::default(),
@@ -288,8 +288,8 @@ fn error_of(
         record,
         ..
     } = bracketed.sample;
-    let now = after.tsc.relation()?;
-    let was = before.tsc.relation()?;
+    let now = after.tsc.transform()?;
+    let was = before.tsc.transform()?;
 
     let low = now.guest_tsc(bracketed.host_before);
     let high = now.guest_tsc(bracketed.host_after);
@@ -326,17 +326,17 @@ fn error_of(
 }
 
 /// The host TSC at which the guest TSC becomes `guest_tsc`, at or after `host_before`.
-fn host_tsc_of(relation: TscTransform, guest_tsc: u64, host_before: u64) -> u64 {
-    if relation.scale.is_identity() {
-        return guest_tsc.wrapping_sub(relation.offset);
+fn host_tsc_of(transform: TscTransform, guest_tsc: u64, host_before: u64) -> u64 {
+    if transform.scale.is_identity() {
+        return guest_tsc.wrapping_sub(transform.offset);
     }
-    let guest_ticks = guest_tsc.wrapping_sub(relation.guest_tsc(host_before));
-    let host_ticks = (u128::from(guest_ticks) << relation.scale.frac_bits())
-        / u128::from(relation.scale.ratio());
+    let guest_ticks = guest_tsc.wrapping_sub(transform.guest_tsc(host_before));
+    let host_ticks = (u128::from(guest_ticks) << transform.scale.frac_bits())
+        / u128::from(transform.scale.ratio());
     // CAST: a bracket is far shorter than 2^64 ticks.
     let mut host_tsc = host_before.wrapping_add(host_ticks as u64);
     // `scale()` rounds down at both ends, so the quotient is at most one tick early.
-    while is_ahead(guest_tsc, relation.guest_tsc(host_tsc)) {
+    while is_ahead(guest_tsc, transform.guest_tsc(host_tsc)) {
         host_tsc = host_tsc.wrapping_add(1);
     }
     host_tsc
@@ -370,8 +370,8 @@ pub(crate) mod tests {
     }
 
     /// A VM of one vCPU that reads once, at host TSC `host_tsc`.
-    pub(crate) fn reading(tsc: TscRelation, record: ClockGuest, host_tsc: u64) -> Reading {
-        let guest_tsc = tsc.relation().unwrap().guest_tsc(host_tsc);
+    pub(crate) fn reading(tsc: RawTransform, record: ClockGuest, host_tsc: u64) -> Reading {
+        let guest_tsc = tsc.transform().unwrap().guest_tsc(host_tsc);
         let sample = Sample {
             number: 0,
             tsc: guest_tsc,
@@ -395,10 +395,10 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn unscaled(offset: u64) -> TscRelation {
-        TscRelation {
+    pub(crate) fn unscaled(offset: u64) -> RawTransform {
+        RawTransform {
             offset,
-            ..TscRelation::default()
+            ..RawTransform::default()
         }
     }
 
@@ -410,9 +410,9 @@ pub(crate) mod tests {
             later in 0u64..1 << 60,
             ratio in 1u64 << 30..1 << 34,
         ) {
-            for tsc in [unscaled(offset), TscRelation { offset, ratio, frac_bits: 32 }] {
+            for tsc in [unscaled(offset), RawTransform { offset, ratio, frac_bits: 32 }] {
                 let first = first >> 3;
-                let record = record(tsc.relation().unwrap().guest_tsc(first), 5);
+                let record = record(tsc.transform().unwrap().guest_tsc(first), 5);
                 let before = reading(tsc, record, first);
                 let after = reading(tsc, record, first + later);
                 let found = compare(&before, &after).unwrap();
@@ -469,10 +469,10 @@ pub(crate) mod tests {
             before in 0u64..1 << 62,
             ticks in 0u64..1 << 40,
         ) {
-            let relation = TscRelation { offset, ratio, frac_bits: 32 }.relation().unwrap();
-            let guest_tsc = relation.guest_tsc(before + ticks);
-            let found = host_tsc_of(relation, guest_tsc, before);
-            prop_assert_eq!(relation.guest_tsc(found), guest_tsc);
+            let transform = RawTransform { offset, ratio, frac_bits: 32 }.transform().unwrap();
+            let guest_tsc = transform.guest_tsc(before + ticks);
+            let found = host_tsc_of(transform, guest_tsc, before);
+            prop_assert_eq!(transform.guest_tsc(found), guest_tsc);
             prop_assert!(found >= before);
         }
     }

@@ -6,8 +6,8 @@ use crate::{
     host::rdtsc_ordered,
     measure::{
         Bracketed,
+        RawTransform,
         Reading,
-        TscRelation,
         VcpuReading, //
     },
     vmm::{
@@ -80,7 +80,7 @@ impl Run {
                 });
             samples.extend(last);
             VcpuReading {
-                tsc: TscRelation {
+                tsc: RawTransform {
                     offset,
                     ratio,
                     frac_bits,

@@ -65,7 +65,7 @@ pub struct Summary {
     pub kvmclock_error_ns_max: u64,
     /// Largest skew of a cycle, ns.
     pub tsc_kvmclock_skew_ns_max: u64,
-    /// TSC error after the last cycle against the first relation, ticks, signed.
+    /// TSC error after the last cycle against the first transform, ticks, signed.
     pub tsc_error_ticks_total: i64,
     /// kvmclock error likewise, ns.
     pub kvmclock_error_ns_total: i64,

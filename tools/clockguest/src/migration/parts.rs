@@ -15,7 +15,7 @@ use super::message::{
     SetAt, //
 };
 use crate::{
-    measure::TscRelation,
+    measure::RawTransform,
     method::{
         atomic,
         Mode,
@@ -84,15 +84,15 @@ impl Anchor {
     }
 
     /// Guest ticks by which the clocks were ahead about the time from the anchor to `at`, at which the
-    /// source's TSC was `source_tsc`; `before` is the relation at the source.
+    /// source's TSC was `source_tsc`; `before` is the transform at the source.
     pub(super) fn clocks_error_ticks(
         &self,
         shift: Option<ClockShift>,
         at: SetAt,
         source_tsc: u64,
-        before: TscRelation,
+        before: RawTransform,
     ) -> Option<f64> {
-        let before = before.relation().ok()?;
+        let before = before.transform().ok()?;
         let passed = ahead_of(
             before.guest_tsc(source_tsc),
             before.guest_tsc(self.host_tsc),
@@ -102,18 +102,18 @@ impl Anchor {
 }
 
 /// Guest TSC that SET wrote, minus what it was asked for, ticks, at the instant `at`; `after` is the
-/// relation of the reference vCPU that is in force since.
+/// transform of the reference vCPU that is in force since.
 ///
-/// `None` if the relation makes no sense, or there is no such vCPU.
+/// `None` if the transform makes no sense, or there is no such vCPU.
 pub(super) fn own_error_ticks(
     saved: &VmClock,
     mode: Mode,
     shift: Option<ClockShift>,
     at: SetAt,
-    after: TscRelation,
+    after: RawTransform,
 ) -> Option<f64> {
     let header = &saved.header;
-    let guest_tsc = after.relation().ok()?.guest_tsc(at.host_tsc);
+    let guest_tsc = after.transform().ok()?.guest_tsc(at.host_tsc);
     let due = match mode {
         Mode::Freeze => 0.0,
         Mode::Advance => {
@@ -123,12 +123,12 @@ pub(super) fn own_error_ticks(
         Mode::Exact => {
             let id = header.ref_vcpu_id;
             let reference = saved.vcpus.iter().find(|vcpu| vcpu.vcpu_id == id)?;
-            let before = TscRelation {
+            let before = RawTransform {
                 offset: reference.tsc_offset,
                 ..after
             };
             ahead_of(
-                before.relation().ok()?.guest_tsc(at.host_tsc),
+                before.transform().ok()?.guest_tsc(at.host_tsc),
                 header.guest_tsc,
             )
         }
@@ -180,10 +180,10 @@ mod tests {
         }
     }
 
-    fn offset(offset: u64) -> TscRelation {
-        TscRelation {
+    fn offset(offset: u64) -> RawTransform {
+        RawTransform {
             offset,
-            ..TscRelation::default()
+            ..RawTransform::default()
         }
     }
 

@@ -427,8 +427,8 @@ impl Evidence<'_> {
     fn error_at_once_ticks(&self) -> Option<f64> {
         let (was, is) = self.counters?;
         let at = self.restored.set_at?;
-        let before = self.before.vcpus.first()?.tsc.relation().ok()?;
-        let after = self.after.vcpus.first()?.tsc.relation().ok()?;
+        let before = self.before.vcpus.first()?.tsc.transform().ok()?;
+        let after = self.after.vcpus.first()?.tsc.transform().ok()?;
         let (due, have) = (
             before.guest_tsc(is.to(was, at.host_tsc)),
             after.guest_tsc(at.host_tsc),

@@ -3,7 +3,7 @@
 //! A VM whose vCPUs' TSCs differ, as a guest may have made them.
 
 use crate::fixture::{
-    kept,
+    pinned,
     run_a_little, //
 };
 use anyhow::{
@@ -18,14 +18,14 @@ use kvm_ioctls::Kvm;
 /// How far each vCPU's TSC is ahead of the first one's, ticks.
 pub const AHEAD: [i64; 4] = [0, 1, -1_000_000_007, 1 << 40];
 
-/// A stopped VM with a kept record whose vCPUs are [`AHEAD`] of the first.
+/// A stopped VM with a pinned record whose vCPUs are [`AHEAD`] of the first.
 ///
 /// # Errors
 ///
 /// Those of the ioctls.
 pub fn apart(kvm: &Kvm) -> Result<Vm> {
     // CAST: A few.
-    let vm = kept(kvm, AHEAD.len() as u32)?;
+    let vm = pinned(kvm, AHEAD.len() as u32)?;
     let first = vm.tsc_offsets()?[0];
     for (vcpu, ahead) in vm.vcpus().iter().zip(AHEAD) {
         set_tsc_offset(&vcpu.fd(), first.wrapping_add_signed(ahead))

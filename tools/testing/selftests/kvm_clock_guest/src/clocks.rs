@@ -3,7 +3,7 @@
 //! All that can be seen of the clocks of a stopped VM, to be compared before and after.
 
 use crate::fixture::{
-    reference_relation,
+    reference_transform,
     run_a_little, //
 };
 use anyhow::{
@@ -15,8 +15,8 @@ use clockguest::{
     measure::{
         compare,
         ClockError,
+        RawTransform,
         Reading,
-        TscRelation,
         VcpuReading, //
     },
     vmm::Vm, //
@@ -41,8 +41,8 @@ pub struct Clocks {
     pub pages: Vec<ClockGuest>,
     /// The record of `KVM_GET_VM_CLOCK_GUEST`.
     pub record: ClockGuest,
-    /// Whether that record is kept.
-    pub kept: bool,
+    /// Whether that record is pinned.
+    pub pinned: bool,
     /// `KVM_GET_CLOCK` minus what that record says at the same host TSC, ns.
     pub clock_diff_ns: Option<i64>,
 }
@@ -52,20 +52,20 @@ impl Clocks {
     ///
     /// # Errors
     ///
-    /// Those of the ioctls; if a record is kept, but `KVM_GET_CLOCK` says anything else.
+    /// Those of the ioctls; if a record is pinned, but `KVM_GET_CLOCK` says anything else.
     pub fn of(vm: &Vm) -> Result<Self> {
         let clock = get_vm_clock_guest(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST")?;
-        let kept = clock.header.status & STATUS_PINNED != 0;
+        let pinned = clock.header.status & STATUS_PINNED != 0;
         let clock_diff_ns = clock_diff_ns(vm, &clock)?;
         ensure!(
-            !kept || clock_diff_ns == Some(0),
-            "KVM_GET_CLOCK minus the kept record is {clock_diff_ns:?} ns"
+            !pinned || clock_diff_ns == Some(0),
+            "KVM_GET_CLOCK minus the pinned record is {clock_diff_ns:?} ns"
         );
         Ok(Self {
             offsets: vm.tsc_offsets()?,
             pages: pages(vm),
             record: clock.header.record,
-            kept,
+            pinned,
             clock_diff_ns,
         })
     }
@@ -94,7 +94,7 @@ impl Clocks {
         let before = Reading {
             vcpus: observed
                 .map(|((vcpu, &offset), &record)| VcpuReading {
-                    tsc: TscRelation { offset, ..vcpu.tsc },
+                    tsc: RawTransform { offset, ..vcpu.tsc },
                     record,
                     ..vcpu.clone()
                 })
@@ -130,15 +130,15 @@ impl Clocks {
 /// for the host's rate, and the guest's record from the guest's scaled one.
 fn clock_diff_ns(vm: &Vm, clock: &VmClock) -> Result<Option<i64>> {
     let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
-    let relation = reference_relation(clock)?;
-    let is_kept = clock.header.status & STATUS_PINNED != 0;
-    if data.flags & KVM_CLOCK_HOST_TSC == 0 || !(is_kept || relation.scale.is_identity()) {
+    let transform = reference_transform(clock)?;
+    let is_pinned = clock.header.status & STATUS_PINNED != 0;
+    if data.flags & KVM_CLOCK_HOST_TSC == 0 || !(is_pinned || transform.scale.is_identity()) {
         return Ok(None);
     }
     let expected = clock
         .header
         .record
-        .kvmclock_ns(relation.guest_tsc(data.host_tsc));
+        .kvmclock_ns(transform.guest_tsc(data.host_tsc));
     // CAST: The signed difference of values mod 2^64.
     Ok(Some(data.clock.wrapping_sub(expected) as i64))
 }

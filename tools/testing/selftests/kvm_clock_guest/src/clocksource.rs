@@ -92,15 +92,15 @@ impl Drop for WithoutTsc {
     }
 }
 
-/// Lets the guest run until KVM hands vCPU 0 another record than `kept`: a work item of the
+/// Lets the guest run until KVM hands vCPU 0 another record than `pinned`: a work item of the
 /// kernel's tells KVM of the new clocksource, and the next KVM_RUN after that acts on it.
 ///
 /// # Errors
 ///
 /// If that does not happen.
-pub fn run_until_noticed(vm: &Vm, kept: &ClockGuest) -> Result<()> {
+pub fn run_until_noticed(vm: &Vm, pinned: &ClockGuest) -> Result<()> {
     let start = Instant::now();
-    while function(pages(vm)[0]) == function(*kept) {
+    while function(pages(vm)[0]) == function(*pinned) {
         ensure!(
             start.elapsed() < PATIENCE,
             "KVM did not notice the new clocksource within {PATIENCE:?}"

@@ -104,7 +104,7 @@ pub struct Function {
     /// The record.
     pub record: ClockGuest,
     /// The TSC that it is for.
-    pub relation: TscTransform,
+    pub transform: TscTransform,
 }
 
 impl Function {
@@ -112,7 +112,7 @@ impl Function {
     /// guest could read it.
     pub fn at(&self, host_tsc: u64) -> i64 {
         let record = self.record;
-        let guest_tsc = self.relation.guest_tsc(host_tsc);
+        let guest_tsc = self.transform.guest_tsc(host_tsc);
         let [from, to] = if is_ahead(record.tsc_timestamp, guest_tsc) {
             [guest_tsc, record.tsc_timestamp]
         } else {

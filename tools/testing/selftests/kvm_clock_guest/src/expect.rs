@@ -3,7 +3,7 @@
 //! What SET should make of a saved clock, by exact integer arithmetic of the tests' own.
 
 use crate::{
-    fixture::reference_relation,
+    fixture::reference_transform,
     time::SECOND_NS, //
 };
 use anyhow::{
@@ -59,7 +59,7 @@ pub fn elapsed_ns(saved: &VmClockGuest, now: &VmClockGuest) -> i128 {
 ///
 /// If `after` has no valid ratio.
 pub fn error_ticks(saved: &VmClockGuest, after: &VmClock, at: &VmClockGuest) -> Result<i64> {
-    let observed = reference_relation(after)?.guest_tsc(at.host_tsc);
+    let observed = reference_transform(after)?.guest_tsc(at.host_tsc);
     // CAST: mod 2^64, as TSC values are.
     let expected = saved
         .guest_tsc
@@ -150,7 +150,7 @@ pub fn ensure_kvm_tells(vm: &Vm, after: &VmClock, record: &ClockGuest) -> Result
         "KVM_GET_CLOCK's flags are {:#x}",
         data.flags
     );
-    let guest_tsc = reference_relation(after)?.guest_tsc(data.host_tsc);
+    let guest_tsc = reference_transform(after)?.guest_tsc(data.host_tsc);
     let expected = kvmclock_ns(record, guest_tsc);
     ensure!(
         data.clock == expected,

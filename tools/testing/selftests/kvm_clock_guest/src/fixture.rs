@@ -28,8 +28,8 @@ use kvm_ioctls::{
 use pvclock::{
     abi::MODE_EXACT,
     tsc::{
-        Scale, //
-        TscTransform,
+        Scale,
+        TscTransform, //
     },
 };
 use std::{
@@ -52,12 +52,12 @@ pub fn derived(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
     Ok(vm)
 }
 
-/// A VM that has run and is stopped, with a record that it keeps.
+/// A VM that has run and is stopped, with a pinned record.
 ///
 /// # Errors
 ///
 /// Those of KVM.
-pub fn kept(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
+pub fn pinned(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
     let vm = derived(kvm, vcpus)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
     run_a_little(&vm)?;
@@ -164,7 +164,7 @@ pub fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
 /// # Errors
 ///
 /// If `clock` has no valid ratio.
-pub fn reference_relation(clock: &VmClock) -> Result<TscTransform> {
+pub fn reference_transform(clock: &VmClock) -> Result<TscTransform> {
     let (ratio, frac_bits) = (clock.header.tsc_ratio, clock.header.tsc_frac_bits);
     let scale = Scale::new(ratio, frac_bits)
         .with_context(|| format!("{ratio:#x} with {frac_bits} fraction bits is no ratio"))?;
@@ -180,7 +180,7 @@ pub fn reference_relation(clock: &VmClock) -> Result<TscTransform> {
 /// # Errors
 ///
 /// Those of the ioctls.
-pub fn vcpu_relation(vcpu: &VcpuFd) -> Result<TscTransform> {
+pub fn vcpu_transform(vcpu: &VcpuFd) -> Result<TscTransform> {
     let scale = match tsc_scale(vcpu) {
         // CAST: at most 63.
         Ok(scale) => Scale::new(scale.tsc_ratio, scale.tsc_frac_bits as u32)

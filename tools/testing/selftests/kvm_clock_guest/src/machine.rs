@@ -11,7 +11,7 @@
 //! 0x100000 up to 0x200000: free
 //! ```
 
-use crate::fixture::vcpu_relation;
+use crate::fixture::vcpu_transform;
 use anyhow::{
     Context,
     Result, //
@@ -236,8 +236,8 @@ impl Machine {
     /// # Errors
     ///
     /// Those of the ioctls.
-    pub fn relation(&self, vcpu: usize) -> Result<TscTransform> {
-        vcpu_relation(&self.vcpus[vcpu].fd())
+    pub fn transform(&self, vcpu: usize) -> Result<TscTransform> {
+        vcpu_transform(&self.vcpus[vcpu].fd())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::{
     clocks::pages,
-    fixture::vcpu_relation, //
+    fixture::vcpu_transform, //
 };
 use anyhow::{
     ensure,
@@ -28,7 +28,7 @@ pub fn ensure_one_clock(vm: &Vm) -> Result<()> {
         data.flags
     );
     for (vcpu, page) in vm.vcpus().iter().zip(pages(vm)) {
-        let guest_tsc = vcpu_relation(&vcpu.fd())?.guest_tsc(data.host_tsc);
+        let guest_tsc = vcpu_transform(&vcpu.fd())?.guest_tsc(data.host_tsc);
         let ns = page.kvmclock_ns(guest_tsc);
         ensure!(
             data.clock == ns,

@@ -3,7 +3,7 @@
 //! The ways in which a VMM or the guest moves the TSC of one vCPU.
 
 use crate::{
-    fixture::vcpu_relation,
+    fixture::vcpu_transform,
     snippet, //
 };
 use anyhow::{
@@ -87,5 +87,5 @@ pub const TSC_WRITES: [TscWrite; 4] = [BY_OFFSET, BY_VMM, BY_GUEST, BY_GUEST_ADJ
 
 /// The vCPU's TSC, ticks.
 fn now(vm: &Vm, index: usize) -> Result<u64> {
-    Ok(vcpu_relation(&vm.vcpus()[index].fd())?.guest_tsc(rdtsc_ordered()))
+    Ok(vcpu_transform(&vm.vcpus()[index].fd())?.guest_tsc(rdtsc_ordered()))
 }

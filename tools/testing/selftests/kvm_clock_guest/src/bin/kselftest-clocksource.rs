@@ -24,7 +24,7 @@ use kvm_clock_guest_selftests::{
         at_twice_the_rate,
         derived,
         get,
-        kept,
+        pinned,
         run_a_little,
         set, //
     },
@@ -77,7 +77,7 @@ fn requirements() -> Result<(Kvm, String)> {
 }
 
 fn no_data((kvm, other): &(Kvm, String)) -> Result<()> {
-    let vms = [derived(kvm, 2)?, kept(kvm, 2)?];
+    let vms = [derived(kvm, 2)?, pinned(kvm, 2)?];
     let clocks = [get(&vms[0])?, get(&vms[1])?];
     let _until_checked = WithoutTsc::switch(other)?;
     for (vm, mut clock) in vms.iter().zip(clocks) {
@@ -127,7 +127,7 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     const TOLERANCE_NS: i64 = 1_000_000;
     const LONG_AGAINST_TOLERANCE: Duration = Duration::from_millis(100);
 
-    let vm = kept(kvm, 1)?;
+    let vm = pinned(kvm, 1)?;
     let mut clock = at_twice_the_rate(get(&vm)?);
     set(&vm, &mut clock, MODE_EXACT)?;
     observe::run(&vm)?;
@@ -167,11 +167,11 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     Ok(())
 }
 
-/// KVM had to do without the kept record in between, and does without a master clock until
+/// KVM had to do without the pinned record in between, and does without a master clock until
 /// something makes it look again. GET says so, or else says what the guest reads; SET puts back
 /// what was saved.
 fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
-    let vm = kept(kvm, 2)?;
+    let vm = pinned(kvm, 2)?;
     let before = Clocks::of(&vm)?;
     let mut saved = get(&vm)?;
     let without_tsc = WithoutTsc::switch(other)?;
@@ -192,7 +192,7 @@ fn ensure_read_by_guest(vm: &Vm, clock: &VmClock) -> Result<()> {
     let (status, record) = (clock.header.status, clock.header.record);
     ensure!(
         status & STATUS_PINNED == 0,
-        "a record is still kept: status {status:#x}"
+        "a record is still pinned: status {status:#x}"
     );
     for (index, vcpu) in run_a_little(vm)?.vcpus.iter().enumerate() {
         for bracketed in &vcpu.samples {

@@ -84,20 +84,23 @@ fn main() -> ExitCode {
                 "SET while a CPU is offline, GET when it is back",
                 set_meanwhile,
             ),
-            Case::new("a VM that keeps no record keeps its master clock", unkept),
+            Case::new(
+                "a VM whose clock is not pinned keeps its master clock",
+                unpinned,
+            ),
         ],
     )
 }
 
 /// A stopped VM with a record at twice the host's rate: no clock of KVM's own making.
-fn kept(kvm: &Kvm) -> Result<Vm> {
+fn pinned(kvm: &Kvm) -> Result<Vm> {
     let vm = derived(kvm, VCPUS)?;
     set(&vm, &mut at_twice_the_rate(get(&vm)?), MODE_EXACT)?;
     run_a_little(&vm)?;
     Ok(vm)
 }
 
-/// Fails unless GET tells the same relation as `before`.
+/// Fails unless GET returns the same clocks as `before`.
 fn ensure_same(vm: &Vm, before: &VmClock) -> Result<()> {
     let now = get(vm)?;
     let told = |clock: &VmClock| {
@@ -120,7 +123,7 @@ fn running(host: &Host) -> Result<()> {
     /// Readings of each vCPU that show that it goes on.
     const READINGS: u64 = 2;
 
-    let vm = kept(&host.kvm)?;
+    let vm = pinned(&host.kvm)?;
     let (before, clock, start) = (Clocks::of(&vm)?, get(&vm)?, Progress::of(&vm));
     let run = observe::run(&vm)?;
     host.cpus.iter().try_for_each(|cpu| cpu.wait_for_vcpu())?;
@@ -141,7 +144,7 @@ fn running(host: &Host) -> Result<()> {
 }
 
 fn stopped(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm)?;
+    let vm = pinned(&host.kvm)?;
     let (before, clock) = (Clocks::of(&vm)?, get(&vm)?);
     host.for_each_round(|| ensure_same(&vm, &clock))?;
     before.ensure_unchanged(&vm)
@@ -150,7 +153,7 @@ fn stopped(host: &Host) -> Result<()> {
 fn set_meanwhile(host: &Host) -> Result<()> {
     let cpu = host.cpus[0];
     let gone = cpu.go_offline()?;
-    let vm = kept(&host.kvm)?;
+    let vm = pinned(&host.kvm)?;
     let (before, mut clock) = (Clocks::of(&vm)?, get(&vm)?);
     gone.come_back()?;
     ensure_same(&vm, &clock)?;
@@ -161,7 +164,7 @@ fn set_meanwhile(host: &Host) -> Result<()> {
 }
 
 /// The record is derived anew with each update of the master clock, but there is one, of this rate.
-fn unkept(host: &Host) -> Result<()> {
+fn unpinned(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let (clock, start) = (get(&vm)?, Progress::of(&vm));
     let run = observe::run(&vm)?;

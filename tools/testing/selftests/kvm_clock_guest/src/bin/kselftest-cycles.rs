@@ -18,7 +18,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
+        pinned,
         run_a_little,
         set, //
     },
@@ -56,11 +56,13 @@ fn main() -> ExitCode {
         vec![
             Case::new(format!("{CYCLES} x exact"), |kvm| {
                 let vm = derived(kvm, VCPUS)?;
-                let kept = Clocks {
-                    kept: true,
+                let pinned = Clocks {
+                    pinned: true,
                     ..Clocks::of(&vm)?
                 };
-                cycles(&vm, &[MODE_EXACT], |now| kept.ensure_is(now, "to the bit"))
+                cycles(&vm, &[MODE_EXACT], |now| {
+                    pinned.ensure_is(now, "to the bit")
+                })
             }),
             Case::new(format!("{CYCLES} x advance"), advance),
             Case::new(
@@ -92,7 +94,7 @@ fn cycles(vm: &Vm, modes: &[u32], check: impl Fn(&Clocks) -> Result<()>) -> Resu
 
 /// The records stay what they are; the offsets stay the same for all vCPUs.
 fn same_function(kvm: &Kvm, modes: &[u32]) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let before = Clocks::of(&vm)?;
     cycles(&vm, modes, |now| {
         let expected = Clocks {
@@ -106,7 +108,7 @@ fn same_function(kvm: &Kvm, modes: &[u32]) -> Result<()> {
 /// On one host, elapsed TAI is what the TSC counted meanwhile: all that can add up is what each
 /// cycle rounds, and the drift between the two.
 fn advance(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let record = get(&vm)?.header.record;
     let before = get(&vm)?;
     cycles(&vm, &[MODE_ADVANCE], |now| {
@@ -121,7 +123,7 @@ fn advance(kvm: &Kvm) -> Result<()> {
 
 /// The record moves each time, and is the same function still: of the first one, extended.
 fn back(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let first = get(&vm)?;
     let mut last = first.header.record.tsc_timestamp;
     for cycle in 1..=BACK {

@@ -60,10 +60,10 @@ fn main() -> ExitCode {
     ktap::main(require::clock_guest, cases)
 }
 
-/// What a restored VM must look like: the same, with the record kept from now on.
-fn as_kept(clocks: &Clocks) -> Clocks {
+/// What a restored VM must look like: the same, with the record pinned from now on.
+fn as_pinned(clocks: &Clocks) -> Clocks {
     Clocks {
-        kept: true,
+        pinned: true,
         ..clocks.clone()
     }
 }
@@ -71,11 +71,11 @@ fn as_kept(clocks: &Clocks) -> Clocks {
 fn same_vm(kvm: &Kvm, vcpus: u32) -> Result<()> {
     let vm = derived(kvm, vcpus)?;
     let before = Clocks::of(&vm)?;
-    ensure!(!before.kept, "a record is kept before any SET");
+    ensure!(!before.pinned, "a record is pinned before any SET");
     for cycle in 1..=CYCLES {
         set(&vm, &mut get(&vm)?, MODE_EXACT)?;
         run_a_little(&vm)?;
-        as_kept(&before).ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
+        as_pinned(&before).ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ fn new_vm(kvm: &Kvm, vcpus: u32) -> Result<()> {
         vm.load(&state)?;
         set(&vm, &mut clock, MODE_EXACT)?;
         run_a_little(&vm)?;
-        as_kept(&before).ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
+        as_pinned(&before).ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
     }
     Ok(())
 }
@@ -120,7 +120,7 @@ fn before_first_run(kvm: &Kvm, vcpus: u32) -> Result<()> {
         "the guest reads {page:x?}, set was {:x?}",
         clock.header.record
     );
-    as_kept(&Clocks::of(&target)?).ensure_unchanged(&target)
+    as_pinned(&Clocks::of(&target)?).ensure_unchanged(&target)
 }
 
 /// The clocks of a guest that has no record are restored as well.
@@ -130,5 +130,5 @@ fn without_kvmclock(kvm: &Kvm) -> Result<()> {
     let before = Clocks::of(&vm)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
     halting::run(&vm, &mut vm.vcpus()[0].fd())?;
-    as_kept(&before).ensure_is(&Clocks::of(&vm)?, "after SET and KVM_RUN")
+    as_pinned(&before).ensure_is(&Clocks::of(&vm)?, "after SET and KVM_RUN")
 }

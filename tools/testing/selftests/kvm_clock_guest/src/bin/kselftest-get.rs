@@ -20,8 +20,8 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
-        reference_relation,
+        pinned,
+        reference_transform,
         run_a_little, //
     },
     host_clock::{
@@ -52,7 +52,7 @@ const CALLS: usize = 200;
 
 fn main() -> ExitCode {
     let mut cases = Vec::new();
-    for (state, make) in [("derived", derived as MakeVm), ("kept", kept as MakeVm)] {
+    for (state, make) in [("derived", derived as MakeVm), ("pinned", pinned as MakeVm)] {
         let mut case = |name: &str, run: fn(&Vm) -> Result<()>| {
             cases.push(Case::new(format!("{name}, record {state}"), move |kvm| {
                 run(&make(kvm, 4)?)
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         case("changes nothing", changes_nothing);
     }
     cases.extend([
-        Case::new("status tells a kept record", status),
+        Case::new("status tells a pinned record", status),
         Case::new("tai_offset_s follows the host", tai_offset),
     ]);
     ktap::main(require::clock_guest, cases)
@@ -77,7 +77,7 @@ type MakeVm = fn(&Kvm, u32) -> Result<Vm>;
 /// Fails unless guest TSC and kvmclock are what offset and record say at the anchor.
 fn ensure_consistent(clock: &VmClock) -> Result<()> {
     let header = &clock.header;
-    let guest_tsc = reference_relation(clock)?.guest_tsc(header.host_tsc);
+    let guest_tsc = reference_transform(clock)?.guest_tsc(header.host_tsc);
     ensure!(
         header.guest_tsc == guest_tsc,
         "guest_tsc is {}, by host_tsc and offset it is {guest_tsc}",
@@ -107,7 +107,7 @@ fn fields_agree(vm: &Vm) -> Result<()> {
     );
     ensure!(ids == [0, 1, 2, 3], "vCPU ids are {ids:?}");
     let khz = vm.tsc_khz()?;
-    let reported = reference_relation(&clock)?
+    let reported = reference_transform(&clock)?
         .scale
         .apply(clock.header.host_tsc_khz.into());
     ensure!(
@@ -187,9 +187,9 @@ fn guest_agrees(vm: &Vm) -> Result<()> {
     for (index, vcpu) in reading.vcpus.iter().enumerate() {
         for bracketed in &vcpu.samples {
             let sample = bracketed.sample;
-            let relation = TscTransform {
+            let transform = TscTransform {
                 offset: vcpu.tsc.offset,
-                ..reference_relation(&clock)?
+                ..reference_transform(&clock)?
             };
             let ns = record.kvmclock_ns(sample.tsc);
             ensure!(
@@ -199,8 +199,8 @@ fn guest_agrees(vm: &Vm) -> Result<()> {
                 sample.tsc
             );
             let (low, high) = (
-                relation.guest_tsc(bracketed.host_before),
-                relation.guest_tsc(bracketed.host_after),
+                transform.guest_tsc(bracketed.host_before),
+                transform.guest_tsc(bracketed.host_after),
             );
             ensure!(
                 (low..=high).contains(&sample.tsc),
@@ -255,7 +255,7 @@ fn changes_nothing(vm: &Vm) -> Result<()> {
 fn status(kvm: &Kvm) -> Result<()> {
     for (make, expected) in [
         (derived as MakeVm, STATUS_HOST_TSC_STABLE),
-        (kept as MakeVm, STATUS_HOST_TSC_STABLE | STATUS_PINNED),
+        (pinned as MakeVm, STATUS_HOST_TSC_STABLE | STATUS_PINNED),
     ] {
         let observed = get(&make(kvm, 1)?)?.header.status;
         ensure!(

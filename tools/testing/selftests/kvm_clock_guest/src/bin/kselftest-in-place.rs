@@ -12,7 +12,7 @@ use kvm_clock_guest_selftests::{
     clocks::versions,
     fixture::{
         get,
-        kept,
+        pinned,
         set,
         wait_in_guest, //
     },
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn nothing_to_do(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let (mut clock, version) = (get(&vm)?, versions(&vm));
     set(&vm, &mut clock, MODE_EXACT)?;
     vm.run()?;
@@ -66,7 +66,7 @@ fn nothing_to_do(kvm: &Kvm) -> Result<()> {
 }
 
 fn one_offset(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let mut clock = get(&vm)?;
     for (vcpu, saved) in vm.vcpus().iter().zip(clock.vcpus.clone()) {
         let offset = saved.tsc_offset.wrapping_add(1);
@@ -79,7 +79,7 @@ fn one_offset(kvm: &Kvm) -> Result<()> {
 
 /// KVM counts their TSCs as one then, too.
 fn all_offsets(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let mut clock = get(&vm)?;
     for (vcpu, saved) in vm.vcpus().iter().zip(&clock.vcpus) {
         let offset = saved.tsc_offset.wrapping_add(1);
@@ -90,7 +90,7 @@ fn all_offsets(kvm: &Kvm) -> Result<()> {
 }
 
 fn another_record(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let mut clock = get(&vm)?;
     clock.header.record.system_time += 1;
     clock.header.kvmclock_ns += 1;
@@ -99,7 +99,7 @@ fn another_record(kvm: &Kvm) -> Result<()> {
 }
 
 fn padding(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     for index in 0..vm.vcpus().len() {
         let mut clock = get(&vm)?;
         clock.header.mode = MODE_EXACT;
@@ -110,7 +110,7 @@ fn padding(kvm: &Kvm) -> Result<()> {
 }
 
 fn one_runs(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     for vcpu in vm.vcpus() {
         let mut clock = get(&vm)?;
         clock.header.mode = MODE_EXACT;

@@ -21,7 +21,7 @@ use kvm_clock_guest_selftests::{
         get,
         move_to_domain,
         reference_offset,
-        reference_relation,
+        reference_transform,
         run_a_little,
         set, //
     },
@@ -148,9 +148,9 @@ impl Saved {
         // All host clocks but UTC are one but for a drift.
         let here = |ns: i64| i64::try_from(ticks(&home.header, ns.into()));
         let tolerance = here(monotonic_ns)? / 10_000;
-        let relations = [reference_relation(&home)?, reference_relation(&after)?];
+        let transforms = [reference_transform(&home)?, reference_transform(&after)?];
         let [expected, observed] =
-            relations.map(|relation| relation.guest_tsc(after.header.host_tsc));
+            transforms.map(|transform| transform.guest_tsc(after.header.host_tsc));
         // CAST: the signed difference of values mod 2^64.
         let off = observed.wrapping_sub(expected) as i64;
         let by_tai = error_ticks(&saved.header, &after, &after.header)?;

@@ -21,9 +21,9 @@ use kvm_clock_guest_selftests::{
     },
     fixture::{
         get,
-        kept,
         make_consistent,
         move_to_domain,
+        pinned,
         run_a_little,
         set, //
     },
@@ -73,15 +73,15 @@ fn main() -> ExitCode {
         Case::new("freeze", |kvm| moved(kvm, MODE_FREEZE)),
         Case::new("exact, another vCPU as the reference", other_reference),
         Case::new("a vCPU added after exact joins the running others", |kvm| {
-            hot_add(&kept(kvm, 3)?, kvm, MODE_EXACT)
+            hot_add(&pinned(kvm, 3)?, kvm, MODE_EXACT)
         }),
         Case::new(
             "a vCPU added after advance joins the running others",
-            |kvm| hot_add(&kept(kvm, 3)?, kvm, MODE_ADVANCE),
+            |kvm| hot_add(&pinned(kvm, 3)?, kvm, MODE_ADVANCE),
         ),
         Case::new(
             "a vCPU added after freeze joins the running others",
-            |kvm| hot_add(&kept(kvm, 3)?, kvm, MODE_FREEZE),
+            |kvm| hot_add(&pinned(kvm, 3)?, kvm, MODE_FREEZE),
         ),
         Case::new("a vCPU added to vCPUs apart reads their kvmclock", |kvm| {
             let vm = apart(kvm)?;

@@ -48,7 +48,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 }
 
 fn running(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     for vm in &vms {
         observe::run(vm)?;
@@ -56,12 +56,12 @@ fn running(host: &Host) -> Result<()> {
     sleep_counting()?;
     for_each(&vms, &before, |vm, before| {
         let reading = read_and_stop(vm)?;
-        before.ensure_kept(vm, &reading)
+        before.ensure_pinned(vm, &reading)
     })
 }
 
 fn stopped(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     let saved = all_of(&vms, get)?;
     sleep_counting()?;
@@ -76,12 +76,12 @@ fn stopped(host: &Host) -> Result<()> {
         set(vm, &mut saved.clone(), MODE_EXACT)
     })?;
     for_each(&vms, &before, |vm, before| {
-        before.ensure_kept(vm, &run_a_little(vm)?)
+        before.ensure_pinned(vm, &run_a_little(vm)?)
     })
 }
 
 fn in_a_row(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     for vm in &vms {
         observe::run(vm)?;
@@ -91,13 +91,13 @@ fn in_a_row(host: &Host) -> Result<()> {
     }
     for_each(&vms, &before, |vm, before| {
         let reading = read_and_stop(vm)?;
-        before.ensure_kept(vm, &reading)
+        before.ensure_pinned(vm, &reading)
     })
 }
 
 /// As of a snapshot that is restored after the host slept.
 fn into_new(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let saved = all_of(&vms, |vm| {
         Ok((vm.save()?, get(vm)?, vm.tsc_khz()?, Before::of(vm)?))
     })?;
@@ -119,7 +119,7 @@ fn into_new(host: &Host) -> Result<()> {
 
 /// What the host's clocks say, though those know of the sleep by the real time clock only.
 fn advance(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let saved = all_of(&vms, get)?;
     sleep_counting()?;
     for_each(&vms, &saved, |vm, saved| {

@@ -51,14 +51,14 @@ impl Before {
 
     /// Fails unless the stopped `vm`, whose guest made `reading`, kept its clocks to the bit over a
     /// sleep during which the host TSC counted on.
-    pub(crate) fn ensure_kept(&self, vm: &Vm, reading: &Reading) -> Result<()> {
+    pub(crate) fn ensure_pinned(&self, vm: &Vm, reading: &Reading) -> Result<()> {
         let expected = self.told_of_pause();
         expected.ensure_is(&Clocks::of(vm)?, "after the sleep")?;
         expected.ensure_reads(reading)?;
         self.progress.ensure_none_went_back(vm, true)
     }
 
-    /// Fails unless the stopped `vm`, which keeps a record and whose guest made `reading`, has all
+    /// Fails unless the stopped `vm`, whose clock is pinned and whose guest made `reading`, has all
     /// its offsets raised alike since, and its record, a function of its TSC, unchanged to the bit.
     pub(crate) fn ensure_raised(&self, vm: &Vm, reading: &Reading) -> Result<()> {
         self.ensure_raised_to_within(vm, reading, 0)
@@ -91,10 +91,10 @@ impl Before {
             ..was
         };
         ensure!(
-            now.kept && function(now.record) == record && shift.wrapping_add(off) <= 2 * off,
-            "the record is {:x?}, kept {}, was {was:x?}",
+            now.pinned && function(now.record) == record && shift.wrapping_add(off) <= 2 * off,
+            "the record is {:x?}, pinned {}, was {was:x?}",
             now.record,
-            now.kept
+            now.pinned
         );
         for (index, page) in now.pages.iter().enumerate() {
             ensure!(

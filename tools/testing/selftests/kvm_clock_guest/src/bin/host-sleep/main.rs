@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A host that is suspended to memory with guests in it, which keep their records, and whose TSC
+//! A host that is suspended to memory with guests in it, whose clocks are pinned, and whose TSC
 //! counts on meanwhile or restarts from 0.
 //!
 //! It needs a host that lives through that, and that somebody wakes: `host-sleep` by
@@ -83,14 +83,14 @@ impl Host {
         vms.collect()
     }
 
-    /// The same with a record each that it keeps, at twice the guest's rate: no clock of KVM's own
+    /// The same with a pinned record each, at twice the guest's rate: no clock of KVM's own
     /// making.
-    pub(crate) fn kept(&self) -> Result<Vec<Vm>> {
-        self.keeping(at_twice_the_rate)
+    pub(crate) fn pinned(&self) -> Result<Vec<Vm>> {
+        self.pinning(at_twice_the_rate)
     }
 
     /// The same, with what `change` makes of KVM's clock.
-    pub(crate) fn keeping(&self, change: impl Fn(VmClock) -> VmClock) -> Result<Vec<Vm>> {
+    pub(crate) fn pinning(&self, change: impl Fn(VmClock) -> VmClock) -> Result<Vec<Vm>> {
         let vms = self.derived()?;
         for vm in &vms {
             let mut clock = change(get(vm)?);

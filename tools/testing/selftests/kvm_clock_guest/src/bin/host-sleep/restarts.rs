@@ -30,7 +30,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        reference_relation,
+        reference_transform,
         run_a_little, //
     },
     halting,
@@ -58,14 +58,14 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         Case::new("VMs that run when the host is suspended", running),
         Case::new("VMs that are stopped then", stopped),
         Case::new("3 times in a row, stopped", in_a_row),
-        Case::new("a VM that keeps no record, before it runs", unkept),
+        Case::new("a VM whose clock is not pinned, before it runs", unpinned),
         Case::new("a vCPU that is added afterwards", added_afterwards),
         Case::new("a VM that is created afterwards", created_afterwards),
     ]
 }
 
 fn running(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     let saved = all_of(&vms, get)?;
     for vm in &vms {
@@ -89,7 +89,7 @@ fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Re
     /// What passes from that ioctl on, and in the kernel before it keeps time again.
     const MOST_NS: u64 = 10 * SECOND_NS;
 
-    let (then, since) = (reference_relation(saved)?, reference_relation(now)?);
+    let (then, since) = (reference_transform(saved)?, reference_transform(now)?);
     let khz = u64::from(now.header.host_tsc_khz);
     // CAST: Some seconds are far below 2^63 ticks.
     let ticks = |ns: u64| then.scale.apply(ns * khz / 1_000_000) as i64;
@@ -136,7 +136,7 @@ fn ensure_told(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
 }
 
 fn stopped(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     let saved = all_of(&vms, get)?;
     let slept = sleep_restarting()?;
@@ -154,7 +154,7 @@ fn stopped(host: &Host) -> Result<()> {
 fn in_a_row(host: &Host) -> Result<()> {
     const TIMES: u64 = 3;
 
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     let saved = all_of(&vms, get)?;
     for _ in 0..TIMES {
@@ -169,7 +169,7 @@ fn in_a_row(host: &Host) -> Result<()> {
 }
 
 /// Its master clock was of the TSC that is no more: ENODATA, and KVM's clock with FALLBACK.
-fn unkept(host: &Host) -> Result<()> {
+fn unpinned(host: &Host) -> Result<()> {
     let vms = host.derived()?;
     let before = all_of(&vms, |vm| Ok((own_steps_back(vm), get(vm)?)))?;
     sleep_restarting()?;
@@ -199,7 +199,7 @@ fn unkept(host: &Host) -> Result<()> {
 
 /// KVM gives it the TSC that the others would have had, but all read one kvmclock.
 fn added_afterwards(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     sleep_restarting()?;
     for_each(&vms, &before, |vm, before| {
@@ -232,7 +232,7 @@ fn created_afterwards(host: &Host) -> Result<()> {
         header.record.flags == PVCLOCK_TSC_STABLE && header.status == STATUS_HOST_TSC_STABLE,
         "GET tells {header:x?}"
     );
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     for_each(&vms, &all_of(&vms, Before::of)?, |vm, before| {
         before.clocks.ensure_reads(&run_a_little(vm)?)
     })

@@ -75,7 +75,7 @@ fn stale(host: &Host) -> Result<()> {
     /// Ticks that leave the time for all this.
     const ENOUGH: u64 = 20_000_000_000;
 
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     wait_for_tsc(ENOUGH);
     let (before, saved) = (all_of(&vms, Before::of)?, all_of(&vms, get)?);
     sleep_restarting()?;
@@ -105,7 +105,7 @@ fn ensure_is_set(vm: &Vm, clock: &VmClock) -> Result<()> {
     let reading = run_a_little(vm)?;
     let now = Clocks::of(vm)?;
     ensure!(
-        now.offsets == expected && now.kept && function(now.record) == record,
+        now.offsets == expected && now.pinned && function(now.record) == record,
         "SET were offsets {expected:x?} and record {record:x?}, clocks are {now:x?}"
     );
     expect::ensure_reads(&reading, &record, reference_offset(clock))?;
@@ -113,7 +113,7 @@ fn ensure_is_set(vm: &Vm, clock: &VmClock) -> Result<()> {
 }
 
 fn exact(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     sleep_restarting()?;
     let told = all_of(&vms, get)?;
@@ -128,7 +128,7 @@ fn exact(host: &Host) -> Result<()> {
 
 /// A SET that has nothing to write, by what the vCPUs were last known to have.
 fn same_offsets(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let saved = all_of(&vms, get)?;
     sleep_restarting()?;
     for_each(&vms, &saved, |vm, saved| {
@@ -143,7 +143,7 @@ fn same_offsets(host: &Host) -> Result<()> {
 }
 
 fn moved(host: &Host, mode: u32) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     let (before, saved) = (all_of(&vms, Before::of)?, all_of(&vms, get)?);
     sleep_restarting()?;
     for_each(&vms, &saved, |vm, saved| {
@@ -173,7 +173,7 @@ fn moved(host: &Host, mode: u32) -> Result<()> {
 /// It is for the TSC that the vCPU is going to have.
 fn by_vcpu(host: &Host) -> Result<()> {
     // Such a record has to be for the vCPU's rate.
-    let vms = host.keeping(|clock| clock)?;
+    let vms = host.pinning(|clock| clock)?;
     let (before, saved) = (all_of(&vms, Before::of)?, all_of(&vms, get)?);
     sleep_restarting()?;
     for_each(&vms, &saved, |vm, saved| {
@@ -187,7 +187,7 @@ fn by_vcpu(host: &Host) -> Result<()> {
 
 /// KVM takes no master clock for such a VM again, so there is none to GET; but a record can be SET.
 fn replaced(host: &Host) -> Result<()> {
-    let vms = host.kept()?;
+    let vms = host.pinned()?;
     sleep_restarting()?;
     let told = all_of(&vms, get)?;
     for_each(&vms, &told, |vm, told| {

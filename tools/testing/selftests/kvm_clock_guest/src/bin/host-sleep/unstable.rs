@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The host finds its TSC unstable on its way to sleep, or as its CPUs come back: the clocks of
-//! guests go on, and GET says that they no longer are kept.
+//! guests go on, and GET says that they no longer are pinned.
 //!
 //! kvmclock follows the host's raw clock from then on. What the TSC itself does is KVM's to make up
 //! for, by hand.
@@ -30,7 +30,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         an_hour_ahead,
         get,
-        kept,
+        pinned,
         run_a_little,
         set, //
     },
@@ -66,7 +66,7 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A VM, and what its kvmclock was before the host slept.
-struct Kept {
+struct Pinned {
     vm: Vm,
     /// CLOCK_BOOTTIME, ns.
     booted_ns: i64,
@@ -74,10 +74,10 @@ struct Kept {
     steps_back: Vec<[u64; 2]>,
 }
 
-impl Kept {
-    /// It keeps a record an hour ahead of what KVM would make.
+impl Pinned {
+    /// Its pinned record is an hour ahead of what KVM would make.
     fn new(kvm: &Kvm) -> Result<Self> {
-        let vm = kept(kvm, VCPUS)?;
+        let vm = pinned(kvm, VCPUS)?;
         let mut clock = an_hour_ahead(get(&vm)?);
         set(&vm, &mut clock, MODE_EXACT)?;
         run_a_little(&vm)?;
@@ -133,7 +133,10 @@ impl Kept {
     fn ensure_goes_on(&self) -> Result<()> {
         let start = Instant::now();
         while self.ensure_told()? & STATUS_PINNED != 0 {
-            ensure!(start.elapsed() < PATIENCE, "still kept after {PATIENCE:?}");
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "still pinned after {PATIENCE:?}"
+            );
             run_a_little(&self.vm)?;
         }
         let reading = run_a_little(&self.vm)?;
@@ -155,8 +158,8 @@ impl Kept {
 pub(crate) struct Unstable {
     kvm: Kvm,
     /// One that was running meanwhile, and one that did not run since.
-    running: Kept,
-    stopped: Kept,
+    running: Pinned,
+    stopped: Pinned,
 }
 
 impl Unstable {
@@ -172,7 +175,7 @@ impl Unstable {
             note(&format!("waits until the host TSC is at {ENOUGH} ticks"));
             wait_for_tsc(ENOUGH);
         }
-        let (mut running, stopped) = (Kept::new(&kvm)?, Kept::new(&kvm)?);
+        let (mut running, stopped) = (Pinned::new(&kvm)?, Pinned::new(&kvm)?);
         let module = host_module::open("mark_tsc_unstable")?;
         host_module::load(&module, &format!("at={at}")).context("mark_tsc_unstable")?;
         running.run()?;

@@ -19,9 +19,9 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
         move_to_domain,
-        reference_relation,
+        pinned,
+        reference_transform,
         set, //
     },
     ktap::{
@@ -38,8 +38,8 @@ use pvclock::abi::{
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     vec![
         Case::new("freeze", |kvm| freeze(&derived(kvm, VCPUS)?, |_| ())),
-        Case::new("freeze, record kept before", |kvm| {
-            freeze(&kept(kvm, VCPUS)?, |_| ())
+        Case::new("freeze, record pinned before", |kvm| {
+            freeze(&pinned(kvm, VCPUS)?, |_| ())
         }),
         Case::new("freeze minds no time of day", |kvm| {
             freeze(&derived(kvm, VCPUS)?, |header| {
@@ -62,11 +62,11 @@ fn freeze(vm: &Vm, edit: fn(&mut VmClockGuest)) -> Result<()> {
         let host_after = rdtsc_ordered();
 
         let after = moved.ensure_one_clock(&saved)?;
-        let relation = reference_relation(&after)?;
+        let transform = reference_transform(&after)?;
         let saved_tsc = saved.header.guest_tsc;
         // CAST: the signed differences of values mod 2^64.
         let window = [host_before, host_after]
-            .map(|host_tsc| relation.guest_tsc(host_tsc).wrapping_sub(saved_tsc) as i64);
+            .map(|host_tsc| transform.guest_tsc(host_tsc).wrapping_sub(saved_tsc) as i64);
         note(&format!(
             "guest TSC was {window:?} ticks ahead of the saved one before and after SET"
         ));

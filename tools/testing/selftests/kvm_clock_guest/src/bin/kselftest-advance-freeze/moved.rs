@@ -21,7 +21,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         get,
         reference_offset,
-        reference_relation,
+        reference_transform,
         run_a_little,
         set, //
     },
@@ -54,10 +54,10 @@ impl<'a> Moved<'a> {
     /// GET says right after it.
     pub(crate) fn ensure_one_clock(&self, saved: &VmClock) -> Result<VmClock> {
         let after = get(self.vm)?;
-        let relation = reference_relation(&after)?;
+        let transform = reference_transform(&after)?;
         // SET does not tell its instant. It lies between these two, and as a rule both call for the
         // same record: steps of the lattice are long against a call.
-        let window = [&self.before, &after].map(|at| relation.guest_tsc(at.header.host_tsc));
+        let window = [&self.before, &after].map(|at| transform.guest_tsc(at.header.host_tsc));
         let candidates = window.map(|guest_tsc| not_ahead_of(&saved.header.record, guest_tsc));
         let expected = match candidates {
             [_, late] if after.header.record == late => late,
@@ -81,7 +81,7 @@ impl<'a> Moved<'a> {
             offsets: offsets.map(|offset| offset.wrapping_add(shift)).collect(),
             pages: vec![record; self.clocks.pages.len()],
             record,
-            kept: true,
+            pinned: true,
             clock_diff_ns: Some(0),
         }
     }

@@ -24,7 +24,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
+        pinned,
         run_a_little,
         unlike, //
     },
@@ -53,7 +53,7 @@ const MODES: [(&str, u32); 3] = [
 /// What the cases share: a call that fails changes nothing, so one VM serves many of them.
 struct Host {
     kvm: Kvm,
-    /// A VM whose clocks KVM derived, and one that keeps a record.
+    /// A VM whose clocks KVM derived, and one whose clock is pinned.
     vms: [Vm; 2],
 }
 
@@ -66,7 +66,7 @@ impl Host {
 }
 
 fn both(kvm: &Kvm) -> Result<[Vm; 2]> {
-    Ok([derived(kvm, VCPUS)?, kept(kvm, VCPUS)?])
+    Ok([derived(kvm, VCPUS)?, pinned(kvm, VCPUS)?])
 }
 
 /// A SET for `vm` in `mode` that would change everything.
@@ -82,7 +82,7 @@ fn ensure_done(vm: &Vm, before: &Clocks, clock: &VmClock) -> Result<()> {
     let saved: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
     let reading = run_a_little(vm)?;
     let now = Clocks::of(vm)?;
-    ensure!(now.kept, "no record is kept");
+    ensure!(now.pinned, "no record is pinned");
     ensure!(
         function(now.record) == record && now.pages.iter().all(|&page| function(page) == record),
         "the record is {:x?}, the guest's are {:x?}, SET was {record:x?}",

@@ -266,7 +266,7 @@ fn set_through_vcpu(host: &Host) -> Result<()> {
             run_a_little(vm)?;
             let after = Clocks::of(vm)?;
             ensure!(
-                after.kept && after.offsets == before.offsets,
+                after.pinned && after.offsets == before.offsets,
                 "SET was {record:x?}, clocks are {after:x?}"
             );
             ensure!(

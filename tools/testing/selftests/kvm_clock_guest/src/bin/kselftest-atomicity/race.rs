@@ -18,7 +18,7 @@ use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{
         get,
-        kept, //
+        pinned, //
     },
     ktap::{
         note,
@@ -66,7 +66,7 @@ fn written(clock: &VmClock) -> (Vec<ClockGuestVcpu>, ClockGuest) {
 }
 
 fn race(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm, VCPUS)?;
+    let vm = pinned(&host.kvm, VCPUS)?;
     let mut one = get(&vm)?;
     one.header.mode = MODE_EXACT;
     let mut clocks = [one, request(&vm, MODE_EXACT)?];

@@ -22,7 +22,7 @@ use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{
         get,
-        kept,
+        pinned,
         set, //
     },
     ktap::{
@@ -156,7 +156,7 @@ fn threads_inside(pid: u32) -> Result<u32> {
 
 /// Fails unless a new VM has clocks that can be saved and restored.
 fn ensure_works(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, 1)?;
+    let vm = pinned(kvm, 1)?;
     let before = Clocks::of(&vm)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
     before.ensure_unchanged(&vm)

@@ -25,7 +25,7 @@ use kvm_clock_guest_selftests::{
     descriptors,
     fixture::{
         get,
-        kept,
+        pinned,
         run_a_little, //
     },
     flat_out::Progress,
@@ -67,7 +67,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 
 fn set_by_vcpus(kvm: &Kvm) -> Result<()> {
     let enough = Enough::new()?;
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let states = States::records(&vm, STATES)?;
     set_vm_clock_guest(vm.fd(), &mut states.request(0, VCPUS as usize)).context("the first SET")?;
     while vm

@@ -18,7 +18,7 @@ use kvm_clock_guest_selftests::{
         get,
         make_consistent,
         reference_offset,
-        reference_relation, //
+        reference_transform, //
     },
 };
 use kvm_clock_ioctls::VmClock;
@@ -32,8 +32,8 @@ use pvclock::{
         STATUS_PINNED, //
     },
     tsc::{
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
@@ -62,7 +62,7 @@ impl State {
                 mode: MODE_EXACT,
                 ..clock.header
             },
-            scale: reference_relation(&clock)?.scale,
+            scale: reference_transform(&clock)?.scale,
             offset: reference_offset(&clock),
             stride,
         })
@@ -72,7 +72,7 @@ impl State {
         self.stride.wrapping_mul(id.into())
     }
 
-    fn relation(&self, id: u32) -> TscTransform {
+    fn transform(&self, id: u32) -> TscTransform {
         TscTransform {
             scale: self.scale,
             offset: self.offset.wrapping_add(self.ahead(id)),
@@ -91,7 +91,7 @@ impl State {
             // CAST: A few.
             let (id, count) = (index as u32, vcpus.len() as u32);
             let may_be = if id < ours { id..id + 1 } else { 0..count };
-            let mut offsets = may_be.map(|id| self.relation(id).offset);
+            let mut offsets = may_be.map(|id| self.transform(id).offset);
             vcpu.vcpu_id == id && offsets.any(|offset| offset == vcpu.tsc_offset)
         })
     }
@@ -149,7 +149,7 @@ impl States {
         let vcpus = (0..count as u32).map(|vcpu_id| ClockGuestVcpu {
             vcpu_id,
             pad: 0,
-            tsc_offset: state.relation(vcpu_id).offset,
+            tsc_offset: state.transform(vcpu_id).offset,
             steal_ns: 0,
         });
         VmClock {
@@ -171,7 +171,7 @@ impl States {
     pub(crate) fn which(&self, clock: &VmClock, (before, after): (u64, u64)) -> Result<usize> {
         let header = &clock.header;
         let is = |state: &State| {
-            let guest_tsc = state.relation(0).guest_tsc(header.host_tsc);
+            let guest_tsc = state.transform(0).guest_tsc(header.host_tsc);
             state.has_offsets(&clock.vcpus, self.vcpus)
                 && function(header.record) == state.record(0)
                 && header.guest_tsc == guest_tsc
@@ -200,7 +200,7 @@ impl States {
     /// If it is none of them.
     pub(crate) fn which_kvmclock(&self, host_tsc: u64, kvmclock_ns: u64) -> Result<usize> {
         let due = |state: &State| {
-            let guest_tsc = state.relation(0).guest_tsc(host_tsc);
+            let guest_tsc = state.transform(0).guest_tsc(host_tsc);
             state.record(0).kvmclock_ns(guest_tsc)
         };
         match self
@@ -238,7 +238,7 @@ impl States {
     /// If they are of none, or not of one.
     pub(crate) fn which_sample(&self, sample: &Sample, id: u32, after: u64) -> Result<usize> {
         let which = self.which_record(sample.record, id)?;
-        let now = self.states[which].relation(id).guest_tsc(after);
+        let now = self.states[which].transform(id).guest_tsc(after);
         ensure!(
             now.wrapping_sub(sample.tsc) < LEAP / 2,
             "vCPU {id} read {sample:x?} with the record of state {which}, where its TSC is {now:#x}"

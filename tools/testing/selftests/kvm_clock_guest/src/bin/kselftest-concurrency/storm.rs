@@ -22,7 +22,7 @@ use kvm_clock_guest_selftests::{
     descriptors,
     fixture::{
         get,
-        kept,
+        pinned,
         run_a_little, //
     },
     flat_out::Progress,
@@ -71,7 +71,7 @@ pub(crate) struct Storm<'a> {
 
 impl<'a> Storm<'a> {
     pub(crate) fn new(kvm: &'a Kvm) -> Result<Self> {
-        let vm = kept(kvm, VCPUS)?;
+        let vm = pinned(kvm, VCPUS)?;
         let states = States::two(&vm)?;
         set_vm_clock_guest(vm.fd(), &mut states.request(0, VCPUS as usize))
             .context("the first SET")?;

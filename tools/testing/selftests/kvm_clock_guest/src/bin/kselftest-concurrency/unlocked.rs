@@ -15,7 +15,7 @@ use anyhow::{
 };
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::kept,
+    fixture::pinned,
     ktap::{
         note,
         option,
@@ -37,7 +37,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 }
 
 fn whole(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, 1)?;
+    let vm = pinned(kvm, 1)?;
     let states = States::two(&vm)?;
     set(&vm, &states, 0)?;
     let sets = option("sets", SETS)?;

@@ -5,7 +5,7 @@
 use crate::{
     state::{
         nearly_still,
-        Kept, //
+        Pinned, //
     },
     Consumer,
 };
@@ -35,10 +35,10 @@ pub(crate) const REFERENCE_COUNTER: Consumer = Consumer {
     name: "Hyper-V's reference counter",
     record: nearly_still,
     enable: |vm| enable(&vm.vcpus()[0].fd()),
-    check: |vm, kept| {
-        counter(vm, kept)?;
+    check: |vm, pinned| {
+        counter(vm, pinned)?;
         run_a_little(vm)?;
-        counter(vm, kept)
+        counter(vm, pinned)
     },
 };
 
@@ -47,10 +47,10 @@ pub(crate) const REFERENCE_COUNTER_WITH_PAGE: Consumer = Consumer {
     name: "Hyper-V's reference counter beside the TSC page",
     record: nearly_still,
     enable: enable_page,
-    check: |vm, kept| {
-        counter(vm, kept)?;
+    check: |vm, pinned| {
+        counter(vm, pinned)?;
         run_a_little(vm)?;
-        counter(vm, kept)
+        counter(vm, pinned)
     },
 };
 
@@ -58,9 +58,9 @@ pub(crate) const TSC_PAGE: Consumer = Consumer {
     name: "Hyper-V's TSC page",
     record: at_twice_the_rate,
     enable: enable_page,
-    check: |vm, kept| {
+    check: |vm, pinned| {
         run_a_little(vm)?;
-        page(vm, kept)
+        page(vm, pinned)
     },
 };
 
@@ -79,12 +79,12 @@ fn enable_page(vm: &Vm) -> Result<()> {
 }
 
 /// Computed from the page it may be one unit off the record's, see [`page`].
-fn counter(vm: &Vm, kept: &Kept) -> Result<()> {
+fn counter(vm: &Vm, pinned: &Pinned) -> Result<()> {
     for _ in 0..CALLS {
         let before = rdtsc_ordered();
         let count = reference_count(&vm.vcpus()[0].fd())?;
         let after = rdtsc_ordered();
-        let [least, most] = [before, after].map(|host_tsc| kept.ns(host_tsc) / UNIT_NS);
+        let [least, most] = [before, after].map(|host_tsc| pinned.ns(host_tsc) / UNIT_NS);
         ensure!(
             (least.wrapping_sub(1)..=most + 1).contains(&count),
             "the reference counter is {count}, by the record it was {least} to {most} meanwhile"
@@ -98,25 +98,25 @@ fn counter(vm: &Vm, kept: &Kept) -> Result<()> {
 ///
 /// It serves all vCPUs, so it is invalid, and the guest told to read the MSR, where their TSCs
 /// differ.
-fn page(vm: &Vm, kept: &Kept) -> Result<()> {
+fn page(vm: &Vm, pinned: &Pinned) -> Result<()> {
     /// Guest ticks from now on, up to some years.
     const LATER: [u64; 5] = [0, 1, 1_000_000_007, 1 << 42, 1 << 57];
 
     let page = TscPage::of(vm, PAGE);
-    if kept.ahead.iter().any(|&ahead| ahead != 0) {
+    if pinned.ahead.iter().any(|&ahead| ahead != 0) {
         ensure!(
             page.sequence == 0,
             "the TSC page is valid although vCPUs' TSCs differ: {page:x?}"
         );
-        return counter(vm, kept);
+        return counter(vm, pinned);
     }
     ensure!(page.sequence != 0, "the TSC page is invalid: {page:x?}");
     for _ in 0..CALLS {
-        let guest_tsc = kept.relation.guest_tsc(rdtsc_ordered());
+        let guest_tsc = pinned.transform.guest_tsc(rdtsc_ordered());
         for later in LATER {
             let guest_tsc = guest_tsc.wrapping_add(later);
             let count = page.reference_count(guest_tsc);
-            let ns = kept.record.kvmclock_ns(guest_tsc);
+            let ns = pinned.record.kvmclock_ns(guest_tsc);
             ensure!(
                 count.abs_diff(ns / UNIT_NS) <= 1,
                 "at TSC {guest_tsc} the TSC page says {count}, the record {ns} ns"

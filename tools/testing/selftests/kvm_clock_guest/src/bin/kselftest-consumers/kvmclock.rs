@@ -5,7 +5,7 @@
 use crate::{
     state::{
         ahead_and_fast,
-        Kept, //
+        Pinned, //
     },
     Consumer,
 };
@@ -34,10 +34,10 @@ pub(crate) const GET_CLOCK: Consumer = Consumer {
     name: "KVM_GET_CLOCK",
     record: at_twice_the_rate,
     enable: |_| Ok(()),
-    check: |vm, kept| {
-        get_clock(vm, kept)?;
+    check: |vm, pinned| {
+        get_clock(vm, pinned)?;
         run_a_little(vm)?;
-        get_clock(vm, kept)
+        get_clock(vm, pinned)
     },
 };
 
@@ -45,7 +45,7 @@ pub(crate) const WALL_CLOCK_MSR: Consumer = Consumer {
     name: "wall clock MSR",
     record: ahead_and_fast,
     enable: |_| Ok(()),
-    check: |vm, kept| {
+    check: |vm, pinned| {
         let write = || {
             Ok(set_msr(
                 &vm.vcpus()[0].fd(),
@@ -53,9 +53,9 @@ pub(crate) const WALL_CLOCK_MSR: Consumer = Consumer {
                 WALL_CLOCK,
             )?)
         };
-        ensure_epoch(vm, kept, WALL_CLOCK, write)?;
+        ensure_epoch(vm, pinned, WALL_CLOCK, write)?;
         run_a_little(vm)?;
-        ensure_epoch(vm, kept, WALL_CLOCK, write)
+        ensure_epoch(vm, pinned, WALL_CLOCK, write)
     },
 };
 
@@ -65,7 +65,7 @@ const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 const WALL_CLOCK: u64 = 0x7000;
 
 /// It tells its host TSC, so the two are equal to the ns.
-fn get_clock(vm: &Vm, kept: &Kept) -> Result<()> {
+fn get_clock(vm: &Vm, pinned: &Pinned) -> Result<()> {
     const CALLS: usize = 100;
 
     for _ in 0..CALLS {
@@ -75,7 +75,7 @@ fn get_clock(vm: &Vm, kept: &Kept) -> Result<()> {
             "KVM_GET_CLOCK's flags are {:#x}",
             data.flags
         );
-        let ns = kept.ns(data.host_tsc);
+        let ns = pinned.ns(data.host_tsc);
         ensure!(
             data.clock == ns,
             "KVM_GET_CLOCK says {} ns at host TSC {}, the record {ns} ns",
@@ -88,11 +88,11 @@ fn get_clock(vm: &Vm, kept: &Kept) -> Result<()> {
 
 /// Fails unless `write` makes KVM write the guest's epoch, UTC minus kvmclock, to `gpa`.
 ///
-/// The kept clock gains on UTC, so that the epoch moves a little between two GETs; it was read
+/// The pinned clock gains on UTC, so that the epoch moves a little between two GETs; it was read
 /// between them.
 pub(crate) fn ensure_epoch(
     vm: &Vm,
-    kept: &Kept,
+    pinned: &Pinned,
     gpa: u64,
     write: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
@@ -100,9 +100,9 @@ pub(crate) fn ensure_epoch(
     /// fractions of a ns when the host's timekeeping corrects its rate: another.
     const TOLERANCE_NS: i64 = 2;
 
-    let before = epoch_ns(vm, kept)?;
+    let before = epoch_ns(vm, pinned)?;
     write()?;
-    let after = epoch_ns(vm, kept)?;
+    let after = epoch_ns(vm, pinned)?;
     // struct pvclock_wall_clock: version, sec, nsec, each of 32 bits.
     let word = |gpa| vm.memory().word(gpa).load(Ordering::Acquire);
     let (sec, nsec) = (word(gpa) >> 32, word(gpa + 8) & u64::from(u32::MAX));
@@ -120,9 +120,9 @@ pub(crate) fn ensure_epoch(
     Ok(())
 }
 
-/// UTC at which the kept clock was 0, ns.
-fn epoch_ns(vm: &Vm, kept: &Kept) -> Result<i64> {
+/// UTC at which the pinned clock was 0, ns.
+fn epoch_ns(vm: &Vm, pinned: &Pinned) -> Result<i64> {
     let header = get(vm)?.header;
     let utc_ns = header.tai_ns - i64::from(header.tai_offset_s) * SECOND_NS;
-    Ok(utc_ns - i64::try_from(kept.ns(header.host_tsc))?)
+    Ok(utc_ns - i64::try_from(pinned.ns(header.host_tsc))?)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What else KVM computes from a guest's kvmclock is the same function as the record it keeps,
+//! What else KVM computes from a guest's kvmclock is the same function as the pinned record,
 //! after every mode of SET, with vCPUs whose TSCs agree or differ, and at every rate that the host
 //! can give.
 //!
@@ -25,7 +25,7 @@ use kvm_clock_guest_selftests::{
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use state::{
-    Kept,
+    Pinned,
     State, //
 };
 use std::process::ExitCode;
@@ -39,7 +39,7 @@ struct Consumer {
     /// Switches it on, before SET.
     enable: fn(&Vm) -> Result<()>,
     /// Looks at it after SET, before and after the guest ran.
-    check: fn(&Vm, &Kept) -> Result<()>,
+    check: fn(&Vm, &Pinned) -> Result<()>,
 }
 
 const CONSUMERS: &[Consumer] = &[
@@ -80,6 +80,6 @@ fn main() -> ExitCode {
 fn case(kvm: &Kvm, state: State, consumer: Consumer) -> Result<()> {
     let vm = state.vm(kvm)?;
     (consumer.enable)(&vm)?;
-    let kept = state.set(&vm, consumer.record)?;
-    (consumer.check)(&vm, &kept)
+    let pinned = state.set(&vm, consumer.record)?;
+    (consumer.check)(&vm, &pinned)
 }

@@ -12,7 +12,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         get,
         move_to_domain,
-        reference_relation,
+        reference_transform,
         run_a_little,
         set, //
     },
@@ -72,20 +72,20 @@ pub(crate) struct State {
     rate: (u32, u32),
 }
 
-/// What KVM was told to keep.
-pub(crate) struct Kept {
+/// What SET pinned.
+pub(crate) struct Pinned {
     /// The record of the first vCPU.
     pub(crate) record: ClockGuest,
     /// The TSC of the first vCPU.
-    pub(crate) relation: TscTransform,
+    pub(crate) transform: TscTransform,
     /// How far each vCPU's TSC is ahead of the first one's, ticks.
     pub(crate) ahead: &'static [i64],
 }
 
-impl Kept {
+impl Pinned {
     /// kvmclock at `host_tsc` (ticks), ns.
     pub(crate) fn ns(&self, host_tsc: u64) -> u64 {
-        self.record.kvmclock_ns(self.relation.guest_tsc(host_tsc))
+        self.record.kvmclock_ns(self.transform.guest_tsc(host_tsc))
     }
 }
 
@@ -106,7 +106,7 @@ impl State {
         }
     }
 
-    /// A stopped VM that keeps a record, whose vCPUs have this rate, and agree.
+    /// A stopped VM whose clock is pinned, whose vCPUs have this rate, and agree.
     pub(crate) fn vm(&self, kvm: &Kvm) -> Result<Vm> {
         // CAST: a few.
         let vm = Vm::new(kvm, self.layout.1.len() as u32)?;
@@ -132,7 +132,7 @@ impl State {
     }
 
     /// Pulls the vCPUs of `vm` apart, and has the mode make `edit` of the present clock its clock.
-    pub(crate) fn set(&self, vm: &Vm, edit: fn(VmClock) -> VmClock) -> Result<Kept> {
+    pub(crate) fn set(&self, vm: &Vm, edit: fn(VmClock) -> VmClock) -> Result<Pinned> {
         let ahead = self.layout.1;
         if ahead.iter().any(|&ahead| ahead != 0) {
             let first = vm.tsc_offsets()?[0];
@@ -159,9 +159,9 @@ impl State {
             "vCPU {} is the reference, not the first",
             observed.header.ref_vcpu_id
         );
-        Ok(Kept {
+        Ok(Pinned {
             record,
-            relation: reference_relation(&observed)?,
+            transform: reference_transform(&observed)?,
             ahead,
         })
     }

@@ -6,7 +6,7 @@ use crate::{
     kvmclock::ensure_epoch,
     state::{
         ahead_and_fast,
-        Kept, //
+        Pinned, //
     },
     Consumer,
 };
@@ -44,9 +44,9 @@ pub(crate) const WALL_CLOCK: Consumer = Consumer {
     name: "Xen's wall clock",
     record: ahead_and_fast,
     enable: |vm| enable(vm.fd()),
-    check: |vm, kept| {
+    check: |vm, pinned| {
         let write = || set_shared_info(vm.fd(), SHARED_INFO);
-        ensure_epoch(vm, kept, SHARED_INFO + SHARED_INFO_WALL_CLOCK, write)
+        ensure_epoch(vm, pinned, SHARED_INFO + SHARED_INFO_WALL_CLOCK, write)
     },
 };
 
@@ -75,12 +75,12 @@ fn enable_time_info(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// Both are, but for version and flags, what the guest has from KVM, and the kept record.
-fn time_info(vm: &Vm, kept: &Kept) -> Result<()> {
+/// Both are, but for version and flags, what the guest has from KVM, and the pinned record.
+fn time_info(vm: &Vm, pinned: &Pinned) -> Result<()> {
     run_a_little(vm)?;
-    for (index, &ahead) in kept.ahead.iter().enumerate() {
+    for (index, &ahead) in pinned.ahead.iter().enumerate() {
         // CAST: mod 2^64, as TSC values are.
-        let expected = function(kept.record.shifted_by(ahead as u64));
+        let expected = function(pinned.record.shifted_by(ahead as u64));
         let page = function(vm.view(index).pvclock());
         ensure!(
             page == expected,

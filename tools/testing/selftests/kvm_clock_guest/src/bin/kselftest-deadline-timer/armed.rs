@@ -114,9 +114,9 @@ impl Armed {
         for vcpu in machine.vcpus().iter().filter(|_| khz != host_khz) {
             vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ")?;
         }
-        // Without a record to keep, vCPUs that are apart have no common clock.
+        // Without a pinned record, vCPUs that are apart have no common clock.
         machine.set_clock(&mut machine.clock()?, MODE_EXACT)?;
-        let first = machine.relation(0)?.offset;
+        let first = machine.transform(0)?.offset;
         for (vcpu, &ns) in machine.vcpus().iter().zip(apart_ns) {
             // CAST: mod 2^64, as TSC values are.
             let offset = first.wrapping_add(ticks(khz, START_NS + ns) as u64);
@@ -173,9 +173,9 @@ impl Armed {
     pub(crate) fn sleep_past_deadline(&self) -> Result<()> {
         wait_until(&self.machine, "pass the deadlines", || {
             self.timers().all(|timer| {
-                let relation = self.machine.relation(timer.vcpu);
-                relation.is_ok_and(|relation| {
-                    is_ahead(relation.guest_tsc(rdtsc_ordered()), timer.deadline())
+                let transform = self.machine.transform(timer.vcpu);
+                transform.is_ok_and(|transform| {
+                    is_ahead(transform.guest_tsc(rdtsc_ordered()), timer.deadline())
                 })
             })
         })?;
@@ -193,7 +193,7 @@ impl Armed {
             .map(|timer| {
                 let tsc = self
                     .machine
-                    .relation(timer.vcpu)?
+                    .transform(timer.vcpu)?
                     .guest_tsc(rdtsc_ordered());
                 let deadline = timer.deadline();
                 Ok(if is_ahead(tsc, deadline) {

@@ -107,7 +107,7 @@ fn set_age(clock: &mut VmClock, ticks: u64) {
     header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
 }
 
-/// The record is kept, bit for bit, in every mode.
+/// The record is pinned, bit for bit, in every mode.
 fn accepted(host: &Host, edit: Edit) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let before = Clocks::of(&vm)?;
@@ -130,7 +130,7 @@ fn accepted(host: &Host, edit: Edit) -> Result<()> {
     run_a_little(&vm)?;
     let after = Clocks::of(&vm)?;
     let expected = Clocks {
-        kept: true,
+        pinned: true,
         // Advance and freeze move them.
         offsets: after.offsets.clone(),
         record,
@@ -177,7 +177,7 @@ fn larger(host: &Host) -> Result<()> {
     payload.set_size(PAGE as u32);
     payload.set(vm.fd()).context("KVM_SET_VM_CLOCK_GUEST")?;
     Clocks {
-        kept: true,
+        pinned: true,
         ..before
     }
     .ensure_unchanged(&vm)
@@ -192,7 +192,7 @@ fn array_read_only(host: &Host) -> Result<()> {
     payload.protect_array()?;
     payload.set(vm.fd()).context("KVM_SET_VM_CLOCK_GUEST")?;
     Clocks {
-        kept: true,
+        pinned: true,
         ..before
     }
     .ensure_unchanged(&vm)

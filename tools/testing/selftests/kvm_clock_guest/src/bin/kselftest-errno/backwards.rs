@@ -25,7 +25,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        reference_relation,
+        reference_transform,
         run_a_little,
         unlike, //
     },
@@ -66,9 +66,9 @@ fn an_hour_back(vm: &Vm) -> Result<()> {
     let host_after = rdtsc_ordered();
 
     let now = get(vm)?;
-    let relation = reference_relation(&now)?;
-    let earliest = relation.guest_tsc(host_before);
-    let latest = relation.guest_tsc(host_after);
+    let transform = reference_transform(&now)?;
+    let earliest = transform.guest_tsc(host_before);
+    let latest = transform.guest_tsc(host_after);
     let (was, is) = (function(saved.record), function(now.header.record));
     ensure!(
         is_ahead(was.tsc_timestamp, latest),
@@ -101,11 +101,11 @@ fn an_hour_back(vm: &Vm) -> Result<()> {
             );
         }
     }
-    expect::ensure_reads(&run_a_little(vm)?, &was, relation.offset)?;
+    expect::ensure_reads(&run_a_little(vm)?, &was, transform.offset)?;
 
     let after = Clocks::of(vm)?;
     Clocks {
-        kept: true,
+        pinned: true,
         offsets: after.offsets.clone(),
         record: now.header.record,
         pages: vec![now.header.record; VCPUS as usize],

@@ -23,7 +23,7 @@ use clockguest::{
 use kvm_clock_guest_selftests::{
     clocks::pages,
     clocksource,
-    fixture::reference_relation,
+    fixture::reference_transform,
     ktap,
     refusal::ensure_errno,
     require, //
@@ -99,7 +99,7 @@ fn ensure_sound(vm: &Vm) -> Result<(VmClock, i64)> {
         "kvmclock_ns is {}, KVM_GET_CLOCK said {least} before and {most} after",
         header.kvmclock_ns
     );
-    let guest_tsc = reference_relation(&clock)?.guest_tsc(header.host_tsc);
+    let guest_tsc = reference_transform(&clock)?.guest_tsc(header.host_tsc);
     ensure!(
         header.guest_tsc == guest_tsc,
         "guest_tsc is {}, by the offset it is {guest_tsc}",

@@ -34,7 +34,7 @@ use kvm_clock_guest_selftests::{
         an_hour_ahead,
         derived,
         get,
-        reference_relation,
+        reference_transform,
         run_a_little,
         set, //
     },
@@ -72,11 +72,11 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
             move |host: &Host| falls_back(&lose(&host.kvm)?),
         ));
         cases.push(Case::new(
-            format!("{name}: SET keeps a record, not stable"),
-            move |host: &Host| keeps(&lose(&host.kvm)?),
+            format!("{name}: SET pins a record, not stable"),
+            move |host: &Host| pins(&lose(&host.kvm)?),
         ));
         cases.push(Case::new(
-            format!("{name}: a kept record goes on when the host stops using its TSC"),
+            format!("{name}: a pinned record goes on when the host stops using its TSC"),
             move |host: &Host| goes_on(host, lose),
         ));
     }
@@ -122,7 +122,7 @@ fn falls_back(vm: &Vm) -> Result<()> {
     // drifts from the raw clock by no more than two roundings of a rate.
     let function = Function {
         record: header.record,
-        relation: reference_relation(&clock)?,
+        transform: reference_transform(&clock)?,
     };
     let (before, told, after) = (
         function.ahead_of_raw()?,
@@ -139,18 +139,18 @@ fn falls_back(vm: &Vm) -> Result<()> {
 
 /// SET does not need FALLBACK: the host's TSC carries the record. Every vCPU gets it with its own
 /// offset, and is told that readings of different vCPUs are not comparable.
-fn keeps(vm: &Vm) -> Result<()> {
+fn pins(vm: &Vm) -> Result<()> {
     let mut clock = an_hour_ahead(ensure_sound(vm)?.0);
     let record = clock.header.record;
     let offsets = vm.tsc_offsets()?;
     clock.header.flags = 0;
     set(vm, &mut clock, MODE_EXACT)?;
-    let fit_and_kept = STATUS_HOST_TSC_STABLE | STATUS_PINNED;
+    let fit_and_pinned = STATUS_HOST_TSC_STABLE | STATUS_PINNED;
     let outcome = (clock.header.status, clock.header.precision_ns);
     ensure!(
-        outcome == (fit_and_kept, 1),
+        outcome == (fit_and_pinned, 1),
         "SET reports status and precision {outcome:x?}, expected {:x?}",
-        (fit_and_kept, 1)
+        (fit_and_pinned, 1)
     );
 
     for _ in 0..3 {
@@ -158,10 +158,10 @@ fn keeps(vm: &Vm) -> Result<()> {
         let now = get(vm)?;
         let told = (now.header.status, now.header.precision_ns);
         ensure!(
-            told == (fit_and_kept, 0) && now.header.record == record,
+            told == (fit_and_pinned, 0) && now.header.record == record,
             "GET tells status and precision {told:x?} and {:x?}, expected {:x?} and {record:x?}",
             now.header.record,
-            (fit_and_kept, 0)
+            (fit_and_pinned, 0)
         );
         let expected: Vec<_> = offsets
             .iter()
@@ -206,15 +206,15 @@ fn goes_on(host: &Host, lose: Lose) -> Result<()> {
     clock.header.flags = 0;
     set(&vm, &mut clock, MODE_EXACT)?;
     run_a_little(&vm)?;
-    let kept: ClockGuest = pages(&vm)[0];
+    let pinned: ClockGuest = pages(&vm)[0];
     let function = Function {
         record: clock.header.record,
-        relation: reference_relation(&clock)?,
+        transform: reference_transform(&clock)?,
     };
     // KVM drops the record, at some instant in here.
     let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
     let _until_checked = WithoutTsc::switch(&host.other_clocksource)?;
-    run_until_noticed(&vm, &kept)?;
+    run_until_noticed(&vm, &pinned)?;
     let continued = Continued::since(function, raw, TOLERANCE_NS)?;
     continued.ensure_told_by_kvm(&vm)?;
     continued.ensure_read_by_guest(|| run_a_little(&vm))?;

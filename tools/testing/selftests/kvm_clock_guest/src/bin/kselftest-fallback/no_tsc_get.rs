@@ -32,8 +32,8 @@ use kvm_clock_guest_selftests::{
     fixture::{
         an_hour_ahead,
         get,
-        kept,
-        reference_relation,
+        pinned,
+        reference_transform,
         run_a_little,
         set, //
     },
@@ -54,19 +54,19 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         Case::new("no TSC: GET with FALLBACK tells KVM's clock", gets),
         Case::new(
             "no TSC: GET with FALLBACK of a record that KVM has not dropped yet",
-            gets_kept,
+            gets_pinned,
         ),
         Case::new(
-            "what GET with FALLBACK told is kept once the TSC is back",
+            "what GET with FALLBACK told is pinned once the TSC is back",
             comes_home,
         ),
     ]
 }
 
-/// A stopped VM that kept a record an hour ahead, which KVM dropped as the host stopped using its
+/// A stopped VM that had a pinned record an hour ahead, which KVM dropped as the host stopped using its
 /// TSC.
 fn dropped(host: &Host) -> Result<(Vm, WithoutTsc)> {
-    let vm = kept(&host.kvm, VCPUS)?;
+    let vm = pinned(&host.kvm, VCPUS)?;
     let mut clock = an_hour_ahead(get(&vm)?);
     set(&vm, &mut clock, MODE_EXACT)?;
     run_a_little(&vm)?;
@@ -97,7 +97,7 @@ fn gets(host: &Host) -> Result<()> {
         );
         let function = Function {
             record: clock.header.record,
-            relation: reference_relation(&clock)?,
+            transform: reference_transform(&clock)?,
         };
         let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
         let continued = Continued::since(function, raw, clock.header.precision_ns)?;
@@ -141,10 +141,10 @@ fn ensure_instant(clock: &VmClock) -> Result<()> {
     Ok(())
 }
 
-/// No vCPU ran since the switch: the record is kept still, but the host's other clocks cannot be
+/// No vCPU ran since the switch: the record is pinned still, but the host's other clocks cannot be
 /// read as one with its TSC.
-fn gets_kept(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm, VCPUS)?;
+fn gets_pinned(host: &Host) -> Result<()> {
+    let vm = pinned(&host.kvm, VCPUS)?;
     let record = get(&vm)?.header.record;
     let _until_checked = WithoutTsc::switch(&host.other_clocksource)?;
     let clock = get_or_fall_back(&vm)?;
@@ -163,7 +163,7 @@ fn gets_kept(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Saved without TSC, restored with: kept, and the guest's clock to the ns.
+/// Saved without TSC, restored with: pinned, and the guest's clock to the ns.
 fn comes_home(host: &Host) -> Result<()> {
     let (vm, without_tsc) = dropped(host)?;
     let mut clock = get_or_fall_back(&vm)?;
@@ -181,7 +181,7 @@ fn comes_home(host: &Host) -> Result<()> {
     let now = get(&vm)?;
     ensure!(
         now.header.precision_ns == 0,
-        "the kept record has a precision of {} ns",
+        "the pinned record has a precision of {} ns",
         now.header.precision_ns
     );
     for page in pages(&vm) {

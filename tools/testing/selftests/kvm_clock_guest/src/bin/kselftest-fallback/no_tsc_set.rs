@@ -31,10 +31,10 @@ use kvm_clock_guest_selftests::{
     fixture::{
         an_hour_ahead,
         get,
-        kept,
         make_consistent,
         move_to_domain,
-        reference_relation,
+        pinned,
+        reference_transform,
         run_a_little, //
     },
     ktap::{
@@ -95,11 +95,11 @@ fn exact(mut clock: VmClock) -> Asked {
     }
     clock.header.record.tsc_timestamp -= 1 << 40;
     make_consistent(&mut clock);
-    let check = |clock: &VmClock, relation: TscTransform, _: &Around| {
-        let expected = reference_relation(clock)?;
+    let check = |clock: &VmClock, transform: TscTransform, _: &Around| {
+        let expected = reference_transform(clock)?;
         ensure!(
-            relation == expected,
-            "the reference vCPU has {relation:x?}, expected {expected:x?}"
+            transform == expected,
+            "the reference vCPU has {transform:x?}, expected {expected:x?}"
         );
         Ok(())
     };
@@ -115,7 +115,7 @@ fn advance(mut clock: VmClock) -> Asked {
     move_to_domain(&mut clock, 1 << 60);
     clock.header.tai_ns -= HOUR_NS;
     // Elapsed TAI at the saved rate, to the precision.
-    let check = |clock: &VmClock, relation: TscTransform, around: &Around| {
+    let check = |clock: &VmClock, transform: TscTransform, around: &Around| {
         let khz = i128::from(clock.header.host_tsc_khz);
         let precision = i128::from(around.precision_ns) * khz / 1_000_000 + 2;
         // How far the guest TSC is from where it should be at each of the two instants: they may be
@@ -128,7 +128,7 @@ fn advance(mut clock: VmClock) -> Asked {
                 .wrapping_add((elapsed * khz / 1_000_000) as u64);
             // CAST: the signed differences of values mod 2^64.
             tai.host_tsc
-                .map(|host_tsc| i128::from(relation.guest_tsc(host_tsc).wrapping_sub(due) as i64))
+                .map(|host_tsc| i128::from(transform.guest_tsc(host_tsc).wrapping_sub(due) as i64))
         });
         let least = off_by[0][0].min(off_by[1][0]);
         let most = off_by[0][1].max(off_by[1][1]);
@@ -150,8 +150,10 @@ fn advance(mut clock: VmClock) -> Asked {
 fn freeze(mut clock: VmClock) -> Asked {
     move_to_domain(&mut clock, 1 << 60);
     // The saved value at some instant of the call.
-    let check = |clock: &VmClock, relation: TscTransform, around: &Around| {
-        let [before, after] = around.host_tsc.map(|host_tsc| relation.guest_tsc(host_tsc));
+    let check = |clock: &VmClock, transform: TscTransform, around: &Around| {
+        let [before, after] = around
+            .host_tsc
+            .map(|host_tsc| transform.guest_tsc(host_tsc));
         let since = clock.header.guest_tsc.wrapping_sub(before);
         ensure!(
             since <= after.wrapping_sub(before),
@@ -169,7 +171,7 @@ fn freeze(mut clock: VmClock) -> Asked {
 
 fn sets(host: &Host, ask: fn(VmClock) -> Asked) -> Result<()> {
     for saved_ns in SAVED_NS {
-        let vm = kept(&host.kvm, VCPUS)?;
+        let vm = pinned(&host.kvm, VCPUS)?;
         let mut saved = an_hour_ahead(get(&vm)?);
         saved.header.precision_ns = saved_ns;
         let asked = ask(saved);
@@ -206,16 +208,16 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
     set_or_fall_back(vm, &mut set, mode).context("SET with FALLBACK")?;
     let end = rdtsc_ordered();
     let offsets = vm.tsc_offsets()?;
-    let relation = TscTransform {
+    let transform = TscTransform {
         offset: offsets[0],
-        ..reference_relation(&clock)?
+        ..reference_transform(&clock)?
     };
     let around = Around {
         host_tsc: [before, end],
         tai: [tai_before, Paired::now(libc::CLOCK_TAI)?],
         precision_ns: set.header.precision_ns,
     };
-    check(&clock, relation, &around)?;
+    check(&clock, transform, &around)?;
 
     let apart: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
     let apart: Vec<_> = apart
@@ -248,7 +250,7 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
 
     let function = Function {
         record: clock.header.record,
-        relation,
+        transform,
     };
     // What was saved may be off by the saved precision; what SET was given it is to add `own_ns`
     // to.
@@ -271,7 +273,7 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
 }
 
 fn saturates(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm, VCPUS)?;
+    let vm = pinned(&host.kvm, VCPUS)?;
     let mut clock = get(&vm)?;
     let _until_checked = WithoutTsc::switch(&host.other_clocksource)?;
     for mode in [MODE_EXACT, MODE_FREEZE, MODE_ADVANCE] {

@@ -93,10 +93,10 @@ fn speed_up(vm: &Vm, first: usize) -> Result<()> {
 }
 
 fn refused(host: &Host, first: usize) -> Result<()> {
-    for is_kept in [false, true] {
+    for is_pinned in [false, true] {
         let vm = derived(&host.kvm, VCPUS)?;
         let mut clock = get(&vm)?;
-        if is_kept {
+        if is_pinned {
             set(&vm, &mut clock, MODE_EXACT)?;
             run_a_little(&vm)?;
         }
@@ -128,7 +128,7 @@ fn ensure_all_refused(vm: &Vm, clock: &VmClock) -> Result<()> {
     Ok(())
 }
 
-/// The other vCPUs stay with the kept record.
+/// The other vCPUs stay with the pinned record.
 fn from_the_same_value(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let last = VCPUS as usize - 1;
@@ -153,7 +153,7 @@ fn from_the_same_value(host: &Host) -> Result<()> {
     let own = &reading.vcpus[last];
     ensure!(
         function(own.record) != expected,
-        "vCPU {last} still has the kept record"
+        "vCPU {last} still has the pinned record"
     );
     for sample in own.samples.iter().map(|bracketed| bracketed.sample) {
         ensure!(

@@ -18,7 +18,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
+        pinned,
         set, //
     },
     ktap::Case, //
@@ -51,9 +51,9 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
-/// The same record, kept as without it.
+/// The same record, pinned as without it.
 fn not_needed(host: &Host) -> Result<()> {
-    for vm in [derived(&host.kvm, VCPUS)?, kept(&host.kvm, VCPUS)?] {
+    for vm in [derived(&host.kvm, VCPUS)?, pinned(&host.kvm, VCPUS)?] {
         let before = Clocks::of(&vm)?;
         let mut clock = get_or_fall_back(&vm)?;
         let (with, without) = (&clock.header, get(&vm)?.header);
@@ -68,7 +68,7 @@ fn not_needed(host: &Host) -> Result<()> {
             clock.header.precision_ns
         );
         Clocks {
-            kept: true,
+            pinned: true,
             ..before
         }
         .ensure_unchanged(&vm)?;
@@ -76,7 +76,7 @@ fn not_needed(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// A clock that a fallback made no better than this is kept all the same.
+/// A clock that a fallback made no better than this is pinned all the same.
 fn passed_on(host: &Host, mode: u32) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     for saved_ns in [0, 1, 12_345, u32::MAX] {

@@ -12,7 +12,7 @@ use anyhow::{
 };
 use kvm_clock_guest_selftests::{
     fault::Kind,
-    fixture::kept,
+    fixture::pinned,
     ktap::note,
     refusal::ensure_changes_nothing, //
 };
@@ -23,7 +23,7 @@ use vmm_sys_util::errno;
 const ACCESSES: u32 = 2;
 
 pub(crate) fn each_user_access(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm, 1)?;
+    let vm = pinned(&host.kvm, 1)?;
     // The vCPU's thread needs the descriptor in between.
     let tell = || tsc_scale(&vm.vcpus()[0].fd());
     let expected = tell()?;

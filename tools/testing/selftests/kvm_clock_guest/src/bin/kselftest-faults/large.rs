@@ -68,7 +68,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
-/// A VM that never ran, and keeps a record.
+/// A VM that never ran, and whose clock is pinned.
 #[derive(Debug)]
 pub(crate) struct Large {
     vm: VmFd,
@@ -80,7 +80,7 @@ pub(crate) struct Large {
 struct Written {
     vcpus: Vec<ClockGuestVcpu>,
     record: ClockGuest,
-    kept: bool,
+    pinned: bool,
 }
 
 impl Written {
@@ -92,7 +92,7 @@ impl Written {
                 flags: 0,
                 ..clock.header.record
             },
-            kept: clock.header.status & STATUS_PINNED != 0,
+            pinned: clock.header.status & STATUS_PINNED != 0,
         }
     }
 }
@@ -194,7 +194,7 @@ impl Large {
     fn set_once(&self, inject: Inject<'_>) -> Result<Made> {
         let mut clock = self.request()?;
         let due = Written {
-            kept: true,
+            pinned: true,
             ..Written::of(&clock)
         };
         let (result, injected) = inject(&mut || set_vm_clock_guest(&self.vm, &mut clock))?;

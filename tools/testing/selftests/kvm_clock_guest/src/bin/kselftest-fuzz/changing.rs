@@ -87,13 +87,13 @@ const ANY: [i32; 6] = [
 /// Makes `calls`.
 pub(crate) fn calls(host: &Host, calls: u64) -> Result<()> {
     let mut rng = host.rng(3);
-    let subject = Subject::kept(&host.kvm, &mut rng)?;
+    let subject = Subject::pinned(&host.kvm, &mut rng)?;
     let mut fuzz = Fuzz::new(host, rng, subject)?;
     let round = ROUND.min(calls / 10 + 1);
     let start = Instant::now();
     while fuzz.tally.calls() < calls || !was_all_had(&fuzz) && start.elapsed() < PATIENCE {
         one_round(&mut fuzz, round).with_context(|| host.replay(&fuzz))?;
-        let subject = Subject::kept(&host.kvm, &mut fuzz.rng)?;
+        let subject = Subject::pinned(&host.kvm, &mut fuzz.rng)?;
         fuzz.take(subject)?;
     }
     fuzz.tally.tell();
@@ -213,7 +213,7 @@ fn judged(
         Ok(_) if !is_get => {
             // `State::of()` finds that GET and KVM_GET_CLOCK agree on it.
             fuzz.look()?;
-            ensure!(fuzz.state.is_kept(), "{name}: no record is kept");
+            ensure!(fuzz.state.is_pinned(), "{name}: no record is pinned");
             let record = fuzz.state.record(0);
             ensure!(
                 record.tsc_to_system_mul != 0 && (-31..=31).contains(&record.tsc_shift),

@@ -148,7 +148,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 fn all(host: &Host) -> Result<()> {
     let mut rng = host.rng(0);
-    let subject = Subject::kept(&host.kvm, &mut rng)?;
+    let subject = Subject::pinned(&host.kvm, &mut rng)?;
     let mut fuzz = Fuzz::new(host, rng, subject)?;
     for &(name, edit) in SETS {
         one(&mut fuzz, edit).context(name)?;

@@ -24,7 +24,7 @@ use kvm_clock_guest_selftests::clocks::{
 };
 use pvclock::abi::PVCLOCK_TSC_STABLE;
 
-/// Lets the guest run. Fails unless a kept record stays what it is, and the guest reads that, to
+/// Lets the guest run. Fails unless a pinned record stays what it is, and the guest reads that, to
 /// the tick and the ns; and if `is_settled`, unless no record of a stable clock was written anew.
 pub(crate) fn ensure_reads(fuzz: &mut Fuzz<'_>, is_settled: bool) -> Result<()> {
     let version = versions(fuzz.subject.vm());
@@ -38,7 +38,8 @@ pub(crate) fn ensure_reads(fuzz: &mut Fuzz<'_>, is_settled: bool) -> Result<()> 
         fuzz.state.offsets
     );
     ensure!(
-        was.is_kept() == fuzz.state.is_kept() && was.kept_function() == fuzz.state.kept_function(),
+        was.is_pinned() == fuzz.state.is_pinned()
+            && was.pinned_function() == fuzz.state.pinned_function(),
         "clocks were {was:x?}\nand are {:x?} after the guest ran",
         fuzz.state
     );
@@ -53,8 +54,8 @@ pub(crate) fn ensure_reads(fuzz: &mut Fuzz<'_>, is_settled: bool) -> Result<()> 
         // KVM moves its offsets to imitate another rate.
         return Ok(());
     }
-    if fuzz.state.is_kept() {
-        return ensure_kept_read(fuzz, &reading);
+    if fuzz.state.is_pinned() {
+        return ensure_pinned_read(fuzz, &reading);
     }
     let tsc_ticks = compare(&with_own_records(&reading), &reading)?
         .error
@@ -63,7 +64,7 @@ pub(crate) fn ensure_reads(fuzz: &mut Fuzz<'_>, is_settled: bool) -> Result<()> 
     Ok(())
 }
 
-fn ensure_kept_read(fuzz: &Fuzz<'_>, reading: &Reading) -> Result<()> {
+fn ensure_pinned_read(fuzz: &Fuzz<'_>, reading: &Reading) -> Result<()> {
     let subject: &Subject = &fuzz.subject;
     let vcpus = subject.vm().vcpus().len();
     let records: Vec<_> = (0..vcpus)
@@ -78,7 +79,7 @@ fn ensure_kept_read(fuzz: &Fuzz<'_>, reading: &Reading) -> Result<()> {
         offsets: fuzz.state.offsets[..vcpus].to_vec(),
         record: records[0],
         pages: records,
-        kept: true,
+        pinned: true,
         clock_diff_ns: Some(0),
     };
     clocks.ensure_reads(reading)

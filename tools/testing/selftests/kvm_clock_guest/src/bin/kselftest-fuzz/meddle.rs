@@ -32,13 +32,13 @@ use kvm_bindings::kvm_clock_data;
 use kvm_clock_ioctls::set_tsc_offset;
 use rand::Rng as _;
 
-/// Does something. Fails unless a kept record survives whatever does not end it, to the bit.
+/// Does something. Fails unless a pinned record survives whatever does not end it, to the bit.
 pub(crate) fn meddle(fuzz: &mut Fuzz<'_>) -> Result<()> {
     let which = fuzz.rng.random_range(0..8);
-    let was = fuzz.state.kept_function();
+    let was = fuzz.state.pinned_function();
     do_it(fuzz, which).with_context(|| format!("meddling {which}"))?;
     fuzz.look_again()?;
-    let is = fuzz.state.kept_function();
+    let is = fuzz.state.pinned_function();
     match which {
         0 => ensure!(is.is_none(), "KVM_SET_CLOCK left the record {is:x?}"),
         // The vCPU's slope is another then, and the record cannot be its.
@@ -84,7 +84,7 @@ fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
                 vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ")?;
             }
             if fuzz.scales {
-                // What a vCPU is handed then is not the kept record, nor what KVM_GET_CLOCK says.
+                // What a vCPU is handed then is not the pinned record, nor what KVM_GET_CLOCK says.
                 set_clock(vm, value)?;
             }
         }
@@ -97,7 +97,7 @@ fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
     Ok(())
 }
 
-/// KVM_SET_CLOCK to `ns`, which ends a kept record.
+/// KVM_SET_CLOCK to `ns`, which ends a pinned record.
 fn set_clock(vm: &Vm, ns: u64) -> Result<()> {
     let clock = kvm_clock_data {
         clock: ns,

@@ -67,10 +67,10 @@ pub(crate) fn ensure_got(
         "the host's clocks are {got:x?}\nand {:x?}",
         was.header
     );
-    let relation = scaled(ratio(got), got.host_tsc).wrapping_add(state.offsets[0]);
+    let transform = scaled(ratio(got), got.host_tsc).wrapping_add(state.offsets[0]);
     ensure!(
-        got.guest_tsc == relation,
-        "guest_tsc is {:#x}, by offset and ratio {relation:#x}",
+        got.guest_tsc == transform,
+        "guest_tsc is {:#x}, by offset and ratio {transform:#x}",
         got.guest_tsc
     );
     let kvmclock_ns = crate::arithmetic::reads(&got.record, got.guest_tsc);
@@ -133,7 +133,7 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
     let (Some(was), Some(is)) = (&before.clock, &after.clock) else {
         bail!("SET succeeded without clocks");
     };
-    ensure!(after.is_kept(), "no record is kept");
+    ensure!(after.is_pinned(), "no record is pinned");
     ensure_ratio(saved, &was.header, &is.header)?;
 
     let offset = |id: u32| after.offsets.get(id as usize).copied().unwrap_or_default();

@@ -28,7 +28,7 @@ const ROUNDS: u64 = 8;
 /// Makes `calls`.
 pub(crate) fn calls(host: &Host, calls: u64) -> Result<()> {
     let mut rng = host.rng(2);
-    let subject = Subject::kept(&host.kvm, &mut rng)?;
+    let subject = Subject::pinned(&host.kvm, &mut rng)?;
     let mut fuzz = Fuzz::new(host, rng, subject)?;
     let round = ROUND.min(calls / 10 + 1);
     for number in 0.. {
@@ -36,7 +36,7 @@ pub(crate) fn calls(host: &Host, calls: u64) -> Result<()> {
             break;
         }
         if number > 0 && number % ROUNDS == 0 {
-            let subject = Subject::kept(&host.kvm, &mut fuzz.rng)?;
+            let subject = Subject::pinned(&host.kvm, &mut fuzz.rng)?;
             fuzz.take(subject)?;
         }
         one_round(&mut fuzz, round).with_context(|| host.replay(&fuzz))?;
@@ -54,7 +54,7 @@ fn one_round(fuzz: &mut Fuzz<'_>, calls: u64) -> Result<()> {
     let keep = one_in(&mut fuzz.rng, 2);
     fuzz.subject.run_some(&mut fuzz.rng)?;
     fuzz.look_again()?;
-    let (was, seen) = (fuzz.state.kept_function(), backwards(&fuzz.subject));
+    let (was, seen) = (fuzz.state.pinned_function(), backwards(&fuzz.subject));
     let end = fuzz.tally.calls() + calls;
     let mut called = Ok(());
     while called.is_ok() && fuzz.tally.calls() < end {
@@ -68,7 +68,7 @@ fn one_round(fuzz: &mut Fuzz<'_>, calls: u64) -> Result<()> {
         // The guest was told another time.
         (seen.own_kvmclock, seen.cross_kvmclock) = (0, 0);
     }
-    let is = fuzz.state.kept_function();
+    let is = fuzz.state.pinned_function();
     ensure!(
         seen == Backwards::default(),
         "the guest saw steps back: {seen:?}, the last {:x?}\nof the record {was:x?}, now {is:x?}",

@@ -11,7 +11,7 @@ use anyhow::{
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_guest_selftests::{
     clocks::function,
-    fixture::reference_relation, //
+    fixture::reference_transform, //
 };
 use kvm_clock_ioctls::{
     get_vm_clock_guest_or_fall_back,
@@ -82,18 +82,19 @@ impl State {
             Err(error) => return Err(error).context("KVM_GET_VM_CLOCK_GUEST"),
         };
         let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
-        let relation = reference_relation(&clock)?;
-        let is_kept = clock.header.status & STATUS_PINNED != 0;
+        let transform = reference_transform(&clock)?;
+        let is_pinned = clock.header.status & STATUS_PINNED != 0;
         let knows_tsc = data.flags & KVM_CLOCK_HOST_TSC != 0;
-        let clock_diff_ns = (knows_tsc && (is_kept || relation.scale.is_identity())).then(|| {
-            let guest_tsc = relation.guest_tsc(data.host_tsc);
-            // CAST: The signed difference of values mod 2^64.
-            data.clock
-                .wrapping_sub(clock.header.record.kvmclock_ns(guest_tsc)) as i64
-        });
+        let clock_diff_ns =
+            (knows_tsc && (is_pinned || transform.scale.is_identity())).then(|| {
+                let guest_tsc = transform.guest_tsc(data.host_tsc);
+                // CAST: The signed difference of values mod 2^64.
+                data.clock
+                    .wrapping_sub(clock.header.record.kvmclock_ns(guest_tsc)) as i64
+            });
         ensure!(
-            !is_kept || clock_diff_ns == Some(0),
-            "KVM_GET_CLOCK minus the kept record is {clock_diff_ns:?} ns"
+            !is_pinned || clock_diff_ns == Some(0),
+            "KVM_GET_CLOCK minus the pinned record is {clock_diff_ns:?} ns"
         );
         Ok(Self {
             offsets: clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect(),
@@ -117,8 +118,8 @@ impl State {
         Some(Still::of(&clock.header, &clock.vcpus))
     }
 
-    /// Whether a record is kept.
-    pub(crate) fn is_kept(&self) -> bool {
+    /// Whether a record is pinned.
+    pub(crate) fn is_pinned(&self) -> bool {
         self.has_status(STATUS_PINNED)
     }
 
@@ -137,7 +138,7 @@ impl State {
     /// Whether the record is one that GET derives at its own anchor.
     pub(crate) fn is_derived(&self) -> bool {
         let clock = self.clock.as_ref().map(|clock| &clock.header);
-        !self.is_kept() && clock.is_some_and(|at| at.record.tsc_timestamp == at.guest_tsc)
+        !self.is_pinned() && clock.is_some_and(|at| at.record.tsc_timestamp == at.guest_tsc)
     }
 
     /// Whether `record` is of the same rate.
@@ -160,10 +161,10 @@ impl State {
         clock.map(|clock| (clock.header.tsc_ratio, clock.header.tsc_frac_bits))
     }
 
-    /// The kept record as a function of the host's TSC, if the ratio is what it was; of that,
+    /// The pinned record as a function of the host's TSC, if the ratio is what it was; of that,
     /// nothing but KVM_SET_CLOCK and a SET may change a bit.
-    pub(crate) fn kept_function(&self) -> Option<(ClockGuest, u64)> {
-        let clock = self.clock.as_ref().filter(|_| self.is_kept())?;
+    pub(crate) fn pinned_function(&self) -> Option<(ClockGuest, u64)> {
+        let clock = self.clock.as_ref().filter(|_| self.is_pinned())?;
         let record = function(clock.header.record).shifted_by(self.offsets[0].wrapping_neg());
         Some((record, clock.header.tsc_ratio))
     }

@@ -16,7 +16,7 @@ use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
         derived,
-        kept,
+        pinned,
         run_a_little,
         wait_in_guest, //
     },
@@ -53,7 +53,7 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// A stopped VM: new, or with clocks by KVM, with a kept record, or with different TSC offsets.
+    /// A stopped VM: new, or with clocks by KVM, with a pinned record, or with different TSC offsets.
     pub(crate) fn new(kvm: &Kvm, rng: &mut Rng) -> Result<Self> {
         let vcpus = rng.random_range(1..=4);
         let vm = match rng.random_range(0..8) {
@@ -66,14 +66,14 @@ impl Subject {
                 }
                 vm
             }
-            _ => kept(kvm, vcpus)?,
+            _ => pinned(kvm, vcpus)?,
         };
         Ok(Self::of(vm))
     }
 
-    /// A stopped VM that keeps a record.
-    pub(crate) fn kept(kvm: &Kvm, rng: &mut Rng) -> Result<Self> {
-        Ok(Self::of(kept(kvm, rng.random_range(1..=4))?))
+    /// A stopped VM whose clock is pinned.
+    pub(crate) fn pinned(kvm: &Kvm, rng: &mut Rng) -> Result<Self> {
+        Ok(Self::of(pinned(kvm, rng.random_range(1..=4))?))
     }
 
     fn of(vm: Vm) -> Self {

@@ -164,7 +164,7 @@ pub(crate) fn set_as(
     fuzz.count("KVM_SET_CLOCK_GUEST", result);
     let was = fuzz.judge(result, expected)?;
     if let (Some(was), Some(given)) = (was, &given) {
-        ensure!(fuzz.state.is_kept(), "no record is kept");
+        ensure!(fuzz.state.is_pinned(), "no record is pinned");
         ensure!(
             was.offsets == fuzz.state.offsets,
             "TSC offsets were changed"

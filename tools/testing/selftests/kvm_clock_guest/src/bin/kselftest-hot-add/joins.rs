@@ -16,7 +16,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         get,
         run_a_little,
-        vcpu_relation, //
+        vcpu_transform, //
     },
     halting,
 };
@@ -53,8 +53,8 @@ pub(crate) fn ensure_joins(kvm: &Kvm, vm: &Vm) -> Result<()> {
 
 /// Fails unless the vCPU `added` has the TSC of vCPU 0, and GET reports it and the pinned clock.
 fn ensure_joined(vm: &Vm, added: &VcpuFd) -> Result<VmClock> {
-    let first = vcpu_relation(&vm.vcpus()[0].fd())?;
-    let observed = vcpu_relation(added)?;
+    let first = vcpu_transform(&vm.vcpus()[0].fd())?;
+    let observed = vcpu_transform(added)?;
     ensure!(
         observed.scale == first.scale,
         "the new vCPU's ratio is {:#x}, vCPU 0's is {:#x}",

@@ -8,8 +8,8 @@ use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
-        kept,
         move_to_domain,
+        pinned,
         run_a_little,
         set, //
     },
@@ -69,7 +69,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 
 /// In another VM than the one that was saved.
 fn after_set(kvm: &Kvm, mode: u32, runs: bool) -> Result<()> {
-    let source = kept(kvm, VCPUS)?;
+    let source = pinned(kvm, VCPUS)?;
     let mut clock = get(&source)?;
     if mode != MODE_EXACT {
         move_to_domain(&mut clock, OTHER_DOMAIN);
@@ -85,7 +85,7 @@ fn after_set(kvm: &Kvm, mode: u32, runs: bool) -> Result<()> {
 }
 
 fn after_write(kvm: &Kvm, write: TscWrite, vcpus: &[usize]) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     for &vcpu in vcpus {
         (write.add)(&vm, vcpu, TICKS)?;
     }

@@ -26,10 +26,10 @@ use clockguest::{
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
-        kept,
+        pinned,
         run_a_little,
         set,
-        vcpu_relation, //
+        vcpu_transform, //
     },
     ktap::Case,
     snippet,
@@ -112,12 +112,12 @@ fn move_to_reset(vm: &Vm, write: TscWrite) -> Result<()> {
 }
 
 fn first_tsc(vm: &Vm) -> Result<u64> {
-    Ok(vcpu_relation(&vm.vcpus()[0].fd())?.guest_tsc(rdtsc_ordered()))
+    Ok(vcpu_transform(&vm.vcpus()[0].fd())?.guest_tsc(rdtsc_ordered()))
 }
 
 /// A stopped VM with a pinned clock that has run for a while.
 fn long_running(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
-    let vm = kept(kvm, vcpus)?;
+    let vm = pinned(kvm, vcpus)?;
     for index in 0..vm.vcpus().len() {
         (BY_OFFSET.add)(&vm, index, UPTIME)?;
     }

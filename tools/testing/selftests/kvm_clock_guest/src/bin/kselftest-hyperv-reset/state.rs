@@ -15,9 +15,9 @@ use kvm_clock_guest_selftests::{
     expect::kvmclock_ns,
     fixture::{
         get,
-        reference_relation,
+        reference_transform,
         run_a_little,
-        vcpu_relation, //
+        vcpu_transform, //
     },
     hyperv::{
         enable,
@@ -60,7 +60,7 @@ const TOLERANCE: u64 = 2;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Function {
     pub(crate) record: ClockGuest,
-    pub(crate) relation: TscTransform,
+    pub(crate) transform: TscTransform,
 }
 
 impl Function {
@@ -68,13 +68,13 @@ impl Function {
     pub(crate) fn of(clock: &VmClock) -> Result<Self> {
         Ok(Self {
             record: clock.header.record,
-            relation: reference_relation(clock)?,
+            transform: reference_transform(clock)?,
         })
     }
 
     /// kvmclock at `host_tsc` (ticks), ns; the TSC may be below the record's timestamp.
     fn ns(&self, host_tsc: u64) -> u64 {
-        kvmclock_ns(&self.record, self.relation.guest_tsc(host_tsc))
+        kvmclock_ns(&self.record, self.transform.guest_tsc(host_tsc))
     }
 }
 
@@ -138,9 +138,9 @@ fn ensure_page(vm: &Vm) -> Result<()> {
     let record = get(vm)?.header.record;
     let page = TscPage::of(vm, PAGE);
     ensure!(page.sequence != 0, "the TSC page is invalid: {page:x?}");
-    let relation = vcpu_relation(&vm.vcpus()[0].fd())?;
+    let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
     for _ in 0..CALLS {
-        let now = relation.guest_tsc(rdtsc_ordered());
+        let now = transform.guest_tsc(rdtsc_ordered());
         for guest_tsc in LATER.map(|later| now.wrapping_add(later)) {
             let count = page.reference_count(guest_tsc);
             let ns = record.kvmclock_ns(guest_tsc);

@@ -19,7 +19,7 @@ use anyhow::{
 };
 use kvm_bindings::kvm_clock_data;
 use kvm_clock_guest_selftests::{
-    fixture::reference_relation,
+    fixture::reference_transform,
     ktap::note,
     machine::Machine,
     time::HOUR_NS, //
@@ -188,7 +188,7 @@ impl Armed {
 
     /// Guest ticks in `ns`.
     pub(crate) fn ticks(&self, ns: u64) -> Result<u64> {
-        let scale = reference_relation(&self.saved)?.scale;
+        let scale = reference_transform(&self.saved)?.scale;
         let host = u128::from(ns) * u128::from(self.saved.header.host_tsc_khz) / 1_000_000;
         Ok(scale.apply(u64::try_from(host)?))
     }
@@ -199,7 +199,7 @@ fn grow_old(machine: &Machine) -> Result<()> {
     const TICKS: u64 = 1 << 44;
 
     for vcpu in machine.vcpus() {
-        let offset = machine.relation(0)?.offset;
+        let offset = machine.transform(0)?.offset;
         let ticks = if vcpu.index() == 0 { TICKS } else { 0 };
         set_tsc_offset(&vcpu.fd(), offset.wrapping_add(ticks)).context("KVM_VCPU_TSC_OFFSET")?;
     }

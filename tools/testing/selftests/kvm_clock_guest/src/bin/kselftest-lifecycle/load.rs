@@ -19,7 +19,7 @@ use kvm_clock_guest_selftests::{
     descriptors,
     fixture::{
         get,
-        kept, //
+        pinned, //
     },
     ktap::{
         note,
@@ -140,7 +140,7 @@ impl Callers {
 fn under_load(host: &Host) -> Result<()> {
     let rounds = option("rounds", ROUNDS)?;
     let kvm = host.kvm()?;
-    let vm = kept(&kvm, 2)?;
+    let vm = pinned(&kvm, 2)?;
     let before = Clocks::of(&vm)?;
     let callers = Callers::default();
     let (start, _without_tests) = (Instant::now(), WithoutTests::new()?);

@@ -23,7 +23,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
+        pinned,
         run_a_little,
         set, //
     },
@@ -67,7 +67,7 @@ impl Host {
 fn main() -> ExitCode {
     let mut cases = vec![
         Case::new("absent: capability 0, ENOTTY on VM and vCPU fd", absent),
-        Case::new("a kept record outlives the module", kept_record),
+        Case::new("a pinned record outlives the module", pinned_record),
         Case::new("a VM that saw no module can use it", loaded_later),
     ];
     cases.extend(running::cases());
@@ -105,9 +105,9 @@ fn absent(host: &Host) -> Result<()> {
 }
 
 /// KVM keeps it, not the module.
-fn kept_record(host: &Host) -> Result<()> {
+fn pinned_record(host: &Host) -> Result<()> {
     let kvm = host.kvm()?;
-    let vm = kept(&kvm, 2)?;
+    let vm = pinned(&kvm, 2)?;
     let before = Clocks::of(&vm)?;
 
     let unloaded = host.module.unload()?;
@@ -137,7 +137,7 @@ fn loaded_later(host: &Host) -> Result<()> {
     let before = Clocks::of(&vm)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
     Clocks {
-        kept: true,
+        pinned: true,
         ..before
     }
     .ensure_unchanged(&vm)

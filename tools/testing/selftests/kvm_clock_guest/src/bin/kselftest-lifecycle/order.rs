@@ -18,7 +18,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
+        pinned,
         set, //
     },
     ktap::Case,
@@ -68,7 +68,7 @@ fn ensure_works(host: &Host) -> Result<()> {
     }
     let before = References::now()?;
     let kvm = host.kvm()?;
-    let vm = kept(&kvm, 2)?;
+    let vm = pinned(&kvm, 2)?;
     let clocks = Clocks::of(&vm)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
     clocks.ensure_unchanged(&vm)?;

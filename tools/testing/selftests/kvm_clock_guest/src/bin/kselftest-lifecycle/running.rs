@@ -12,7 +12,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
+        pinned,
         set, //
     },
     flat_out::Progress,
@@ -30,9 +30,10 @@ const READINGS: u64 = 3;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
-        Case::new("vCPUs with a kept record run through it", |host: &Host| {
-            run_through(host, true)
-        }),
+        Case::new(
+            "vCPUs with a pinned record run through it",
+            |host: &Host| run_through(host, true),
+        ),
         Case::new(
             "vCPUs with KVM's own clock run through it",
             |host: &Host| run_through(host, false),
@@ -42,11 +43,11 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 fn run_through(host: &Host, keep: bool) -> Result<()> {
     let kvm = host.kvm()?;
-    let vm = if keep { kept } else { derived }(&kvm, VCPUS)?;
+    let vm = if keep { pinned } else { derived }(&kvm, VCPUS)?;
     // Another VM, for which nothing was ever asked.
     let other = derived(&kvm, 1)?;
     let (before, of_other) = (Clocks::of(&vm)?, Clocks::of(&other)?);
-    ensure!(before.kept == keep, "kept: {}", before.kept);
+    ensure!(before.pinned == keep, "pinned: {}", before.pinned);
     let first = Progress::of(&vm);
     vm.run()?;
     other.run()?;
@@ -73,7 +74,7 @@ fn run_through(host: &Host, keep: bool) -> Result<()> {
     of_other.ensure_unchanged(&other)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
     Clocks {
-        kept: true,
+        pinned: true,
         ..before
     }
     .ensure_unchanged(&vm)

@@ -142,7 +142,7 @@ fn legacy(destination: &Destination) -> Result<()> {
         );
         ensure!(
             !summary.record_bit_identical,
-            "{} kept a record: this is not the method",
+            "{} pinned a record: this is not the method",
             method.name()
         );
     }

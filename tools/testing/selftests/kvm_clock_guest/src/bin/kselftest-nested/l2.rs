@@ -133,19 +133,19 @@ impl Running {
     /// L1's TSC offset of every vCPU, ticks.
     pub(crate) fn l1_offsets(&self) -> Result<Vec<u64>> {
         self.vcpus()
-            .map(|nested| Ok(self.machine.relation(nested.vcpu)?.offset))
+            .map(|nested| Ok(self.machine.transform(nested.vcpu)?.offset))
             .collect()
     }
 
     /// Lets the stopped vCPUs go on in L2, pass through L1, and go on in L2; fails unless both TSCs
     /// are what they should be all the time, and L2's never stepped back.
     pub(crate) fn ensure_tscs(&self) -> Result<()> {
-        let relations: Vec<_> = self
+        let transforms: Vec<_> = self
             .vcpus()
-            .map(|nested| self.machine.relation(nested.vcpu))
+            .map(|nested| self.machine.transform(nested.vcpu))
             .collect::<Result<_>>()?;
         self.machine.run()?;
-        for (nested, l1) in self.vcpus().zip(relations) {
+        for (nested, l1) in self.vcpus().zip(transforms) {
             let l2 = TscTransform {
                 offset: l1.offset.wrapping_add(self.l2_offsets[nested.vcpu]),
                 ..l1

@@ -73,7 +73,7 @@ fn first_run(kvm: &Kvm, vcpus: u32, mode: u32) -> Result<()> {
     let record = function(clock.header.record);
     let after = Clocks::of(&vm)?;
     ensure!(
-        after.kept
+        after.pinned
             && function(after.record) == record
             && after.pages.iter().all(|&page| function(page) == record),
         "SET was {record:x?}, clocks are {after:x?}"

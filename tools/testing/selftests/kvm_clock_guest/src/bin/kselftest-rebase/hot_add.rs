@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A vCPU that comes later reads the kept record, and disturbs nobody's.
+//! A vCPU that comes later reads the pinned record, and disturbs nobody's.
 
-use crate::kept;
+use crate::pinned;
 use anyhow::{
     ensure,
     Context,
@@ -31,7 +31,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 }
 
 fn hot_add(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, 2)?;
+    let vm = pinned(kvm, 2)?;
     let trace = Trace::new()?;
     let before = Clocks::of(&vm)?;
     let mut fd = halting::add_vcpu(kvm, &vm)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Nothing re-bases a kept record: whatever makes KVM compute a clock anew, the record's bits do
+//! Nothing re-bases a pinned record: whatever makes KVM compute a clock anew, the record's bits do
 //! not change, and the guest reads the same function as before, to the ns.
 //!
 //! The record runs at twice the host's rate and was saved an hour of ticks ago, so that no clock of
@@ -92,8 +92,8 @@ fn hour_old_at_twice_the_rate(clock: VmClock) -> VmClock {
     clock
 }
 
-/// A VM that has run and is stopped, and keeps such a record.
-fn kept(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
+/// A VM that has run and is stopped, and has such a record pinned.
+fn pinned(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
     let vm = derived(kvm, vcpus)?;
     let mut clock = hour_old_at_twice_the_rate(get(&vm)?);
     set(&vm, &mut clock, MODE_EXACT)?;
@@ -101,18 +101,18 @@ fn kept(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
     let clocks = Clocks::of(&vm)?;
     let record = function(clock.header.record);
     ensure!(
-        clocks.kept && clocks.pages.iter().all(|&page| function(page) == record),
+        clocks.pinned && clocks.pages.iter().all(|&page| function(page) == record),
         "SET was {record:x?}, clocks are {clocks:x?}"
     );
     Ok(vm)
 }
 
 fn one(kvm: &Kvm, cause: &Cause) -> Result<()> {
-    undisturbed(kvm, &kept(kvm, 2)?, cause)
+    undisturbed(kvm, &pinned(kvm, 2)?, cause)
 }
 
 fn all(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, 4)?;
+    let vm = pinned(kvm, 4)?;
     for cause in CAUSES {
         undisturbed(kvm, &vm, cause).context(cause.name)?;
     }
@@ -183,7 +183,7 @@ fn with_flags(record: ClockGuest, flags: impl Fn(u8) -> u8) -> ClockGuest {
 fn hour_old(kvm: &Kvm) -> Result<()> {
     const RUN: Duration = Duration::from_secs(1);
 
-    let vm = kept(kvm, 2)?;
+    let vm = pinned(kvm, 2)?;
     let before = Clocks::of(&vm)?;
     for _ in 0..2 {
         let trace = Trace::new()?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `KVM_SET_CLOCK` replaces the kept record, as documented.
+//! `KVM_SET_CLOCK` replaces the pinned record, as documented.
 
 use crate::{
     causes::update_master_clock,
-    kept, //
+    pinned, //
 };
 use anyhow::{
     ensure,
@@ -33,7 +33,7 @@ fn set_clock(kvm: &Kvm) -> Result<()> {
     const NEW_NS: u64 = 1_000_000_000_000;
     const MINUTE_NS: u64 = 60_000_000_000;
 
-    let vm = kept(kvm, 2)?;
+    let vm = pinned(kvm, 2)?;
     let before = Clocks::of(&vm)?;
     let data = kvm_clock_data {
         clock: NEW_NS,
@@ -43,7 +43,7 @@ fn set_clock(kvm: &Kvm) -> Result<()> {
     let status = get(&vm)?.header.status;
     ensure!(
         status & STATUS_PINNED == 0,
-        "a record is still kept: status {status:#x}"
+        "a record is still pinned: status {status:#x}"
     );
     run_a_little(&vm)?;
     // It stays so whatever happens.
@@ -51,7 +51,7 @@ fn set_clock(kvm: &Kvm) -> Result<()> {
     run_a_little(&vm)?;
     let after = Clocks::of(&vm)?;
     ensure!(
-        !after.kept && after.offsets == before.offsets,
+        !after.pinned && after.offsets == before.offsets,
         "clocks were {before:x?}, are {after:x?}"
     );
     let own = Clocks::of(&derived(kvm, 1)?)?.record;

@@ -15,9 +15,9 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
         make_consistent,
         move_to_domain,
+        pinned,
         run_a_little, //
     },
 };
@@ -42,7 +42,7 @@ pub(crate) const MODES: [(&str, u32); 3] = [
 
 /// The VM that SET is called on.
 pub(crate) type Start = (&'static str, fn(&Kvm, u32) -> Result<Vm>);
-pub(crate) const STARTS: [Start; 2] = [("derived", derived), ("pinned", kept)];
+pub(crate) const STARTS: [Start; 2] = [("derived", derived), ("pinned", pinned)];
 
 /// A fraction of 1 plus so many parts per million.
 pub(crate) fn ppm(parts: i64) -> (u64, u64) {

@@ -92,7 +92,7 @@ fn ratio(host: &Host, rate: &Rate) -> Result<()> {
         .tsc_frac_bits();
     // CAST: Rates of a few GHz and 48 bits.
     let due = ((u128::from(rate.khz(host)) << frac_bits) / u128::from(host.khz)) as u64;
-    for vm in [rate.derived(host)?, rate.kept(host)?] {
+    for vm in [rate.derived(host)?, rate.pinned(host)?] {
         let header = get(&vm)?.header;
         let told = [header.tsc_ratio, header.tsc_frac_bits.into()];
         ensure!(
@@ -113,7 +113,7 @@ fn ratio(host: &Host, rate: &Rate) -> Result<()> {
 }
 
 fn readings(host: &Host, rate: &Rate) -> Result<()> {
-    let vm = rate.kept(host)?;
+    let vm = rate.pinned(host)?;
     let first = run_a_little(&vm)?;
     ensure_on_function(&vm, &first)?;
     let is_unscaled = Tsc::of(&vm, 0)?.is_unscaled();
@@ -146,7 +146,7 @@ fn refused(host: &Host) -> Result<()> {
         tsc_ratio: 1 << 32,
         tsc_frac_bits: 32,
     };
-    let vm = RATES[0].kept(host)?;
+    let vm = RATES[0].pinned(host)?;
     ensure_changes_nothing(&vm, |_| {
         let set = call(&vm, nr::KVM_SET_DEVICE_ATTR(), (&raw const scale).addr());
         ensure_errno(libc::EINVAL, set).context("SET")?;

@@ -3,7 +3,7 @@
 //! Mode exact after a live update: the same counter, of which KVM makes another ratio.
 
 use crate::{
-    exact::ensure_kept,
+    exact::ensure_pinned,
     Host,
     Rate,
     RATES,
@@ -35,8 +35,8 @@ use kvm_clock_ioctls::{
 use pvclock::{
     abi::MODE_EXACT,
     tsc::{
-        TscTransform,
-        Scale, //
+        Scale,
+        TscTransform, //
     },
 };
 
@@ -86,7 +86,7 @@ fn recalibrated(host: &Host, rate: &Rate) -> Result<()> {
         );
         set(&vm, &mut clock, MODE_EXACT)?;
         let when = format!("after {ppm} ppm");
-        ensure_kept(&vm, &before, &when)?;
+        ensure_pinned(&vm, &before, &when)?;
         for vcpu in vm.vcpus() {
             let scale = tsc_scale(&vcpu.fd()).context("KVM_VCPU_TSC_SCALE")?;
             ensure!(
@@ -119,7 +119,7 @@ fn beyond_hardware(host: &Host) -> Result<()> {
     run_a_little(&vm)?;
     let mut clock = get(&vm)?;
     let header = &mut clock.header;
-    let relation = TscTransform {
+    let transform = TscTransform {
         scale: Scale::new(limit, frac_bits).context("no ratio")?,
         offset: clock.vcpus[0].tsc_offset,
     };
@@ -129,7 +129,7 @@ fn beyond_hardware(host: &Host) -> Result<()> {
         header.tsc_ratio
     );
     header.tsc_ratio = limit;
-    header.guest_tsc = relation.guest_tsc(header.host_tsc);
+    header.guest_tsc = transform.guest_tsc(header.host_tsc);
     header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
     header.mode = MODE_EXACT;
     ensure_refused(&vm, libc::ERANGE, |fd| set_vm_clock_guest(fd, &mut clock))

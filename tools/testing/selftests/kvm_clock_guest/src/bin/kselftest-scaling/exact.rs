@@ -116,13 +116,13 @@ pub(crate) fn ensure_kvm_tells(vm: &Vm, record: &ClockGuest) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless the stopped `vm` has the clocks `before`, now kept, its guest reads them, and KVM
+/// Fails unless the stopped `vm` has the clocks `before`, now pinned, its guest reads them, and KVM
 /// tells them.
-pub(crate) fn ensure_kept(vm: &Vm, before: &Clocks, when: &str) -> Result<()> {
+pub(crate) fn ensure_pinned(vm: &Vm, before: &Clocks, when: &str) -> Result<()> {
     ensure_kvm_tells(vm, &before.record)?;
     let reading = run_a_little(vm)?;
     let expected = Clocks {
-        kept: true,
+        pinned: true,
         clock_diff_ns: Some(0),
         ..before.clone()
     };
@@ -132,9 +132,9 @@ pub(crate) fn ensure_kept(vm: &Vm, before: &Clocks, when: &str) -> Result<()> {
     ensure_kvm_tells(vm, &before.record)
 }
 
-/// `guest_tsc` and `kvmclock_ns` follow from the relation.
+/// `guest_tsc` and `kvmclock_ns` follow from the transform.
 fn anchor(host: &Host, rate: &Rate) -> Result<()> {
-    for vm in [rate.derived(host)?, rate.kept(host)?] {
+    for vm in [rate.derived(host)?, rate.pinned(host)?] {
         let clock = get(&vm)?;
         let header = &clock.header;
         let guest_tsc = Tsc::of(&vm, 0)?.at(header.host_tsc);
@@ -157,10 +157,10 @@ fn anchor(host: &Host, rate: &Rate) -> Result<()> {
 fn same_vm(host: &Host, rate: &Rate) -> Result<()> {
     let vm = rate.derived(host)?;
     let before = Clocks::of(&vm)?;
-    ensure!(!before.kept, "a record is kept before any SET");
+    ensure!(!before.pinned, "a record is pinned before any SET");
     for cycle in 1..=CYCLES {
         set(&vm, &mut get(&vm)?, MODE_EXACT)?;
-        ensure_kept(&vm, &before, &format!("after cycle {cycle}"))?;
+        ensure_pinned(&vm, &before, &format!("after cycle {cycle}"))?;
     }
     Ok(())
 }
@@ -174,7 +174,7 @@ fn new_vm(host: &Host, rate: &Rate) -> Result<()> {
         vm = Vm::empty_at_rate(&host.kvm, VCPUS, rate.khz(host))?;
         vm.load(&state)?;
         set(&vm, &mut clock, MODE_EXACT)?;
-        ensure_kept(&vm, &before, &format!("after cycle {cycle}"))?;
+        ensure_pinned(&vm, &before, &format!("after cycle {cycle}"))?;
     }
     Ok(())
 }
@@ -191,10 +191,10 @@ fn before_first_run(host: &Host, rate: &Rate) -> Result<()> {
         offsets,
         pages: vec![record; VCPUS as usize],
         record,
-        kept: true,
+        pinned: true,
         clock_diff_ns: Some(0),
     };
-    ensure_kept(&target, &before, "after SET and KVM_RUN")
+    ensure_pinned(&target, &before, "after SET and KVM_RUN")
 }
 
 fn stale(host: &Host, rate: &Rate) -> Result<()> {
@@ -207,7 +207,7 @@ fn stale(host: &Host, rate: &Rate) -> Result<()> {
 }
 
 fn hot_add(host: &Host, rate: &Rate) -> Result<()> {
-    let vm = rate.kept(host)?;
+    let vm = rate.pinned(host)?;
     let before = Clocks::of(&vm)?;
     let page = halting::record(&vm, &mut halting::add_vcpu(&host.kvm, &vm)?)?;
     let expected = before.pages[0];
@@ -249,5 +249,5 @@ fn by_vcpu(host: &Host, rate: &Rate) -> Result<()> {
         Ok(())
     })?;
     set_clock_guest(&vm.vcpus()[1].fd(), &before.record).context("KVM_SET_CLOCK_GUEST")?;
-    ensure_kept(&vm, &before, "after KVM_SET_CLOCK_GUEST")
+    ensure_pinned(&vm, &before, "after KVM_SET_CLOCK_GUEST")
 }

@@ -98,8 +98,8 @@ impl Rate {
         Ok(vm)
     }
 
-    /// The same with a record that it keeps.
-    pub(crate) fn kept(&self, host: &Host) -> Result<Vm> {
+    /// The same with a pinned record.
+    pub(crate) fn pinned(&self, host: &Host) -> Result<Vm> {
         let vm = self.derived(host)?;
         set(&vm, &mut get(&vm)?, MODE_EXACT)?;
         run_a_little(&vm)?;

@@ -119,7 +119,7 @@ fn refused(host: &Host, index: usize) -> Result<()> {
         let vm = if other % 2 == 0 {
             rate.derived(host)?
         } else {
-            rate.kept(host)?
+            rate.pinned(host)?
         };
         ensure_out_of_range(&vm, &mut clocks).with_context(|| format!("to {}", rate.name))?;
     }

@@ -65,8 +65,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
                 freeze(&rate.derived(host)?)
             }),
             Case::new(
-                format!("freeze, record kept before, {}", rate.name),
-                |host| freeze(&rate.kept(host)?),
+                format!("freeze, record pinned before, {}", rate.name),
+                |host| freeze(&rate.pinned(host)?),
             ),
         ]);
     }
@@ -86,7 +86,7 @@ pub(crate) fn ensure_moved_as_one(vm: &Vm, before: &Clocks, saved: &VmClock) -> 
         offsets: offsets.map(|offset| offset.wrapping_add(shift)).collect(),
         pages: vec![record; before.pages.len()],
         record,
-        kept: true,
+        pinned: true,
         clock_diff_ns: Some(0),
     };
     expected.ensure_is(&now, "after SET")?;

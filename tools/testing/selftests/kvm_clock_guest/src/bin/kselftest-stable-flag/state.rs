@@ -13,7 +13,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         derived,
         get,
-        kept,
+        pinned,
         settle, //
     },
 };
@@ -38,7 +38,7 @@ impl Clock {
     pub(crate) fn vm(self, kvm: &Kvm, vcpus: u32) -> Result<Vm> {
         let vm = match self {
             Self::Derived => derived(kvm, vcpus)?,
-            Self::Pinned => kept(kvm, vcpus)?,
+            Self::Pinned => pinned(kvm, vcpus)?,
         };
         ensure_flag(&vm, true, self).context("at first")?;
         Ok(vm)

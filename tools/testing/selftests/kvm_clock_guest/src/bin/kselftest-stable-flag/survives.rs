@@ -79,7 +79,7 @@ fn cycles(kvm: &Kvm, clock: Clock, ticks: u64) -> Result<()> {
     }
     ensure_flag(&vm, ticks == 0, clock).context("before")?;
     let before = Clocks {
-        kept: true,
+        pinned: true,
         clock_diff_ns: Some(0),
         ..Clocks::of(&vm)?
     };

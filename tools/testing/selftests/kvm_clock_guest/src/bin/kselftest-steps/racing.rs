@@ -13,7 +13,7 @@ use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
-        kept, //
+        pinned, //
     },
     flat_out::Progress,
     ktap::{
@@ -59,7 +59,7 @@ struct Outcomes {
 }
 
 fn come_and_go(kvm: &Kvm) -> Result<()> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     let record = get(&vm)?.header.record;
     let first = Progress::of(&vm);
     let enough = AtomicBool::new(false);

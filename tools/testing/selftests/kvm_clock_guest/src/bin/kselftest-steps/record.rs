@@ -16,7 +16,7 @@ use kvm_clock_guest_selftests::{
     },
     clocks::Clocks,
     descriptors,
-    fixture::kept,
+    fixture::pinned,
     flat_out::Progress,
     ktap::{
         note,
@@ -38,7 +38,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     vec![
         Case::new(
             format!("{SETS} SETs of the record, {vcpus} vCPUs running"),
-            move |kvm| put_back(&kept(kvm, vcpus)?, true),
+            move |kvm| put_back(&pinned(kvm, vcpus)?, true),
         ),
         Case::new(
             format!("{SETS} SETs of the record, {vcpus} vCPUs of different TSCs running"),

@@ -23,8 +23,8 @@ use kvm_clock_guest_selftests::{
     },
     fixture::{
         get,
-        kept,
         move_to_domain,
+        pinned,
         set, //
     },
     flat_out::Progress,
@@ -67,7 +67,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let vcpus = AHEAD.len() as u32;
     vec![
         Case::new(format!("{SETS} SETs, {vcpus} vCPUs"), move |kvm| {
-            rounds(&kept(kvm, vcpus)?, SETS, true)
+            rounds(&pinned(kvm, vcpus)?, SETS, true)
         }),
         Case::new(
             format!("{SETS_APART} SETs, {vcpus} vCPUs of different TSCs"),

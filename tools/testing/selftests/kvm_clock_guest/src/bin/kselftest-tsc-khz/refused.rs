@@ -16,7 +16,7 @@ use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
         get,
-        vcpu_relation, //
+        vcpu_transform, //
     },
     ktap::Case,
     one_clock::ensure_one_clock,
@@ -56,7 +56,7 @@ pub(crate) fn cases(start: Rate, others: &[Rate]) -> Vec<Case<Kvm>> {
 fn rates(vm: &Vm) -> Result<String> {
     let of_vcpu = |index: usize| {
         let fd = vm.vcpus()[index].fd();
-        Ok((fd.get_tsc_khz()?, vcpu_relation(&fd)?))
+        Ok((fd.get_tsc_khz()?, vcpu_transform(&fd)?))
     };
     let all: Vec<_> = (0..vm.vcpus().len()).map(of_vcpu).collect::<Result<_>>()?;
     Ok(format!("{all:x?}"))

@@ -27,7 +27,7 @@ use kvm_clock_guest_selftests::{
     },
     fixture::{
         get,
-        vcpu_relation, //
+        vcpu_transform, //
     },
     ktap::{
         note,
@@ -66,7 +66,7 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
     sleep(AGE);
     let before = get(&vm)?;
     let record = function(pages(&vm)[0]);
-    let relation = vcpu_relation(&vm.vcpus()[0].fd())?;
+    let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
     for &index in vcpus {
         let fd = vm.vcpus()[index].fd();
         let khz = other.of(fd.get_tsc_khz()?)?;
@@ -75,7 +75,7 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
     }
 
     let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
-    let due = kvmclock_ns(&record, relation.guest_tsc(data.host_tsc));
+    let due = kvmclock_ns(&record, transform.guest_tsc(data.host_tsc));
     ensure!(
         data.clock == due,
         "KVM_GET_CLOCK says {} ns, it was {due} ns by the clock of before",
@@ -85,7 +85,7 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
         let run = observe::run(&vm)?;
         vm.stop()?;
         let reading = run.finish(&vm, rdtsc_ordered())?;
-        ensure_reads(&reading, &record, relation.offset).context(when)?;
+        ensure_reads(&reading, &record, transform.offset).context(when)?;
         ensure_one_clock(&vm).context(when)?;
         sleep(AGE);
     }
@@ -95,8 +95,8 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
 /// At the anchor of before, kvmclock is what it was.
 fn ensure_same_function(vm: &Vm, host_tsc: u64, due: u64) -> Result<()> {
     let now = get(vm)?;
-    let relation = vcpu_relation(&vm.vcpus()[0].fd())?;
-    let ns = kvmclock_ns(&now.header.record, relation.guest_tsc(host_tsc));
+    let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
+    let ns = kvmclock_ns(&now.header.record, transform.guest_tsc(host_tsc));
     ensure!(
         ns == due,
         "at host TSC {host_tsc} kvmclock was {due} ns, by GET it was {ns} ns"

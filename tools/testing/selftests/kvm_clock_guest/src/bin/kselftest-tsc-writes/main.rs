@@ -23,7 +23,7 @@ use kvm_clock_guest_selftests::{
     },
     expect::ensure_reads,
     fixture::{
-        kept,
+        pinned,
         run_a_little,
         settle, //
     },
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 
 /// A stopped VM with a pinned clock, vCPU 1's TSC so far ahead, and nothing pending.
 fn vm(kvm: &Kvm, ahead: u64) -> Result<Vm> {
-    let vm = kept(kvm, VCPUS)?;
+    let vm = pinned(kvm, VCPUS)?;
     if ahead != 0 {
         (BY_OFFSET.add)(&vm, 1, ahead)?;
     }

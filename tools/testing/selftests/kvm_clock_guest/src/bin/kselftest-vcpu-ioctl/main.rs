@@ -25,7 +25,7 @@ use kvm_clock_guest_selftests::{
     clocksource,
     fixture::{
         derived,
-        kept, //
+        pinned, //
     },
     ktap,
     require, //
@@ -48,7 +48,7 @@ const VCPUS: u32 = 2;
 /// What the cases share: a call that fails changes nothing, so one VM serves many of them.
 struct Host {
     kvm: Kvm,
-    /// A VM whose clocks KVM derived, and one that keeps a record.
+    /// A VM whose clocks KVM derived, and one whose clock is pinned.
     vms: [Vm; 2],
     other_clocksource: String,
 }
@@ -56,7 +56,7 @@ struct Host {
 impl Host {
     fn new() -> Result<Self> {
         let kvm = require::clock_guest()?;
-        let vms = [derived(&kvm, VCPUS)?, kept(&kvm, VCPUS)?];
+        let vms = [derived(&kvm, VCPUS)?, pinned(&kvm, VCPUS)?];
         Ok(Self {
             kvm,
             vms,

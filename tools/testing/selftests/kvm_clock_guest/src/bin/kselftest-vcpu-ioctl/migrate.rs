@@ -129,7 +129,7 @@ fn live_update(host: &Host) -> Result<()> {
         );
     }
     Clocks {
-        kept: true,
+        pinned: true,
         ..clocks
     }
     .ensure_is(&Clocks::of(&vm)?, "after all cycles")

@@ -30,7 +30,7 @@ use kvm_clock_guest_selftests::{
     },
     fixture::{
         self,
-        kept,
+        pinned,
         run_a_little, //
     },
     halting,
@@ -72,7 +72,7 @@ fn as_guest(host: &Host) -> Result<()> {
 }
 
 fn apart(host: &Host) -> Result<()> {
-    let vm = kept(&host.kvm, VCPUS)?;
+    let vm = pinned(&host.kvm, VCPUS)?;
     let offset = vm.tsc_offsets()?[1].wrapping_sub(1_000_000_007);
     set_tsc_offset(&vm.vcpus()[1].fd(), offset).context("KVM_VCPU_TSC_OFFSET")?;
     run_a_little(&vm)?;
@@ -117,12 +117,12 @@ fn ensure_near_kvmclock(vm: &Vm) -> Result<()> {
     /// Roundings on the way.
     const TOLERANCE_NS: u64 = 2;
 
-    let relation = TscTransform {
+    let transform = TscTransform {
         offset: vm.tsc_offsets()?[0],
-        ..fixture::reference_relation(&fixture::get(vm)?)?
+        ..fixture::reference_transform(&fixture::get(vm)?)?
     };
     let told = record(&get(vm, 0)?);
-    let at = |host_tsc| told.kvmclock_ns(relation.guest_tsc(host_tsc));
+    let at = |host_tsc| told.kvmclock_ns(transform.guest_tsc(host_tsc));
     let before = at(clockguest::host::rdtsc_ordered());
     let kvmclock = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
     let after = at(clockguest::host::rdtsc_ordered());

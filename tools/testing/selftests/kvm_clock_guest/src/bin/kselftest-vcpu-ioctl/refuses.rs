@@ -37,7 +37,7 @@ use kvm_clock_guest_selftests::{
     clocksource::WithoutTsc,
     fixture::{
         derived,
-        kept,
+        pinned,
         run_a_little, //
     },
     ktap::Case, //
@@ -200,7 +200,7 @@ fn unreadable(host: &Host) -> Result<()> {
         edge.write_protect()?;
         set(address).context("32 bytes accessible, read-only")?;
         Clocks {
-            kept: true,
+            pinned: true,
             ..before
         }
         .ensure_unchanged(vm)?;
@@ -234,7 +234,7 @@ fn unwritable(host: &Host) -> Result<()> {
 
 /// At once, and when KVM had an occasion to notice.
 fn no_tsc(host: &Host) -> Result<()> {
-    for vm in &[derived(&host.kvm, VCPUS)?, kept(&host.kvm, VCPUS)?] {
+    for vm in &[derived(&host.kvm, VCPUS)?, pinned(&host.kvm, VCPUS)?] {
         let mut info = get(vm, 0)?;
         info.system_time ^= 1 << 40;
         let offsets = vm.tsc_offsets()?;

@@ -44,7 +44,10 @@ const AHEAD: i64 = -1_000_000_007;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     let mut cases = vec![
-        Case::new("SET: what GET told is kept, to the bit", kept_to_the_bit),
+        Case::new(
+            "SET: what GET told is pinned, to the bit",
+            pinned_to_the_bit,
+        ),
         Case::new("SET: version and flags are ignored", ignores),
         Case::new("SET: mul and shift are the caller's", callers_factor),
         Case::new("SET: while vCPUs run", running),
@@ -67,11 +70,11 @@ fn an_hour_ahead(info: TimeInfo) -> TimeInfo {
 }
 
 /// Through either vCPU, again and again.
-fn kept_to_the_bit(host: &Host) -> Result<()> {
+fn pinned_to_the_bit(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let before = Clocks::of(&vm)?;
     let expected = Clocks {
-        kept: true,
+        pinned: true,
         ..before
     };
     for index in [0, 1, 1, 0] {
@@ -91,7 +94,7 @@ fn ignores(host: &Host) -> Result<()> {
     };
     set(&vm, 0, &info)?;
     Clocks {
-        kept: true,
+        pinned: true,
         ..before
     }
     .ensure_unchanged(&vm)
@@ -209,7 +212,7 @@ fn running(host: &Host) -> Result<()> {
     let expected = Clocks {
         record: record(&info),
         pages: vec![record(&info); VCPUS as usize],
-        kept: true,
+        pinned: true,
         ..before
     };
     run_a_little(&vm)?;

@@ -36,8 +36,8 @@ use kvm_clock_guest_selftests::{
     fixture::{
         an_hour_ahead,
         get,
-        kept,
-        reference_relation,
+        pinned,
+        reference_transform,
         run_a_little,
         set, //
     },
@@ -84,16 +84,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// between, and short against the hour by which all other clocks are off.
 const TOLERANCE_NS: u32 = 100_000_000;
 
-/// A VM with a kept record an hour ahead, and when and what it was.
-struct Kept {
+/// A VM with a pinned record an hour ahead, and when and what it was.
+struct Pinned {
     vm: Vm,
     clock: VmClock,
     raw: Paired,
 }
 
-impl Kept {
+impl Pinned {
     fn new(kvm: &Kvm) -> Result<Self> {
-        let vm = kept(kvm, VCPUS)?;
+        let vm = pinned(kvm, VCPUS)?;
         let mut clock = an_hour_ahead(get(&vm)?);
         set(&vm, &mut clock, MODE_EXACT)?;
         run_a_little(&vm)?;
@@ -104,7 +104,7 @@ impl Kept {
     fn function(&self) -> Result<Function> {
         Ok(Function {
             record: self.clock.header.record,
-            relation: reference_relation(&self.clock)?,
+            transform: reference_transform(&self.clock)?,
         })
     }
 }
@@ -113,8 +113,8 @@ impl Kept {
 struct Host {
     kvm: Kvm,
     /// One that was running meanwhile, and one that did not run since.
-    running: Kept,
-    stopped: Kept,
+    running: Pinned,
+    stopped: Pinned,
     /// Steps back that the running guest had seen before, by vCPU: TSC, kvmclock.
     steps_back: Vec<[u64; 2]>,
 }
@@ -129,7 +129,7 @@ impl Host {
         let at = ktap::option("at", "load".to_owned())?;
         let module = host_module::open("mark_tsc_unstable")?;
 
-        let (running, stopped) = (Kept::new(&kvm)?, Kept::new(&kvm)?);
+        let (running, stopped) = (Pinned::new(&kvm)?, Pinned::new(&kvm)?);
         let steps_back = steps_back(&running.vm);
         let _run = observe::run(&running.vm)?;
         host_module::load(&module, &format!("at={at}")).context("mark_tsc_unstable")?;
@@ -153,7 +153,7 @@ fn main() -> ExitCode {
             clocksource_changes,
         ),
         Case::new(
-            "a VM that did not run since: refused, and kept with FALLBACK",
+            "a VM that did not run since: refused, and pinned with FALLBACK",
             not_noticed,
         ),
         Case::new(
@@ -210,9 +210,9 @@ fn ensure_no_data(vm: &Vm, clock: &VmClock) -> Result<()> {
     Ok(())
 }
 
-/// GET says that the record is kept still, and that the TSC is not fit for it.
+/// GET says that the record is pinned still, and that the TSC cannot carry it.
 fn not_noticed(host: &Host) -> Result<()> {
-    let Kept { vm, clock, .. } = &host.stopped;
+    let Pinned { vm, clock, .. } = &host.stopped;
     ensure_no_data(vm, clock)?;
     let now = get_or_fall_back(vm)?;
     let (observed, expected) = (
@@ -229,12 +229,12 @@ fn not_noticed(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless KVM drops the record of `kept` soon, as its VM runs, and goes on from its value.
-fn ensure_goes_on(kept: &Kept) -> Result<()> {
+/// Fails unless KVM drops the record of `pinned` soon, as its VM runs, and goes on from its value.
+fn ensure_goes_on(pinned: &Pinned) -> Result<()> {
     let start = Instant::now();
     loop {
-        run_a_little(&kept.vm)?;
-        let status = get_or_fall_back(&kept.vm)?.header.status;
+        run_a_little(&pinned.vm)?;
+        let status = get_or_fall_back(&pinned.vm)?.header.status;
         ensure!(
             status & STATUS_HOST_TSC_STABLE == 0,
             "the host TSC is said to be fit"
@@ -242,16 +242,19 @@ fn ensure_goes_on(kept: &Kept) -> Result<()> {
         if status & STATUS_PINNED == 0 {
             break;
         }
-        ensure!(start.elapsed() < PATIENCE, "still kept after {PATIENCE:?}");
+        ensure!(
+            start.elapsed() < PATIENCE,
+            "still pinned after {PATIENCE:?}"
+        );
     }
-    let continued = Continued::since(kept.function()?, kept.raw, TOLERANCE_NS)?;
+    let continued = Continued::since(pinned.function()?, pinned.raw, TOLERANCE_NS)?;
     note(&format!(
         "the host's clocks leave {} ns open",
         continued.open_ns()
     ));
-    continued.ensure_told_by_kvm(&kept.vm)?;
-    continued.ensure_read_by_guest(|| run_a_little(&kept.vm))?;
-    ensure_no_data(&kept.vm, &kept.clock)
+    continued.ensure_told_by_kvm(&pinned.vm)?;
+    continued.ensure_read_by_guest(|| run_a_little(&pinned.vm))?;
+    ensure_no_data(&pinned.vm, &pinned.clock)
 }
 
 fn goes_on_running(host: &Host) -> Result<()> {

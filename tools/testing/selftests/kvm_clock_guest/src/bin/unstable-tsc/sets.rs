@@ -5,7 +5,7 @@
 use crate::{
     get_or_fall_back,
     Host,
-    Kept,
+    Pinned,
     TOLERANCE_NS,
     VCPUS, //
 };
@@ -27,7 +27,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         make_consistent,
         move_to_domain,
-        reference_relation,
+        reference_transform,
         run_a_little, //
     },
     ktap::{
@@ -67,7 +67,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     /// Ahead of the present TSC, ticks.
     const AHEAD: u64 = 1 << 45;
 
-    let Kept { vm, clock, .. } = &host.stopped;
+    let Pinned { vm, clock, .. } = &host.stopped;
     let mut clock = clock.clone();
     let present = get_or_fall_back(vm)?.vcpus;
     // Where the TSC is to be at the anchor is in the offsets, whose changes made by KVM meanwhile
@@ -114,7 +114,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
 
     // Where the guest's TSC is to be at some host TSC near SET.
     let due = match mode {
-        MODE_EXACT => reference_relation(&clock)?.guest_tsc(begin),
+        MODE_EXACT => reference_transform(&clock)?.guest_tsc(begin),
         MODE_ADVANCE => {
             let elapsed = u64::try_from(tai.ns - clock.header.tai_ns)?;
             let ticks = u128::from(elapsed) * u128::from(khz) / 1_000_000;
@@ -124,17 +124,17 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     };
     let tolerance = u64::from(TOLERANCE_NS) * khz / 1_000_000;
     let by_offset = |offset| -> Result<(i64, TscTransform)> {
-        let relation = TscTransform {
+        let transform = TscTransform {
             offset,
-            ..reference_relation(&clock)?
+            ..reference_transform(&clock)?
         };
         // CAST: the signed difference of values mod 2^64.
-        let off_by = relation.guest_tsc(begin).wrapping_sub(due) as i64;
+        let off_by = transform.guest_tsc(begin).wrapping_sub(due) as i64;
         ensure!(
             off_by.unsigned_abs() < tolerance,
             "mode {mode}: a guest TSC is {off_by} ticks off, tolerance {tolerance}"
         );
-        Ok((off_by, relation))
+        Ok((off_by, transform))
     };
     // KVM may have loaded a vCPU anew already, even between two steps of SET. That takes a bit away
     // from its offset, so the other is the one that SET wrote.
@@ -142,11 +142,11 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
         by_offset(told.vcpus[0].tsc_offset)?,
         by_offset(told.vcpus[1].tsc_offset)?,
     );
-    let (off_by, relation) = if first.0 < second.0 { second } else { first };
+    let (off_by, transform) = if first.0 < second.0 { second } else { first };
 
     let function = Function {
         record: clock.header.record,
-        relation,
+        transform,
     };
     let continued = Continued::since(function, raw, u32::try_from(own_ns)?)?;
     note(&format!(
@@ -158,7 +158,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     let reading = continued.ensure_read_by_guest(|| run_a_little(vm))?;
     for bracketed in reading.vcpus.iter().flat_map(|vcpu| &vcpu.samples) {
         let [least, most] = [bracketed.host_before, bracketed.host_after]
-            .map(|host_tsc| relation.guest_tsc(host_tsc));
+            .map(|host_tsc| transform.guest_tsc(host_tsc));
         let since = bracketed
             .sample
             .tsc
@@ -172,7 +172,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// Nothing to keep, nothing stale: it falls back from the start.
+/// Nothing pinned, nothing stale: it falls back from the start.
 fn new_vm(host: &Host) -> Result<()> {
     let vm = Vm::new(&host.kvm, VCPUS)?;
     for _ in 0..2 {
@@ -187,7 +187,7 @@ fn new_vm(host: &Host) -> Result<()> {
         );
         let function = Function {
             record: clock.header.record,
-            relation: reference_relation(&clock)?,
+            transform: reference_transform(&clock)?,
         };
         let saved_ns = clock.header.precision_ns;
         (clock.header.mode, clock.header.flags) = (MODE_EXACT, FLAG_FALLBACK);
