@@ -8,7 +8,11 @@ use crate::{
         pages, //
     },
     fixture::run_a_little,
-    ktap::Skip, //
+    host_module,
+    ktap::{
+        option,
+        Skip, //
+    },
 };
 use anyhow::{
     bail,
@@ -39,7 +43,7 @@ pub fn current() -> Result<String> {
     read("current_clocksource")
 }
 
-/// A clocksource of this host beside the TSC, which is in use.
+/// A clocksource of this host beside the TSC, which is in use: `--clocksource=NAME`, or any.
 ///
 /// # Errors
 ///
@@ -52,10 +56,41 @@ pub fn other() -> Result<String> {
         )));
     }
     let available = read("available_clocksource")?;
-    let other = available.split(' ').find(|name| *name != "tsc");
+    let wanted = option("clocksource", String::new())?;
+    let other = available
+        .split(' ')
+        .find(|name| *name != "tsc" && (wanted.is_empty() || *name == wanted));
     let other =
         other.ok_or_else(|| Skip(format!("the host has no clocksource but {available}")))?;
     Ok(other.to_owned())
+}
+
+/// The clocksource of `modules/derived_clocksource.c`; dropping this unloads it.
+#[derive(Debug)]
+pub struct Derived(());
+
+impl Derived {
+    /// Its name.
+    pub const NAME: &str = "derived";
+
+    /// Loads it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
+    pub fn load() -> Result<Self> {
+        let module = host_module::open("derived_clocksource")?;
+        host_module::load(&module, "").context("derived_clocksource")?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Derived {
+    fn drop(&mut self) {
+        if let Err(error) = host_module::unload("derived_clocksource") {
+            eprintln!("derived_clocksource stays loaded: {error}");
+        }
+    }
 }
 
 /// The time during which the host does not use its TSC; dropping this ends it.
