@@ -18,6 +18,7 @@
 //! - [`host_module`]: kernel modules that come and go, and those that do something to the host,
 //! - [`hotplug`]: CPUs of the host that go offline for a while,
 //! - [`hyperv`], [`xen`]: the clocks that KVM makes for guests of other hypervisors,
+//! - [`last_host_tsc`]: what KVM believes that a vCPU last saw of the host's TSC,
 //! - [`machine`]: a VM whose vCPUs have a local APIC, for guest code of a program's own,
 //! - [`one_clock`]: KVM_GET_CLOCK and the pvclock pages agree,
 //! - [`payload`]: ioctl arguments that end, or are write-protected, where a case wants it,
@@ -48,6 +49,7 @@ pub mod host_module;
 pub mod hotplug;
 pub mod hyperv;
 pub mod ktap;
+pub mod last_host_tsc;
 pub mod machine;
 pub mod one_clock;
 pub mod payload;

@@ -11,6 +11,7 @@
 //! ioctl, its offset is made anew. Where offsets matter they are told by GET here, which loads no
 //! vCPU.
 
+mod lagging;
 mod sets;
 
 use anyhow::{
@@ -115,6 +116,7 @@ struct Host {
     /// One that was running meanwhile, and one that did not run since.
     running: Pinned,
     stopped: Pinned,
+    lagging: lagging::Stopped,
     /// Steps back that the running guest had seen before, by vCPU: TSC, kvmclock.
     steps_back: Vec<[u64; 2]>,
 }
@@ -130,6 +132,7 @@ impl Host {
         let module = host_module::open("mark_tsc_unstable")?;
 
         let (running, stopped) = (Pinned::new(&kvm)?, Pinned::new(&kvm)?);
+        let lagging = lagging::Stopped::new(&kvm)?;
         let steps_back = steps_back(&running.vm);
         let _run = observe::run(&running.vm)?;
         host_module::load(&module, &format!("at={at}")).context("mark_tsc_unstable")?;
@@ -141,6 +144,7 @@ impl Host {
             kvm,
             running,
             stopped,
+            lagging,
             steps_back,
         })
     }
@@ -162,6 +166,7 @@ fn main() -> ExitCode {
         ),
         Case::new("a VM that runs again: its clock goes on", goes_on_later),
     ];
+    cases.extend(lagging::cases());
     cases.extend(sets::cases());
     ktap::main(Host::new, cases)
 }
