@@ -12,6 +12,7 @@
 //! Where the TSC restarts, KVM raises the TSC offsets of all vCPUs by one number of host ticks, so
 //! that no guest's TSC goes back; of each vCPU when that is loaded for the next time.
 
+mod counted;
 mod counts_on;
 mod expected;
 mod restarts;
@@ -112,10 +113,15 @@ fn main() -> ExitCode {
         ktap::option("unstable", String::new()),
     ) {
         (Ok(HostTsc::CountsOn), Ok(at)) if at.is_empty() => {
-            ktap::main(Host::new, counts_on::cases())
+            let mut cases = counts_on::cases();
+            cases.extend(counted::cases(HostTsc::CountsOn));
+            ktap::main(Host::new, cases)
         }
         (Ok(HostTsc::Restarts), Ok(at)) if at.is_empty() => {
-            let cases = [restarts::cases(), saved::cases()].into_iter().flatten();
+            let counted = counted::cases(HostTsc::Restarts);
+            let cases = [restarts::cases(), saved::cases(), counted]
+                .into_iter()
+                .flatten();
             ktap::main(
                 Host::new,
                 cases.map(Case::again_after::<NotBehind>).collect(),

@@ -82,7 +82,7 @@ fn running(host: &Host) -> Result<()> {
 }
 
 /// Fails unless the guest TSC went on from where it was when the host went to sleep, by no more
-/// than the time that the host was awake; if the VM `ran`, or else perhaps from where it was at the
+/// than the time that passed; if the VM `ran`, or else perhaps from where it was at the
 /// last ioctl of any vCPU.
 fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Result<()> {
     const SECOND_NS: u64 = 1_000_000_000;
@@ -99,7 +99,7 @@ fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Re
     // CAST: The sign of a difference mod 2^64 is the order.
     let went = went as i64;
     let least = if ran { 0 } else { -ticks(MOST_NS) };
-    let most = ticks(slept.awake_ns.unsigned_abs() + SECOND_NS);
+    let most = ticks(slept.passed_ns.unsigned_abs() + SECOND_NS);
     ensure!(
         (least..=most).contains(&went),
         "the guest TSC went on by {went} ticks, expected {least} to {most}"

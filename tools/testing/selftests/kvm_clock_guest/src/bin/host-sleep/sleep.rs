@@ -37,6 +37,8 @@ pub(crate) struct Sleep {
     pub(crate) after: u64,
     /// Time from the one to the other that the host was awake, ns.
     pub(crate) awake_ns: i64,
+    /// Time from the one to the other, ns.
+    pub(crate) passed_ns: i64,
 }
 
 /// The host TSC is not behind what it was: KVM may have seen no step back.
@@ -79,10 +81,11 @@ fn sleep() -> Result<Sleep> {
         before,
         after,
         awake_ns: awake_later - awake,
+        passed_ns: booted_later - booted,
     };
     note(&format!(
         "{slept:?}, asleep for {} ns by CLOCK_BOOTTIME",
-        booted_later - booted - slept.awake_ns
+        slept.passed_ns - slept.awake_ns
     ));
     Ok(slept)
 }
