@@ -1,0 +1,45 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# The tools on a host that does not keep its time by its TSC: they save and restore guests all the
+# same, and say how precise that is. Switches the host's clocksource, and puts it back. Writes KTAP.
+
+programs=$(dirname "$0")/../../../../target/release
+clocksource=/sys/devices/system/clocksource/clocksource0
+other=$(tr ' ' '\n' <$clocksource/available_clocksource | grep -vx -e tsc -e '' | head -n 1)
+if [ "$(cat $clocksource/current_clocksource)" != tsc ] || [ -z "$other" ]; then
+	echo "KTAP version 1"
+	echo "1..0 # SKIP the host has no clocksource beside its TSC, or does not use that"
+	exit 4
+fi
+file=$(mktemp)
+trap 'echo tsc >$clocksource/current_clocksource; rm -f "$file"' EXIT
+echo "$other" >$clocksource/current_clocksource || exit 1
+
+number=0
+failed=0
+# check NAME TEXT COMMAND...: succeeds, and its output has TEXT
+check() {
+	name=$1 text=$2
+	shift 2
+	number=$((number + 1))
+	output=$("$@" 2>&1)
+	status=$?
+	echo "$output" | sed 's/^/# /'
+	if [ $status = 0 ] && echo "$output" | grep -q "$text"; then
+		echo "ok $number $name"
+	else
+		echo "not ok $number $name # status $status, expected: $text"
+		failed=1
+	fi
+}
+
+echo "KTAP version 1"
+echo "1..6"
+for scenario in pause snapshot migrate; do
+	check "clockguest cycle, $scenario" 'precise to [1-9][0-9]* ns' \
+		"$programs/clockguest" cycle --scenario $scenario --method atomic --cycles 5
+done
+check "clockguest demo" 'precise to [1-9][0-9]* ns' "$programs/clockguest" demo --cycles 2
+check "vmm-sample save" 'precise to [1-9][0-9]* ns' "$programs/vmm-sample" save "$file"
+check "vmm-sample restore" 'precise to [1-9][0-9]* ns' "$programs/vmm-sample" restore "$file"
+exit $failed
