@@ -5,8 +5,8 @@
 use crate::vm::{Reading, Vm, MEMORY, MSR_IA32_TSC_DEADLINE, MSR_KVM_SYSTEM_TIME_NEW};
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::{kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_sregs, Msrs};
-use kvm_clock_ioctls::abi::{MODE_ADVANCE, MODE_EXACT};
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
+use kvm_clock_ioctls::abi::{FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT};
+use kvm_clock_ioctls::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use std::{fs, sync::atomic::Ordering};
@@ -60,16 +60,22 @@ impl Snapshot {
             boot_id: fs::read_to_string(BOOT_ID)?,
             tsc_khz: vm.vcpus[0].get_tsc_khz()?,
             // Once, for all vCPUs. It is true at one host TSC, which is in it: how long after they
-            // stopped this is called does not matter.
-            clock: get_vm_clock_guest(&vm.fd).context("KVM_GET_VM_CLOCK_GUEST")?,
+            // stopped this is called does not matter. A host that does not keep its time by a stable
+            // TSC cannot tell the clocks of one instant: KVM reports how good what it has is.
+            clock: get_vm_clock_guest_or_fall_back(&vm.fd).context("KVM_GET_VM_CLOCK_GUEST")?,
             memory: words.collect(),
             vcpus: vm.vcpus.iter().map(Vcpu::save).collect::<Result<_>>()?,
             readings,
         })
     }
 
-    /// Makes a VM of it, about to run.
-    pub(crate) fn restore(&self) -> Result<Vm> {
+    /// What its clocks are precise to, ns; 0 if they are exact.
+    pub(crate) fn precision_ns(&self) -> u32 {
+        self.clock.header.precision_ns
+    }
+
+    /// Makes a VM of it, about to run; and says what its clocks are precise to, ns.
+    pub(crate) fn restore(&self) -> Result<(Vm, u32)> {
         // 1. A VM of the TSC rate that the guest knows, and vCPUs with the ids they had.
         let vm = Vm::new(Some(self.tsc_khz))?;
 
@@ -90,6 +96,7 @@ impl Snapshot {
         let same_boot = fs::read_to_string(BOOT_ID)? == self.boot_id;
         let mut clock = self.clock.clone();
         clock.header.mode = [MODE_ADVANCE, MODE_EXACT][usize::from(same_boot)];
+        clock.header.flags = FLAG_FALLBACK;
         println!("same boot of the host: {same_boot}");
         set_vm_clock_guest(&vm.fd, &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
 
@@ -101,7 +108,7 @@ impl Snapshot {
             // 5. The guest's watchdogs are not to take the pause for a lockup.
             vcpu.kvmclock_ctrl().context("KVM_KVMCLOCK_CTRL")?;
         }
-        Ok(vm)
+        Ok((vm, clock.header.precision_ns))
     }
 }
 

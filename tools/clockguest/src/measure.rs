@@ -93,6 +93,9 @@ pub struct Reading {
     pub host_run: u64,
     /// Host TSC right after the last vCPU was stopped.
     pub host_stop: u64,
+    /// What the clocks that were saved then are said to be precise to, ns; 0 if nothing was said.
+    #[serde(default)]
+    pub precision_ns: u32,
 }
 
 impl Reading {
@@ -220,7 +223,7 @@ pub enum Contradiction {
 ///         backwards: Default::default(),
 ///     };
 ///     let (host_run, host_stop) = (host_before, host_after);
-///     measure::Reading { vcpus: vec![vcpu], tsc_khz: 2_000_000, host_run, host_stop }
+///     measure::Reading { vcpus: vec![vcpu], tsc_khz: 2_000_000, host_run, host_stop, precision_ns: 0 }
 /// };
 /// let record = ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
 /// let moved = ClockGuest { tsc_timestamp: 1_000, ..record };
@@ -392,6 +395,7 @@ pub(crate) mod tests {
             tsc_khz: KHZ,
             host_run: 0,
             host_stop: 0,
+            precision_ns: 0,
         }
     }
 

@@ -95,6 +95,7 @@ impl Run {
             tsc_khz: vm.tsc_khz()?,
             host_run: self.host_run,
             host_stop,
+            precision_ns: 0,
         })
     }
 }

@@ -12,10 +12,11 @@ use crate::vmm::{
     Vm, //
 };
 use kvm_clock_ioctls::{
-    get_vm_clock_guest,
+    get_vm_clock_guest_or_fall_back,
     set_vm_clock_guest,
     VmClock, //
 };
+use pvclock::abi::FLAG_FALLBACK;
 use serde::{
     Deserialize,
     Serialize, //
@@ -27,7 +28,7 @@ pub struct Saved(pub VmClock);
 
 impl SavedClocks for Saved {
     fn save(vm: &Vm) -> Result<Self> {
-        get_vm_clock_guest(vm.fd())
+        get_vm_clock_guest_or_fall_back(vm.fd())
             .map(Self)
             .context("KVM_GET_VM_CLOCK_GUEST")
     }
@@ -38,14 +39,21 @@ impl SavedClocks for Saved {
 }
 
 impl Saved {
-    /// Writes the clocks of the stopped `vm` by `mode`; returns what the kernel said about it.
+    /// What the kernel says that the clocks are precise to, ns; 0 where the host keeps its time by a
+    /// stable TSC.
+    pub fn precision_ns(&self) -> u32 {
+        self.0.header.precision_ns
+    }
+
+    /// Writes the clocks of the stopped `vm` by `mode`; returns what the kernel said about it. On a
+    /// host without a stable TSC it does what it can.
     ///
     /// # Errors
     ///
     /// Those of `KVM_SET_VM_CLOCK_GUEST`.
     pub fn set(&self, vm: &Vm, mode: Mode) -> Result<VmClock> {
         let mut clock = self.0.clone();
-        clock.header.mode = mode.to_abi();
+        (clock.header.mode, clock.header.flags) = (mode.to_abi(), FLAG_FALLBACK);
         set_vm_clock_guest(vm.fd(), &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
         Ok(clock)
     }

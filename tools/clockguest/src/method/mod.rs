@@ -152,6 +152,14 @@ impl Method {
 }
 
 impl Saved {
+    /// What is said of their precision, ns; 0 if nothing is.
+    pub fn precision_ns(&self) -> u32 {
+        match self {
+            Self::Atomic(saved) => saved.precision_ns(),
+            Self::LegacyMsr(_) | Self::LegacyOffset(_) => 0,
+        }
+    }
+
     /// As [`SavedClocks::restore`].
     ///
     /// # Errors

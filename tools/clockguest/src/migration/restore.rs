@@ -41,6 +41,7 @@ use pvclock::abi::{
     CAP_ADVANCE,
     CAP_EXACT,
     CAP_FREEZE, //
+    FLAG_FALLBACK,
 };
 use vmm_sys_util::errno;
 
@@ -102,7 +103,7 @@ pub(super) fn restore(
 /// The argument of `KVM_SET_VM_CLOCK_GUEST` on the host that `here` describes.
 pub(super) fn request(saved: &atomic::Saved, clocks: &Clocks, here: &Hello) -> VmClock {
     let mut clock = saved.0.clone();
-    clock.header.mode = clocks.mode.to_abi();
+    (clock.header.mode, clock.header.flags) = (clocks.mode.to_abi(), FLAG_FALLBACK);
     if let Some(shift) = clocks.shift {
         // By what the other host says; the kernel judges the sum.
         clock.header.tai_ns = clock.header.tai_ns.saturating_add(shift.tai_ns);

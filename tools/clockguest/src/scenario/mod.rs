@@ -128,7 +128,12 @@ pub(crate) fn stop_and_save(vm: &Vm, run: Run, method: Method) -> vmm::Result<(S
     vm.stop()?;
     let host_stop = crate::host::rdtsc_ordered();
     let saved = method.save(vm)?;
-    Ok((saved, run.finish(vm, host_stop)?))
+    let precision_ns = saved.precision_ns();
+    let reading = Reading {
+        precision_ns,
+        ..run.finish(vm, host_stop)?
+    };
+    Ok((saved, reading))
 }
 
 /// Sleeps what is left of the downtime of a VM that stopped at `stopped`.

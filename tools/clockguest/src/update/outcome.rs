@@ -160,6 +160,7 @@ mod tests {
     fn outcome(mode: Option<Mode>, change: impl FnOnce(&mut Reading)) -> Outcome {
         let before = Reading {
             host_stop: START + 500,
+            precision_ns: 0,
             ..reading(unscaled(5), record(START, 1_000), START)
         };
         let mut after = before.clone();
