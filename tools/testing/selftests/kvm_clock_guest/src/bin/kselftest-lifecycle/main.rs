@@ -8,6 +8,7 @@ mod kunit;
 mod load;
 mod module;
 mod order;
+mod other_layout;
 mod running;
 
 use anyhow::{
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
     cases.extend(running::cases());
     cases.extend(load::cases());
     cases.extend(order::cases());
+    cases.extend(other_layout::cases());
     ktap::main(Host::new, cases)
 }
 

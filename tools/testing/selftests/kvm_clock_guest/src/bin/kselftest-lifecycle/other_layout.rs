@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A module that was built for another KVM, whose structures have another layout: KVM refuses it,
+//! and says why.
+//!
+//! `scripts/build-other-layout` builds it; `--other-layout=FILE` names it.
+
+use crate::{
+    kunit::WithoutTests,
+    Host, //
+};
+use anyhow::{
+    bail,
+    ensure,
+    Context,
+    Result, //
+};
+use kvm_clock_guest_selftests::{
+    clocks::Clocks,
+    fixture::kept,
+    host_module,
+    ktap::{
+        note,
+        option,
+        Case,
+        Skip, //
+    },
+    references::{
+        is_loaded,
+        CLOCK_GUEST, //
+    },
+    require,
+};
+use std::{
+    env,
+    fs::File,
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
+    path::{
+        Path,
+        PathBuf, //
+    },
+};
+
+pub(crate) fn cases() -> Vec<Case<Host>> {
+    vec![Case::new(
+        "a module that was built for another KVM is refused",
+        refused,
+    )]
+}
+
+/// The kernel's messages from now on.
+struct Messages(File);
+
+impl Messages {
+    fn from_now() -> Result<Self> {
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut this = Self(file.open("/dev/kmsg").context("/dev/kmsg")?);
+        this.take();
+        Ok(this)
+    }
+
+    /// What came since; each read gives one record, until there is none.
+    fn take(&mut self) -> String {
+        let (mut text, mut record) = (String::new(), [0; 8192]);
+        while let Ok(len @ 1..) = self.0.read(&mut record) {
+            text += &String::from_utf8_lossy(&record[..len]);
+        }
+        text
+    }
+}
+
+/// Beside the one under test, which is `make modules`' own, if it is not named.
+fn file() -> Result<PathBuf> {
+    let own = env::var_os("CLOCK_GUEST_MODULE").unwrap_or_default();
+    let beside = Path::new(&own)
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new("build"))
+        .join("module-other-layout/kvm_clock_guest.ko");
+    let path: PathBuf = option("other-layout", beside)?;
+    let named = !option("other-layout", String::new())?.is_empty();
+    if !path.exists()
+        || !(named
+            || Path::new(&own)
+                .parent()
+                .is_some_and(|p| p.ends_with("module")))
+    {
+        bail!(Skip(format!(
+            "no {}: run scripts/build-other-layout",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+fn refused(host: &Host) -> Result<()> {
+    let other = File::open(file()?)?;
+    let kvm = host.kvm()?;
+    let vm = kept(&kvm, 2)?;
+    let before = Clocks::of(&vm)?;
+    let (unloaded, _without_tests) = (host.module.unload()?, WithoutTests::new()?);
+    let mut messages = Messages::from_now()?;
+    let result = host_module::load(&other, "");
+    let said = messages.take();
+    for line in said.lines() {
+        note(line);
+    }
+    if result.is_ok() {
+        host_module::unload(CLOCK_GUEST)?;
+        unloaded.load()?;
+        bail!("it was loaded");
+    }
+    ensure!(!is_loaded(CLOCK_GUEST), "it is there, though {result:?}");
+    let cap = require::capability(&kvm);
+    ensure!(cap == 0, "the capability is {cap:#x}");
+    ensure!(
+        said.lines()
+            .any(|line| line.contains("kvm") && line.contains("built for")),
+        "{result:?}, but the kernel did not say what it was built for"
+    );
+    // The right one is not.
+    unloaded.load()?;
+    before.ensure_unchanged(&vm)
+}
