@@ -61,7 +61,7 @@ impl Snapshot {
             tsc_khz: vm.vcpus[0].get_tsc_khz()?,
             // Once, for all vCPUs. It is true at one host TSC, which is in it: how long after they
             // stopped this is called does not matter. A host that does not keep its time by a stable
-            // TSC cannot tell the clocks of one instant: KVM reports how good what it has is.
+            // TSC has no clocks of one instant: KVM reports how good what it has is.
             clock: get_vm_clock_guest_or_fall_back(&vm.fd).context("KVM_GET_VM_CLOCK_GUEST")?,
             memory: words.collect(),
             vcpus: vm.vcpus.iter().map(Vcpu::save).collect::<Result<_>>()?,

@@ -107,15 +107,15 @@ pub(crate) fn cases(tsc: HostTsc) -> Vec<Case<Host>> {
 
 /// The clocks of a VM at some instant between two readings of CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct Clocks {
     booted_ns: [i64; 2],
     /// By KVM_GET_CLOCK.
     kvmclock_ns: u64,
     guest_tsc: Option<u64>,
 }
 
-impl Told {
-    /// As KVM_GET_CLOCK tells.
+impl Clocks {
+    /// As KVM_GET_CLOCK reports.
     fn kvmclock(vm: &Vm) -> Result<Self> {
         let before = now_ns(libc::CLOCK_BOOTTIME);
         let kvmclock_ns = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
@@ -126,7 +126,7 @@ impl Told {
         })
     }
 
-    /// The guest TSC as well, as GET tells.
+    /// The guest TSC as well, as GET reports.
     fn all(vm: &Vm) -> Result<Self> {
         let before = now_ns(libc::CLOCK_BOOTTIME);
         let guest_tsc = get(vm)?.header.guest_tsc;
@@ -159,7 +159,7 @@ impl Told {
     }
 }
 
-/// Has the host sleep for long enough to tell.
+/// Has the host sleep for long enough to show.
 fn sleep_long(tsc: HostTsc) -> Result<()> {
     let asleep = || now_ns(libc::CLOCK_BOOTTIME) - now_ns(libc::CLOCK_MONOTONIC);
     let before = asleep();
@@ -180,12 +180,12 @@ fn pinned(host: &Host) -> Result<Vec<Vm>> {
 
 fn never_set(host: &Host, tsc: HostTsc) -> Result<()> {
     let vms = host.derived()?;
-    let before = all_of(&vms, Told::kvmclock)?;
+    let before = all_of(&vms, Clocks::kvmclock)?;
     sleep_long(tsc)?;
     for_each(&vms, &before, |vm, before| {
-        let at_once = Told::kvmclock(vm)?;
+        let at_once = Clocks::kvmclock(vm)?;
         run_a_little(vm)?;
-        Told::kvmclock(vm)?.ensure_counts(vm, before, 1, "after the guest ran")?;
+        Clocks::kvmclock(vm)?.ensure_counts(vm, before, 1, "after the guest ran")?;
         // KVM reads its master clock of before until a vCPU runs.
         if let Err(error) = at_once.ensure_counts(vm, before, 1, "before that") {
             note(&format!("{error:#}"));
@@ -207,41 +207,41 @@ fn ensure_one_function(vm: &Vm, when: &str, ran: bool) -> Result<()> {
             functions.push((format!("vCPU {}", vcpu.index()), page, relation));
         }
     }
-    let told = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+    let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
     ensure!(
-        told.flags & KVM_CLOCK_HOST_TSC != 0,
+        data.flags & KVM_CLOCK_HOST_TSC != 0,
         "{when}, KVM_GET_CLOCK reports no host TSC: flags {:#x}",
-        told.flags
+        data.flags
     );
     for (who, record, relation) in functions {
-        let ns = record.kvmclock_ns(relation.guest_tsc(told.host_tsc));
+        let ns = record.kvmclock_ns(relation.guest_tsc(data.host_tsc));
         ensure!(
-            ns == told.clock,
+            ns == data.clock,
             "{when}, {who} says {ns} ns at host TSC {:#x}, KVM_GET_CLOCK {} ns",
-            told.host_tsc,
-            told.clock
+            data.host_tsc,
+            data.clock
         );
     }
     Ok(())
 }
 
 /// Looks at the stopped VMs at once, and when their guests ran.
-fn ensure_count(vms: &[Vm], before: &[Told], sleeps: i64) -> Result<()> {
+fn ensure_count(vms: &[Vm], before: &[Clocks], sleeps: i64) -> Result<()> {
     for_each(vms, before, |vm, before| {
-        let now = Told::all(vm)?;
+        let now = Clocks::all(vm)?;
         ensure_one_function(vm, "before the guest ran", false)?;
         now.ensure_counts(vm, before, sleeps, "before the guest ran")
     })?;
     for_each(vms, before, |vm, before| {
         run_a_little(vm)?;
         ensure_one_function(vm, "after the guest ran", true)?;
-        Told::all(vm)?.ensure_counts(vm, before, sleeps, "after the guest ran")
+        Clocks::all(vm)?.ensure_counts(vm, before, sleeps, "after the guest ran")
     })
 }
 
 fn running(host: &Host, tsc: HostTsc) -> Result<()> {
     let vms = pinned(host)?;
-    let before = all_of(&vms, Told::all)?;
+    let before = all_of(&vms, Clocks::all)?;
     for vm in &vms {
         observe::run(vm)?;
     }
@@ -259,7 +259,7 @@ fn stopped(
     sleeps: i64,
 ) -> Result<()> {
     let vms = pinned(host)?;
-    let before = all_of(&vms, Told::all)?;
+    let before = all_of(&vms, Clocks::all)?;
     for _ in 0..sleeps {
         vms.iter().try_for_each(&prepare)?;
         sleep_long(tsc)?;

@@ -16,7 +16,7 @@ const VMCS: usize = 8;
 const FIELDS: usize = 16;
 const COUNT: usize = 24;
 // Out: rounds of L2; the TSC before L1 entered L2, and after L2 left; why it did, and how often; the
-// last field that was written, for whoever looks for a mistake.
+// last field that was written, to find a mistake by.
 const L2_ROUNDS: usize = 32;
 const ENTRY_TSC: usize = 40;
 const EXIT_TSC: usize = 48;
@@ -133,7 +133,7 @@ pub(crate) fn l2_entry() -> u64 {
     address(&raw const clockguest_nested_vmx_l2)
 }
 
-/// What the vCPU is told and tells.
+/// What the vCPU is given and reports.
 pub(crate) struct Nested<'a>(pub(crate) &'a Machine);
 
 impl Nested<'_> {

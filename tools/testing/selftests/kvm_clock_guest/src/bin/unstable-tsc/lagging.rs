@@ -86,7 +86,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 }
 
 /// By how much the clock of GET with FALLBACK is ahead of the raw one.
-fn told_ahead_of_raw(vm: &Vm) -> Result<Span> {
+fn get_ahead_of_raw(vm: &Vm) -> Result<Span> {
     let before = now_ns(libc::CLOCK_MONOTONIC_RAW);
     let kvmclock_ns = get_or_fall_back(vm)?.header.kvmclock_ns;
     let after = now_ns(libc::CLOCK_MONOTONIC_RAW);
@@ -107,11 +107,11 @@ fn comes(vm: &Vm, vcpus: Range<usize>) -> Result<()> {
     let cpu = host_cpus()?[0];
     for round in 0..ROUNDS {
         let offsets = get_or_fall_back(vm)?.vcpus;
-        let before = [kvm_ahead_of_raw(vm)?, told_ahead_of_raw(vm)?];
+        let before = [kvm_ahead_of_raw(vm)?, get_ahead_of_raw(vm)?];
         let gone = cpu.go_offline()?;
         last_host_tsc::set(vm, vcpus.clone(), rdtsc_ordered() + LAG)?;
         gone.come_back()?;
-        let after = [kvm_ahead_of_raw(vm)?, told_ahead_of_raw(vm)?];
+        let after = [kvm_ahead_of_raw(vm)?, get_ahead_of_raw(vm)?];
         for (who, before, after) in [
             ("KVM_GET_CLOCK", before[0], after[0]),
             ("GET with FALLBACK", before[1], after[1]),
