@@ -26,7 +26,11 @@ use kvm_ioctls::{
     VcpuFd, //
 };
 use pvclock::{
-    abi::MODE_EXACT,
+    abi::{
+        ClockGuest,
+        MODE_EXACT, //
+    },
+    rate::GuestRate,
     tsc::{
         Scale,
         TscTransform, //
@@ -192,13 +196,39 @@ pub fn vcpu_transform(vcpu: &VcpuFd) -> Result<TscTransform> {
     Ok(TscTransform { scale, offset })
 }
 
-/// `clock` with a record that runs at twice the host's rate from its anchor on, so that no clock of
-/// KVM's own making is mistaken for it.
-pub fn at_twice_the_rate(mut clock: VmClock) -> VmClock {
+/// `clock` with a record that is an hour ahead of what it is, and 50 or 100 ppm off KVM's own rate
+/// from its anchor on: no clock of KVM's own making, nor `clock`, is mistaken for it.
+///
+/// # Panics
+///
+/// If `clock` has no rate.
+pub fn at_another_rate(clock: VmClock) -> VmClock {
+    let mut clock = an_hour_ahead(clock);
     let header = &mut clock.header;
-    header.record.tsc_timestamp = header.guest_tsc;
-    header.record.system_time = header.kvmclock_ns;
-    header.record.tsc_shift += 1;
+    let own = Scale::new(header.tsc_ratio, header.tsc_frac_bits)
+        .and_then(|scale| {
+            let host_khz = header.host_tsc_khz;
+            GuestRate { host_khz, scale }.factor()
+        })
+        .expect("GET returns a rate");
+    let off_by_ppm = |ppm: i64| {
+        let mul = i64::from(own.mul) + i64::from(own.mul) * ppm / 1_000_000;
+        // SET takes no mul with a highest bit of 0.
+        u32::try_from(mul).ok().filter(|mul| mul >> 31 == 1)
+    };
+    let is_other = |&mul: &u32| mul != header.record.tsc_to_system_mul;
+    let mul = [100, -100, 50, -50]
+        .into_iter()
+        .filter_map(off_by_ppm)
+        .find(is_other)
+        .expect("either two of them are slower, or two are faster");
+    header.record = ClockGuest {
+        tsc_timestamp: header.guest_tsc,
+        system_time: header.kvmclock_ns,
+        tsc_to_system_mul: mul,
+        tsc_shift: own.shift,
+        ..header.record
+    };
     clock
 }
 
@@ -213,7 +243,7 @@ pub fn an_hour_ahead(mut clock: VmClock) -> VmClock {
 /// `clock` as another VM's: other offsets, another record, and saved an hour ago, so that a SET of
 /// it leaves nothing as it is, in any mode.
 pub fn unlike(clock: VmClock) -> VmClock {
-    let mut clock = at_twice_the_rate(clock);
+    let mut clock = at_another_rate(clock);
     let host_tsc = clock.header.host_tsc / 2;
     move_to_domain(&mut clock, host_tsc);
     clock.header.tai_ns -= HOUR_NS;

@@ -21,7 +21,7 @@ use kvm_clock_guest_selftests::{
         WithoutTsc, //
     },
     fixture::{
-        at_twice_the_rate,
+        at_another_rate,
         derived,
         get,
         pinned,
@@ -125,15 +125,13 @@ impl Reading {
 fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     /// The host's own clock may step when it changes its source.
     const TOLERANCE_NS: i64 = 1_000_000;
-    const LONG_AGAINST_TOLERANCE: Duration = Duration::from_millis(100);
 
     let vm = pinned(kvm, 1)?;
-    let mut clock = at_twice_the_rate(get(&vm)?);
+    let mut clock = at_another_rate(get(&vm)?);
     set(&vm, &mut clock, MODE_EXACT)?;
     observe::run(&vm)?;
     let steps_back = vm.view(0).backwards();
-    // The record is now far from any clock that KVM would derive.
-    sleep(LONG_AGAINST_TOLERANCE);
+    // The record is an hour from any clock that KVM would derive.
 
     let before = Reading::of(&vm)?;
     let without_tsc = WithoutTsc::switch(other)?;
@@ -145,8 +143,8 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     run_a_little(&vm)?;
     let after = Reading::of(&vm)?;
 
-    // At twice the rate until KVM noticed, at the host's rate from then on.
-    let until_noticed = between.raw[1] - before.raw[0];
+    // Off by 100 ppm until KVM noticed, at the host's rate from then on.
+    let until_noticed = (between.raw[1] - before.raw[0]) / 10_000;
     for (when, earlier, later, may_gain) in [
         ("away from", &before, &between, until_noticed),
         ("back to", &between, &after, 0),
@@ -155,8 +153,8 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
         let text = format!("{when} the TSC, kvmclock gained {least} to {most} ns on the raw clock");
         note(&text);
         ensure!(
-            most >= -TOLERANCE_NS && least <= may_gain + TOLERANCE_NS,
-            "{text}, expected 0 to {may_gain} ns, tolerance {TOLERANCE_NS}"
+            most >= -may_gain - TOLERANCE_NS && least <= may_gain + TOLERANCE_NS,
+            "{text}, expected at most {may_gain} ns either way, tolerance {TOLERANCE_NS}"
         );
     }
     let seen = vm.view(0).backwards() - steps_back;

@@ -28,7 +28,7 @@ use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{
-        at_twice_the_rate,
+        at_another_rate,
         get,
         run_a_little,
         set,
@@ -84,10 +84,9 @@ impl Host {
         vms.collect()
     }
 
-    /// The same with a pinned record each, at twice the guest's rate: no clock of KVM's own
-    /// making.
+    /// The same with a pinned record each, at another rate: no clock of KVM's own making.
     pub(crate) fn pinned(&self) -> Result<Vec<Vm>> {
-        self.pinning(at_twice_the_rate)
+        self.pinning(at_another_rate)
     }
 
     /// The same, with what `change` makes of KVM's clock.

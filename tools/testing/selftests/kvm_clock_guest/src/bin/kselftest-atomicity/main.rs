@@ -3,7 +3,7 @@
 //! A SET that fails, wherever it fails, leaves every clock and every pending update as it was; one
 //! that succeeds changes all of them.
 //!
-//! Every SET here asks for other TSC offsets and for a record at twice the rate, so that nothing of
+//! Every SET here asks for other TSC offsets and for a record at another rate, so that nothing of
 //! it could be done unnoticed. kselftest-errno has each errno by each of its causes.
 
 mod moments;

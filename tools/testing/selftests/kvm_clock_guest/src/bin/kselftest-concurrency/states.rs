@@ -14,7 +14,7 @@ use clockguest::{
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{
-        at_twice_the_rate,
+        at_another_rate,
         get,
         make_consistent,
         reference_offset,
@@ -108,7 +108,7 @@ impl States {
     /// Two that differ in everything, for `vm`.
     pub(crate) fn two(vm: &Vm) -> Result<Self> {
         let one = get(vm)?;
-        let mut other = at_twice_the_rate(one.clone());
+        let mut other = at_another_rate(one.clone());
         for vcpu in &mut other.vcpus {
             vcpu.tsc_offset = vcpu.tsc_offset.wrapping_add(LEAP);
         }

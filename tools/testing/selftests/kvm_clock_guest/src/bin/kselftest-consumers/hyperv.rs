@@ -3,11 +3,8 @@
 //! Hyper-V's reference counter, as an MSR and as a page.
 
 use crate::{
-    state::{
-        nearly_still,
-        Pinned, //
-    },
-    Consumer,
+    state::Pinned,
+    Consumer, //
 };
 use anyhow::{
     ensure,
@@ -18,10 +15,7 @@ use clockguest::{
     vmm::Vm, //
 };
 use kvm_clock_guest_selftests::{
-    fixture::{
-        at_twice_the_rate,
-        run_a_little, //
-    },
+    fixture::run_a_little,
     hyperv::{
         enable,
         enable_tsc_page,
@@ -33,7 +27,6 @@ use kvm_clock_guest_selftests::{
 
 pub(crate) const REFERENCE_COUNTER: Consumer = Consumer {
     name: "Hyper-V's reference counter",
-    record: nearly_still,
     enable: |vm| enable(&vm.vcpus()[0].fd()),
     check: |vm, pinned| {
         counter(vm, pinned)?;
@@ -45,7 +38,6 @@ pub(crate) const REFERENCE_COUNTER: Consumer = Consumer {
 /// KVM computes the MSR from the page once that is written.
 pub(crate) const REFERENCE_COUNTER_WITH_PAGE: Consumer = Consumer {
     name: "Hyper-V's reference counter beside the TSC page",
-    record: nearly_still,
     enable: enable_page,
     check: |vm, pinned| {
         counter(vm, pinned)?;
@@ -56,7 +48,6 @@ pub(crate) const REFERENCE_COUNTER_WITH_PAGE: Consumer = Consumer {
 
 pub(crate) const TSC_PAGE: Consumer = Consumer {
     name: "Hyper-V's TSC page",
-    record: at_twice_the_rate,
     enable: enable_page,
     check: |vm, pinned| {
         run_a_little(vm)?;

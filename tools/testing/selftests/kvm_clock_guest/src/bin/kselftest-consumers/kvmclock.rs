@@ -3,11 +3,8 @@
 //! KVM's own: `KVM_GET_CLOCK`, and the wall clock MSR.
 
 use crate::{
-    state::{
-        ahead_and_fast,
-        Pinned, //
-    },
-    Consumer,
+    state::Pinned,
+    Consumer, //
 };
 use anyhow::{
     ensure,
@@ -21,7 +18,6 @@ use clockguest::vmm::{
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_guest_selftests::{
     fixture::{
-        at_twice_the_rate,
         get,
         run_a_little, //
     },
@@ -32,7 +28,6 @@ use std::sync::atomic::Ordering;
 
 pub(crate) const GET_CLOCK: Consumer = Consumer {
     name: "KVM_GET_CLOCK",
-    record: at_twice_the_rate,
     enable: |_| Ok(()),
     check: |vm, pinned| {
         get_clock(vm, pinned)?;
@@ -43,7 +38,6 @@ pub(crate) const GET_CLOCK: Consumer = Consumer {
 
 pub(crate) const WALL_CLOCK_MSR: Consumer = Consumer {
     name: "wall clock MSR",
-    record: ahead_and_fast,
     enable: |_| Ok(()),
     check: |vm, pinned| {
         let write = || {

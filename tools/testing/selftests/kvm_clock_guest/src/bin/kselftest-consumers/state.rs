@@ -10,6 +10,7 @@ use anyhow::{
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::{
+        at_another_rate,
         get,
         move_to_domain,
         reference_transform,
@@ -131,8 +132,9 @@ impl State {
         Ok(vm)
     }
 
-    /// Pulls the vCPUs of `vm` apart, and has the mode make `edit` of the present clock its clock.
-    pub(crate) fn set(&self, vm: &Vm, edit: fn(VmClock) -> VmClock) -> Result<Pinned> {
+    /// Pulls the vCPUs of `vm` apart, and has the mode pin a record of another rate, which no clock
+    /// of KVM's own making is mistaken for.
+    pub(crate) fn set(&self, vm: &Vm) -> Result<Pinned> {
         let ahead = self.layout.1;
         if ahead.iter().any(|&ahead| ahead != 0) {
             let first = vm.tsc_offsets()?[0];
@@ -143,7 +145,7 @@ impl State {
             run_a_little(vm)?;
         }
 
-        let mut clock = edit(get(vm)?);
+        let mut clock = at_another_rate(get(vm)?);
         let record = clock.header.record;
         let (_, mode) = self.mode;
         if mode != MODE_EXACT {
@@ -165,25 +167,4 @@ impl State {
             ahead,
         })
     }
-}
-
-/// `clock` with a record that moves by less than 100 ns in a millisecond from its anchor on: what
-/// is read at an unknown moment of a call is known all the same.
-pub(crate) fn nearly_still(mut clock: VmClock) -> VmClock {
-    let header = &mut clock.header;
-    header.record.tsc_timestamp = header.guest_tsc;
-    header.record.system_time = header.kvmclock_ns;
-    header.record.tsc_shift -= 14;
-    clock
-}
-
-/// `clock` with a record that is an hour ahead, and gains 1 in 1024 from its anchor on: a clock of
-/// KVM's own making is soon off by more than two calls take, and the two go by nearly the same.
-pub(crate) fn ahead_and_fast(mut clock: VmClock) -> VmClock {
-    let header = &mut clock.header;
-    header.kvmclock_ns += HOUR_NS.unsigned_abs();
-    header.record.tsc_timestamp = header.guest_tsc;
-    header.record.system_time = header.kvmclock_ns;
-    header.record.tsc_to_system_mul += header.record.tsc_to_system_mul >> 10;
-    clock
 }

@@ -4,11 +4,8 @@
 
 use crate::{
     kvmclock::ensure_epoch,
-    state::{
-        ahead_and_fast,
-        Pinned, //
-    },
-    Consumer,
+    state::Pinned,
+    Consumer, //
 };
 use anyhow::{
     ensure,
@@ -17,10 +14,7 @@ use anyhow::{
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::function,
-    fixture::{
-        at_twice_the_rate,
-        run_a_little, //
-    },
+    fixture::run_a_little,
     xen::{
         enable,
         set_shared_info,
@@ -35,14 +29,12 @@ use std::sync::atomic::Ordering;
 
 pub(crate) const TIME_INFO: Consumer = Consumer {
     name: "Xen's vcpu_info and vcpu_time_info",
-    record: at_twice_the_rate,
     enable: enable_time_info,
     check: time_info,
 };
 
 pub(crate) const WALL_CLOCK: Consumer = Consumer {
     name: "Xen's wall clock",
-    record: ahead_and_fast,
     enable: |vm| enable(vm.fd()),
     check: |vm, pinned| {
         let write = || set_shared_info(vm.fd(), SHARED_INFO);

@@ -58,7 +58,7 @@ const SET: &[(&str, Edit)] = &[
         c.header.mode = MODE_EXACT;
         set_age(c, 0);
     }),
-    ("record's version and flags are ignored", |c| {
+    ("record's version and unknown flags are ignored", |c| {
         c.header.mode = MODE_EXACT;
         c.header.record.version = u32::MAX;
         c.header.record.flags = u8::MAX;

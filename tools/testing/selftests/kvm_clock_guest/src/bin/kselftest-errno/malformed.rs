@@ -35,7 +35,7 @@ type Edit = fn(&mut VmClock);
 
 /// Edits of a sound SET, after which `guest_tsc` and `kvmclock_ns` are made to fit again.
 const SET: &[(&str, Edit)] = &[
-    ("unknown flag", |c| c.header.flags = 1 << 3),
+    ("unknown flag", |c| c.header.flags = 1 << 4),
     ("highest flag", |c| c.header.flags = 1 << 31),
     ("mode 0", |c| c.header.mode = 0),
     ("unknown mode", |c| c.header.mode = MODE_FREEZE + 1),
@@ -47,6 +47,19 @@ const SET: &[(&str, Edit)] = &[
         c.header.record.pad = [0, 1]
     }),
     ("mul 0", |c| c.header.record.tsc_to_system_mul = 0),
+    ("mul 2^31 - 1", |c| {
+        c.header.record.tsc_to_system_mul = (1 << 31) - 1
+    }),
+    ("half of mul", |c| {
+        c.header.record.tsc_to_system_mul >>= 1;
+        c.header.record.tsc_shift += 1;
+    }),
+    ("2^63 ns paused", |c| c.header.paused_ns = 1 << 63),
+    ("2^63 ns of steal time", |c| c.vcpus[1].steal_ns = 1 << 63),
+    ("2^63 ns of steal time and paused", |c| {
+        c.header.paused_ns = i64::MAX.unsigned_abs();
+        c.vcpus[0].steal_ns = 1;
+    }),
     ("shift 32", |c| c.header.record.tsc_shift = 32),
     ("shift -32", |c| c.header.record.tsc_shift = -32),
     ("shift 127", |c| c.header.record.tsc_shift = 127),

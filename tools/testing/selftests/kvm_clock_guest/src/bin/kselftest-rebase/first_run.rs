@@ -2,7 +2,7 @@
 
 //! SET before the first KVM_RUN, with all that the creation of vCPUs left pending.
 
-use crate::hour_old_at_twice_the_rate;
+use crate::hour_old_at_another_rate;
 use anyhow::{
     ensure,
     Result, //
@@ -55,7 +55,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 fn first_run(kvm: &Kvm, vcpus: u32, mode: u32) -> Result<()> {
     let trace = Trace::new()?;
     let vm = Vm::new(kvm, vcpus)?;
-    let mut clock = hour_old_at_twice_the_rate(get(&vm)?);
+    let mut clock = hour_old_at_another_rate(get(&vm)?);
     // So that ADVANCE has a way to go.
     clock.header.tai_ns -= HOUR_NS;
     set(&vm, &mut clock, mode)?;

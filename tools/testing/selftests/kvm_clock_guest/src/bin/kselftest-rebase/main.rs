@@ -3,7 +3,7 @@
 //! Nothing re-bases a pinned record: whatever makes KVM compute a clock anew, the record's bits do
 //! not change, and the guest reads the same function as before, to the ns.
 //!
-//! The record runs at twice the host's rate and was saved an hour of ticks ago, so that no clock of
+//! The record runs at another rate than the host's and was saved an hour of ticks ago, so that no clock of
 //! KVM's own making could be mistaken for it. What makes KVM compute clocks anew is only believed
 //! to have done so if a tracepoint says so.
 
@@ -34,7 +34,7 @@ use kvm_clock_guest_selftests::{
     },
     expect,
     fixture::{
-        at_twice_the_rate,
+        at_another_rate,
         derived,
         get,
         make_consistent,
@@ -78,12 +78,12 @@ fn main() -> ExitCode {
     ktap::main(require::clock_guest, cases)
 }
 
-/// `clock` with a record that runs at twice the host's rate since an hour.
-fn hour_old_at_twice_the_rate(clock: VmClock) -> VmClock {
+/// `clock` with a record that runs at another rate than the host's since an hour.
+fn hour_old_at_another_rate(clock: VmClock) -> VmClock {
     const HOUR_MS: u64 = 3_600_000;
     const SYSTEM_TIME_NS: u64 = 5_000_000_000;
 
-    let mut clock = at_twice_the_rate(clock);
+    let mut clock = at_another_rate(clock);
     let header = &mut clock.header;
     let ticks = u64::from(header.host_tsc_khz) * HOUR_MS;
     header.record.tsc_timestamp = header.guest_tsc.wrapping_sub(ticks);
@@ -95,7 +95,7 @@ fn hour_old_at_twice_the_rate(clock: VmClock) -> VmClock {
 /// A VM that has run and is stopped, and has such a record pinned.
 fn pinned(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
     let vm = derived(kvm, vcpus)?;
-    let mut clock = hour_old_at_twice_the_rate(get(&vm)?);
+    let mut clock = hour_old_at_another_rate(get(&vm)?);
     set(&vm, &mut clock, MODE_EXACT)?;
     run_a_little(&vm)?;
     let clocks = Clocks::of(&vm)?;

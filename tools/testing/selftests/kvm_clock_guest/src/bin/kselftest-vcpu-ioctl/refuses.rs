@@ -56,6 +56,12 @@ const MALFORMED: &[(&str, Edit)] = &[
     ("pad[0]", |i| i.pad = [1, 0]),
     ("pad[1]", |i| i.pad = [0, 1]),
     ("mul 0", |i| i.tsc_to_system_mul = 0),
+    ("mul 1", |i| i.tsc_to_system_mul = 1),
+    ("mul 2^31 - 1", |i| i.tsc_to_system_mul = (1 << 31) - 1),
+    ("half of mul", |i| {
+        i.tsc_to_system_mul >>= 1;
+        i.tsc_shift += 1;
+    }),
     ("shift 32", |i| i.tsc_shift = 32),
     ("shift -32", |i| i.tsc_shift = -32),
     ("shift 127", |i| i.tsc_shift = i8::MAX),
@@ -64,14 +70,13 @@ const MALFORMED: &[(&str, Edit)] = &[
 
 /// Rates far from any vCPU's.
 const OTHER_RATES: &[(&str, Edit)] = &[
-    ("mul 1", |i| i.tsc_to_system_mul = 1),
     ("mul 2^32 - 1", |i| i.tsc_to_system_mul = u32::MAX),
     ("shift 31", |i| i.tsc_shift = 31),
     ("shift -31", |i| i.tsc_shift = -31),
     ("twice the rate", |i| i.tsc_shift -= 1),
     ("half the rate", |i| i.tsc_shift += 1),
-    ("mul 1, shift -31", |i| {
-        (i.tsc_to_system_mul, i.tsc_shift) = (1, -31);
+    ("mul 2^31, shift -31", |i| {
+        (i.tsc_to_system_mul, i.tsc_shift) = (1 << 31, -31);
     }),
 ];
 

@@ -115,9 +115,7 @@ fn callers_factor(host: &Host) -> Result<()> {
         "the factors of {khz} and {} kHz are the same",
         khz + 1
     );
-    // The same rate in another form, as long as no bit is lost.
-    let halved = (own.0 >> 1, own.1 + 1);
-    for (mul, shift) in [other, halved, own] {
+    for (mul, shift) in [other, own] {
         let info = TimeInfo {
             tsc_to_system_mul: mul,
             tsc_shift: shift,

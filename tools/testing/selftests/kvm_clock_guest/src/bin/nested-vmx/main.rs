@@ -180,7 +180,7 @@ impl InL2 {
 
     /// L1's TSC now, ticks.
     fn tsc(&self) -> Result<u64> {
-        Ok(self.machine.relation(0)?.guest_tsc(rdtsc_ordered()))
+        Ok(self.machine.transform(0)?.guest_tsc(rdtsc_ordered()))
     }
 
     /// Lets the vCPU run; fails unless L2 leaves at the deadline, or at once.
