@@ -35,8 +35,8 @@ use kvm_clock_guest_selftests::{
         an_hour_ahead,
         derived,
         get,
-        kept,
-        reference_relation,
+        pinned,
+        reference_transform,
         run_a_little,
         set,
         unlike, //
@@ -64,10 +64,10 @@ use pvclock::{
         MODE_ADVANCE,
         MODE_EXACT,
         MODE_FREEZE,
-        STATUS_HOST_TSC_FIT,
-        STATUS_KEPT, //
+        STATUS_HOST_TSC_STABLE,
+        STATUS_PINNED, //
     },
-    tsc::Relation,
+    tsc::TscTransform,
 };
 use std::process::ExitCode;
 use vmm_sys_util::errno;
@@ -101,7 +101,7 @@ impl Host {
 
     /// A stopped VM with clocks pinned an hour ahead, and what they are.
     fn pinned(&self) -> Result<(Vm, VmClock)> {
-        let vm = kept(&self.kvm, VCPUS)?;
+        let vm = pinned(&self.kvm, VCPUS)?;
         let mut clock = an_hour_ahead(get(&vm)?);
         set(&vm, &mut clock, MODE_EXACT)?;
         run_a_little(&vm)?;
@@ -203,7 +203,7 @@ fn ensure_not_stable(vm: &Vm) -> Result<VmClock> {
     let clock = get_or_fall_back(vm)?;
     let (status, precision_ns) = (clock.header.status, clock.header.precision_ns);
     ensure!(
-        status & (STATUS_KEPT | STATUS_HOST_TSC_FIT) == 0 && precision_ns != 0,
+        status & (STATUS_PINNED | STATUS_HOST_TSC_STABLE) == 0 && precision_ns != 0,
         "GET with FALLBACK reports status {status:#x} and precision {precision_ns} ns"
     );
     let flags = vm.fd().get_clock().context("KVM_GET_CLOCK")?.flags;
@@ -219,7 +219,7 @@ fn gets(host: &Host) -> Result<()> {
     let _until_checked = host.without_tsc()?;
     let header = get_or_fall_back(&vm)?.header;
     ensure!(
-        header.status & STATUS_HOST_TSC_FIT == 0 && header.precision_ns != 0,
+        header.status & STATUS_HOST_TSC_STABLE == 0 && header.precision_ns != 0,
         "at once, GET with FALLBACK reports status {:#x} and precision {} ns",
         header.status,
         header.precision_ns
@@ -228,7 +228,7 @@ fn gets(host: &Host) -> Result<()> {
     let clock = ensure_not_stable(&vm)?;
     let function = Function {
         record: clock.header.record,
-        relation: reference_relation(&clock)?,
+        transform: reference_transform(&clock)?,
     };
     let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
     Continued::since(function, raw, clock.header.precision_ns)?.ensure_told_by_kvm(&vm)
@@ -250,17 +250,17 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     set_vm_clock_guest(vm.fd(), &mut asked).context("SET with FALLBACK")?;
     let (status, precision_ns) = (asked.header.status, asked.header.precision_ns);
     ensure!(
-        status & (STATUS_KEPT | STATUS_HOST_TSC_FIT) == 0 && precision_ns > SAVED_NS,
+        status & (STATUS_PINNED | STATUS_HOST_TSC_STABLE) == 0 && precision_ns > SAVED_NS,
         "SET reports status {status:#x} and precision {precision_ns} ns, {SAVED_NS} ns of it saved"
     );
 
-    let relation = Relation {
+    let transform = TscTransform {
         offset: vm.tsc_offsets()?[0],
-        ..reference_relation(&clock)?
+        ..reference_transform(&clock)?
     };
     let function = Function {
         record: clock.header.record,
-        relation,
+        transform,
     };
     let continued = Continued::since(function, raw, precision_ns - SAVED_NS)?;
     note(&format!(
@@ -303,7 +303,7 @@ fn back_again(host: &Host) -> Result<()> {
     set(&vm, &mut saved, MODE_EXACT)?;
     let (status, precision_ns) = (saved.header.status, saved.header.precision_ns);
     ensure!(
-        status == STATUS_KEPT | STATUS_HOST_TSC_FIT && precision_ns == 0,
+        status == STATUS_PINNED | STATUS_HOST_TSC_STABLE && precision_ns == 0,
         "SET reports status {status:#x} and precision {precision_ns} ns"
     );
     run_a_little(&vm)?;

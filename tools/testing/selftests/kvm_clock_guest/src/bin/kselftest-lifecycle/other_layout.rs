@@ -17,7 +17,7 @@ use anyhow::{
 };
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::kept,
+    fixture::pinned,
     host_module,
     ktap::{
         note,
@@ -98,7 +98,7 @@ fn file() -> Result<PathBuf> {
 fn refused(host: &Host) -> Result<()> {
     let other = File::open(file()?)?;
     let kvm = host.kvm()?;
-    let vm = kept(&kvm, 2)?;
+    let vm = pinned(&kvm, 2)?;
     let before = Clocks::of(&vm)?;
     let (unloaded, _without_tests) = (host.module.unload()?, WithoutTests::new()?);
     let mut messages = Messages::from_now()?;
