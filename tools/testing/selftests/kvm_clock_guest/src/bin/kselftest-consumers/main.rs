@@ -22,7 +22,6 @@ use kvm_clock_guest_selftests::{
     },
     require,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use state::{
     Pinned,

@@ -19,10 +19,7 @@ use kvm_clock_guest_selftests::{
     },
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    VmClock, //
-};
+use kvm_clock_ioctls::set_tsc_offset;
 use kvm_ioctls::Kvm;
 use pvclock::{
     abi::{

@@ -24,6 +24,7 @@ use pvclock::abi::{
     VmClockGuest,
     FLAG_ALLOW_BACKWARDS,
     FLAG_ALLOW_RATE_MISMATCH,
+    FLAG_RESLOPE,
     MODE_ADVANCE,
     MODE_EXACT, //
 };
@@ -61,7 +62,21 @@ const SET: &[Bend] = &[
     |d, rng, _| d.header.status ^= 1 << rng.random_range(0..32),
     |d, rng, _| d.header.record.pad0 = any32(rng),
     |d, rng, _| d.header.record.pad[rng.random_range(0..2)] = rng.random(),
-    |d, rng, _| d.header.record.tsc_to_system_mul = pick(rng, &[0, 0, 1, u32::MAX]),
+    |d, rng, _| {
+        d.header.record.tsc_to_system_mul = pick(rng, &[0, 1, (1 << 31) - 1, 1 << 31, u32::MAX])
+    },
+    |d, rng, _| {
+        // Around the tolerance.
+        let (mul, ppm) = (
+            d.header.record.tsc_to_system_mul,
+            rng.random_range(-600..=600),
+        );
+        let mul = i64::from(mul) + i64::from(mul) * ppm / 1_000_000;
+        d.header.record.tsc_to_system_mul = mul as u32;
+        d.header.flags &= !FLAG_RESLOPE;
+    },
+    |d, rng, _| d.header.flags ^= FLAG_RESLOPE * rng.random_range(0..=1),
+    |d, rng, _| d.header.paused_ns = any64(rng) | 1 << 63,
     |d, rng, _| d.header.record.tsc_shift = rng.random(),
     |d, rng, _| d.header.record.tsc_shift = pick(rng, &[-128, -32, -31, 31, 32, 64, 127]),
     |d, rng, _| d.header.record.tsc_timestamp = any64(rng),
@@ -103,6 +118,7 @@ const SET: &[Bend] = &[
     |d, rng, _| d.header.tai_ns = d.header.tai_ns.wrapping_add(any64(rng) as i64),
     |d, rng, _| d.header.tai_offset_s = any32(rng) as i32,
     |d, rng, _| on_entry(d, rng, |entry, rng| entry.pad = any32(rng)),
+    |d, rng, _| on_entry(d, rng, |entry, rng| entry.steal_ns = any64(rng) | 1 << 63),
     |d, rng, _| on_entry(d, rng, |entry, rng| entry.vcpu_id = any32(rng)),
     |d, rng, _| on_entry(d, rng, |entry, rng| entry.vcpu_id ^= rng.random_range(0..4)),
     |d, rng, _| on_entry(d, rng, |entry, rng| entry.tsc_offset = any64(rng)),

@@ -216,7 +216,7 @@ fn judged(
             ensure!(fuzz.state.is_pinned(), "{name}: no record is pinned");
             let record = fuzz.state.record(0);
             ensure!(
-                record.tsc_to_system_mul != 0 && (-31..=31).contains(&record.tsc_shift),
+                record.tsc_to_system_mul >> 31 == 1 && (-31..=31).contains(&record.tsc_shift),
                 "{name}: the record is {record:x?}"
             );
         }

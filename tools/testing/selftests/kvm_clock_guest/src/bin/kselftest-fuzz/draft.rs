@@ -27,7 +27,10 @@ use crate::{
         ENTRY,
         KNOWN, //
     },
-    records::record,
+    records::{
+        near_factor,
+        record, //
+    },
     state::State,
 };
 use pvclock::abi::{
@@ -38,6 +41,7 @@ use pvclock::abi::{
     FLAG_ALLOW_BACKWARDS,
     FLAG_ALLOW_RATE_MISMATCH,
     FLAG_FALLBACK,
+    FLAG_RESLOPE,
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE,
@@ -117,6 +121,11 @@ impl Draft {
         }
         let entries = entries(rng, state);
         header.record = record(rng, header.mode == MODE_ADVANCE && is_back);
+        if header.flags & FLAG_RESLOPE == 0 || one_in(rng, 2) {
+            let factor = near_factor(rng, &here);
+            header.record.tsc_to_system_mul = factor.mul;
+            header.record.tsc_shift = factor.shift;
+        }
         let mut draft = Self::new(rng, arena, header, entries);
         let age = magnitude(rng, 62);
         draft.make_consistent(Some(age));

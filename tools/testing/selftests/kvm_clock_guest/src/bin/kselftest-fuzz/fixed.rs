@@ -26,6 +26,7 @@ use anyhow::{
 use kvm_clock_guest_selftests::ktap::Case;
 use pvclock::abi::{
     FLAGS_KNOWN,
+    FLAG_RESLOPE,
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE, //
@@ -47,9 +48,9 @@ const SETS: &[(&str, Edit)] = &[
     ("record exactly half the ring old", |d, _| {
         d.make_consistent(Some(1 << 63))
     }),
-    ("advance, mul 1 and shift 31, an hour back", |d, _| {
+    ("advance, mul 2^31 and shift 31, an hour back", |d, _| {
         back(d, 3_600_000_000_000);
-        (d.header.record.tsc_to_system_mul, d.header.record.tsc_shift) = (1, 31);
+        (d.header.record.tsc_to_system_mul, d.header.record.tsc_shift) = (1 << 31, 31);
         d.make_consistent(Some(1));
     }),
     ("advance, odd mul and shift -31, an hour back", |d, _| {
@@ -61,6 +62,15 @@ const SETS: &[(&str, Edit)] = &[
         back(d, 315_576_000_000_000_000);
         (d.header.record.tsc_to_system_mul, d.header.record.tsc_shift) = (1 << 31, 1);
         d.make_consistent(Some(0));
+    }),
+    ("advance, KVM's own factor, an hour back", |d, _| {
+        back(d, 3_600_000_000_000);
+        d.header.flags &= !FLAG_RESLOPE;
+        d.make_consistent(Some(1));
+    }),
+    ("mul 2^31 - 1", |d, _| {
+        d.header.record.tsc_to_system_mul = (1 << 31) - 1;
+        d.make_consistent(Some(1));
     }),
     ("advance, TAI as early as can be", |d, _| {
         any_rate(d, MODE_ADVANCE, i64::MIN)

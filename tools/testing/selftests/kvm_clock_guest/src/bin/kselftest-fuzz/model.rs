@@ -162,13 +162,14 @@ pub(crate) fn is_header_sound(header: &VmClockGuest) -> bool {
         && header.status & !STATUS_KNOWN == 0
         && is_record_sound(&header.record)
         && is_rate(header)
+        && i64::try_from(header.paused_ns).is_ok()
 }
 
 /// Whether a record makes sense in itself.
 pub(crate) fn is_record_sound(record: &ClockGuest) -> bool {
     record.pad0 == 0
         && record.pad == [0; 2]
-        && record.tsc_to_system_mul != 0
+        && record.tsc_to_system_mul >> 31 == 1
         && (-31..=31).contains(&record.tsc_shift)
 }
 
@@ -186,7 +187,15 @@ fn are_entries_sound(given: &Given) -> bool {
             && reads(&header.record, guest_tsc) == header.kvmclock_ns
             && !is_ahead(header.record.tsc_timestamp, guest_tsc)
     });
-    entries.iter().all(|entry| entry.pad == 0)
+    let paused_ns = match header.mode {
+        MODE_FREEZE => 0,
+        _ => header.paused_ns,
+    };
+    let is_entry_sound = |entry: &ClockGuestVcpu| {
+        let steal_ns = entry.steal_ns.checked_add(paused_ns);
+        entry.pad == 0 && steal_ns.is_some_and(|ns| i64::try_from(ns).is_ok())
+    };
+    entries.iter().all(is_entry_sound)
         && ids.iter().zip(0..).all(|(id, index)| *id == index)
         && is_consistent
 }

@@ -16,6 +16,8 @@ use crate::{
         Given,
         KNOWN, //
     },
+    plan::is_resloped,
+    records::own_factor,
     state::{
         State,
         Still, //
@@ -111,15 +113,22 @@ pub(crate) fn ensure_got(
     Ok(())
 }
 
-/// What SET writes back.
-pub(crate) fn written_back(given: &Given, before: &State) -> Result<VmClockGuest> {
+/// What SET writes back; `after` are the clocks that it left, if it succeeded.
+pub(crate) fn written_back(
+    given: &Given,
+    before: &State,
+    after: Option<&State>,
+) -> Result<VmClockGuest> {
     let here = before
         .clock
         .as_ref()
         .context("SET succeeded without clocks")?;
     let (here, saved) = (hz(&here.header), hz(&given.header));
     let diff = i128::from(here) - i128::from(saved);
+    let is = after.and_then(|after| after.clock.as_ref());
+    let rounding_ns = is.is_some_and(|is| is_resloped(&given.header, &is.header));
     Ok(VmClockGuest {
+        precision_ns: given.header.precision_ns.saturating_add(rounding_ns.into()),
         status: STATUS_PINNED | STATUS_HOST_TSC_STABLE,
         // CAST: clamped.
         rate_diff_hz: diff.clamp(-i128::from(i64::MAX), i64::MAX.into()) as i64,
@@ -164,11 +173,54 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
     }
 
     let record = after.record(saved.ref_vcpu_id as usize);
+    if is_resloped(saved, &is.header) {
+        return ensure_resloped(saved, &record, here, offset);
+    }
     if saved.mode == MODE_ADVANCE && elapsed_ns(saved, &was.header) < 0 {
         let at = here.map(|at| scaled(ratio(&is.header), at.host_tsc).wrapping_add(offset));
         return ensure_not_ahead(&saved.record, &record, at);
     }
     ensure_same_function(&saved.record, &record)
+}
+
+/// Fails unless `record`, by the clocks before and after the call, continues kvmclock of `saved` with
+/// the slope of the guest's TSC, whose offset is `offset` now.
+fn ensure_resloped(
+    saved: &VmClockGuest,
+    record: &ClockGuest,
+    here: [&VmClockGuest; 2],
+    offset: u64,
+) -> Result<()> {
+    let elapsed_ns = match saved.mode {
+        MODE_ADVANCE => {
+            let [least, most] = here.map(|at| elapsed_ns(saved, at));
+            let added = record.system_time.wrapping_sub(saved.kvmclock_ns);
+            // CAST: kvmclock is mod 2^64.
+            let ns = least + i128::from(added.wrapping_sub(least as u64));
+            ensure!(
+                (least..=most).contains(&ns),
+                "kvmclock went on by {ns} ns, expected {least} to {most} ns"
+            );
+            ns
+        }
+        _ => 0,
+    };
+    let guest_tsc = match (saved.mode, ticks_in(saved, elapsed_ns)) {
+        (MODE_EXACT, _) => scaled(ratio(here[1]), saved.host_tsc).wrapping_add(offset),
+        // CAST: mod 2^64.
+        (_, Ticks::Of(ticks)) => saved.guest_tsc.wrapping_add(ticks as u64),
+        _ => bail!("SET succeeded with {elapsed_ns} ns"),
+    };
+    let own = own_factor(here[1]);
+    let expected = ClockGuest {
+        tsc_timestamp: guest_tsc,
+        // CAST: mod 2^64.
+        system_time: saved.kvmclock_ns.wrapping_add(elapsed_ns as u64),
+        tsc_to_system_mul: own.mul,
+        tsc_shift: own.shift,
+        ..saved.record
+    };
+    ensure_same_function(&expected, record)
 }
 
 /// Fails unless the two records are the same to the bit, whoever vouches for them.

@@ -20,6 +20,7 @@ use crate::{
         is_header_sound,
         is_record_sound, //
     },
+    records::own_factor,
     state::State,
 };
 use kvm_clock_guest_selftests::expect::{
@@ -31,6 +32,7 @@ use pvclock::abi::{
     VmClockGuest,
     FLAG_ALLOW_BACKWARDS,
     FLAG_ALLOW_RATE_MISMATCH,
+    FLAG_RESLOPE,
     MODE_ADVANCE,
     MODE_EXACT, //
 };
@@ -52,6 +54,13 @@ pub(crate) fn plan(expected: &mut Expected, saved: &VmClockGuest, states: [&Stat
         expected.must(libc::ERANGE, off > TOLERANCE_PPM + 1.0);
         expected.may(libc::ERANGE, off > TOLERANCE_PPM - 1.0);
     }
+    if saved.flags & FLAG_RESLOPE == 0 {
+        let off =
+            planned_rates(saved, here[0]).map(|rate| record_differs_ppm(&saved.record, &rate));
+        let is_beyond = |limit: f64| off.map(|off| off > limit);
+        expected.must(libc::ERANGE, is_beyond(TOLERANCE_PPM + 1.0) == [true; 2]);
+        expected.may(libc::ERANGE, is_beyond(TOLERANCE_PPM - 1.0).contains(&true));
+    }
     match saved.mode {
         MODE_EXACT => {
             let stale = here.map(|here| is_ahead(saved.host_tsc, here.host_tsc));
@@ -62,7 +71,8 @@ pub(crate) fn plan(expected: &mut Expected, saved: &VmClockGuest, states: [&Stat
             if saved.flags & FLAG_ALLOW_BACKWARDS == 0 {
                 expected.between(libc::ETIME, elapsed.map(|elapsed| elapsed < 0));
             }
-            let reach = elapsed.map(|elapsed| beyond_reach(saved, elapsed));
+            let keeps_slope = !is_resloped(saved, here[0]);
+            let reach = elapsed.map(|elapsed| beyond_reach(saved, elapsed, keeps_slope));
             expected.between(libc::EINVAL, reach.map(|reach| reach == Some(true)));
             expected.may(libc::EINVAL, reach.contains(&None));
         }
@@ -85,9 +95,47 @@ fn rates_differ_ppm(saved: &VmClockGuest, here: &VmClockGuest) -> f64 {
     ppm(was.0, is.0)
 }
 
+/// `here` with the ratio that SET gives the guest: two, of which either may be it, where EXACT has to
+/// judge one that is hardly within the tolerance.
+fn planned_rates(saved: &VmClockGuest, here: &VmClockGuest) -> [VmClockGuest; 2] {
+    let with_saved = VmClockGuest {
+        tsc_ratio: saved.tsc_ratio,
+        ..*here
+    };
+    let is_candidate = saved.mode == MODE_EXACT
+        && saved.tsc_frac_bits == here.tsc_frac_bits
+        && !(is_identity(ratio(saved)) && is_identity(ratio(here)));
+    match rates_differ_ppm(saved, here) {
+        ..249.0 if is_candidate => [with_saved; 2],
+        ..251.0 if is_candidate => [with_saved, *here],
+        _ => [*here; 2],
+    }
+}
+
+/// How far the rate that `record` implies is from that of `rate`, ppm; 0 for KVM's own, however it
+/// was rounded.
+fn record_differs_ppm(record: &ClockGuest, rate: &VmClockGuest) -> f64 {
+    if record.factor() == own_factor(rate) {
+        return 0.0;
+    }
+    // CAST: far more exact than is needed.
+    let hz = hz(rate) as f64;
+    (1000.0 * implied_khz(record) - hz).abs() * 1e6 / hz
+}
+
+/// The rate that `record` implies, kHz.
+fn implied_khz(record: &ClockGuest) -> f64 {
+    1e6 * (32.0 - f64::from(record.tsc_shift)).exp2() / f64::from(record.tsc_to_system_mul)
+}
+
+/// Whether SET replaces the record's factor where the guest's TSC rate gets to be that of `rate`.
+pub(crate) fn is_resloped(saved: &VmClockGuest, rate: &VmClockGuest) -> bool {
+    saved.flags & FLAG_RESLOPE != 0 && saved.record.factor() != own_factor(rate)
+}
+
 /// Whether ADVANCE by `elapsed_ns` leads further than TSC values can be compared; `None` if that is
 /// too close to tell.
-fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128) -> Option<bool> {
+fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128, keeps_slope: bool) -> Option<bool> {
     let ticks = match ticks_in(saved, elapsed_ns) {
         Ticks::Of(ticks) => ticks,
         Ticks::Nearly => return None,
@@ -105,7 +153,8 @@ fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128) -> Option<bool> {
             _ => Some(ahead > 0 && ticks > 0),
         };
     }
-    if ahead <= 0 {
+    // A record of another slope begins where the guest's TSC is.
+    if ahead <= 0 || !keeps_slope {
         return Some(false);
     }
     // The record moves back, as far as its shift leaves room for the ticks.
@@ -134,9 +183,7 @@ pub(crate) fn plan_record(
         return;
     }
     // CAST: far more exact than 1 kHz.
-    let implied =
-        1e6 * (32.0 - f64::from(record.tsc_shift)).exp2() / f64::from(record.tsc_to_system_mul);
-    let off = (implied - khz(&before.header) as f64).abs();
+    let off = (implied_khz(record) - khz(&before.header) as f64).abs();
     expected.must(libc::ERANGE, off > 3.0);
     expected.may(libc::ERANGE, off > 0.5);
     let ahead = [&before.header, &after.header].map(|at| {

@@ -12,12 +12,16 @@ use crate::{
         any32,
         any64,
         magnitude,
+        pick,
         Rng, //
     },
     state::State,
 };
 use pvclock::{
-    abi::ClockGuest,
+    abi::{
+        ClockGuest,
+        VmClockGuest, //
+    },
     rate::Factor, //
 };
 use rand::Rng as _;
@@ -27,7 +31,7 @@ pub(crate) fn record(rng: &mut Rng, is_back: bool) -> ClockGuest {
     ClockGuest {
         version: any32(rng),
         system_time: any64(rng),
-        tsc_to_system_mul: any32(rng).max(1),
+        tsc_to_system_mul: any32(rng) | 1 << 31,
         tsc_shift: match is_back {
             true => rng.random_range(-31..=0),
             false => rng.random_range(-31..=31),
@@ -38,19 +42,37 @@ pub(crate) fn record(rng: &mut Rng, is_back: bool) -> ClockGuest {
     }
 }
 
+/// The factor that KVM gives a guest whose TSC has the rate of `header`; any where there is no rate.
+pub(crate) fn own_factor(header: &VmClockGuest) -> Factor {
+    let hz = khz(header).max(1).saturating_mul(1000);
+    Factor::of_hz(hz).unwrap_or(Factor {
+        mul: 1 << 31,
+        shift: 0,
+    })
+}
+
+/// A factor for the TSC rate of `here`, to well within the tolerance.
+pub(crate) fn near_factor(rng: &mut Rng, here: &VmClockGuest) -> Factor {
+    let own = own_factor(here);
+    let ppm = pick(rng, &[0, 0, -200, -1, 1, 200]);
+    let mul = i64::from(own.mul) + i64::from(own.mul) * ppm / 1_000_000;
+    let mul = u32::try_from(mul).ok().filter(|mul| mul >> 31 == 1);
+    Factor {
+        mul: mul.unwrap_or(own.mul),
+        ..own
+    }
+}
+
 /// A record that KVM_SET_CLOCK_GUEST should take for vCPU `index`: of its rate, and not ahead of
 /// its TSC.
 pub(crate) fn record_for(rng: &mut Rng, state: &State, index: usize) -> ClockGuest {
     let here = state.clock.clone().unwrap_or_default().header;
-    // Any will do where there is no rate.
-    let factor = Factor::of_hz(khz(&here) * 1000).unwrap_or(Factor { mul: 1, shift: 0 });
-    // A factor of fewer bits is that of the same rate to within 1 kHz still.
-    let fewer = rng.random_range(0..=4);
+    let factor = own_factor(&here);
     let guest_tsc = scaled(ratio(&here), here.host_tsc).wrapping_add(state.offsets[index]);
     ClockGuest {
         tsc_timestamp: guest_tsc.wrapping_sub(magnitude(rng, 62)),
-        tsc_to_system_mul: factor.mul >> fewer,
-        tsc_shift: factor.shift + fewer,
+        tsc_to_system_mul: factor.mul,
+        tsc_shift: factor.shift,
         ..record(rng, false)
     }
 }

@@ -57,7 +57,7 @@ type Bend = fn(&mut ClockGuest, &mut Rng);
 const BENDS: &[Bend] = &[
     |r, rng| r.pad0 = any32(rng),
     |r, rng| r.pad[rng.random_range(0..2)] = rng.random(),
-    |r, rng| r.tsc_to_system_mul = pick(rng, &[0, 1, u32::MAX]),
+    |r, rng| r.tsc_to_system_mul = pick(rng, &[0, 1, (1 << 31) - 1, 1 << 31, u32::MAX]),
     |r, rng| r.tsc_to_system_mul = any32(rng),
     |r, rng| {
         let by = rng.random_range(-1000..=1000);

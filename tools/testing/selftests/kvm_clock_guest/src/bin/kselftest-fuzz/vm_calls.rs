@@ -211,7 +211,7 @@ pub(crate) fn set_as(fuzz: &mut Fuzz<'_>, draft: &mut Draft) -> Result<()> {
         (Ok(_), Some(given), Some(mut header)) => {
             let was = was.context("nobody looked")?;
             outcome::ensure_set(given, [&was, &fuzz.state])?;
-            let back = outcome::written_back(given, &was)?;
+            let back = outcome::written_back(given, &was, Some(&fuzz.state))?;
             header.put(header_offset(arena, draft), back.as_bytes());
             header.ensure_untouched(arena, "more than is told")?;
         }
@@ -244,7 +244,7 @@ fn ensure_told(
     let diff = match given {
         Some(given) if must || errno == libc::EINVAL && state.clock.is_some() => {
             model::is_rate(&given.header)
-                .then(|| outcome::written_back(given, state))
+                .then(|| outcome::written_back(given, state, None))
                 .transpose()?
                 .map(|back| back.rate_diff_hz)
         }
