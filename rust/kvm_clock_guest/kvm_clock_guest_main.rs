@@ -10,6 +10,9 @@
 
 mod get;
 mod kvm;
+#[allow(unexpected_cfgs)]
+#[cfg(misuse)]
+mod misuse;
 // A whole crate to the tools; the module needs not all of it.
 #[allow(dead_code, unreachable_pub)]
 #[path = "../pvclock/lib.rs"]

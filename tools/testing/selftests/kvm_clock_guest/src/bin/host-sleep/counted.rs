@@ -33,7 +33,7 @@ use kvm_clock_guest_selftests::{
     fixture::{
         an_hour_ahead,
         get,
-        reference_relation,
+        reference_transform,
         run_a_little, //
     },
     host_clock::now_ns,
@@ -49,10 +49,10 @@ use kvm_clock_ioctls::tsc_offset;
 use pvclock::{
     abi::{
         PVCLOCK_TSC_STABLE,
-        STATUS_HOST_TSC_FIT,
-        STATUS_KEPT, //
+        STATUS_HOST_TSC_STABLE,
+        STATUS_PINNED, //
     },
-    tsc::Relation,
+    tsc::TscTransform,
 };
 use std::{
     thread,
@@ -175,7 +175,7 @@ fn sleep_long(tsc: HostTsc) -> Result<()> {
 
 /// Pinned an hour ahead of any clock of KVM's own, at the rate of time.
 fn pinned(host: &Host) -> Result<Vec<Vm>> {
-    host.keeping(an_hour_ahead)
+    host.pinning(an_hour_ahead)
 }
 
 fn never_set(host: &Host, tsc: HostTsc) -> Result<()> {
@@ -198,12 +198,12 @@ fn never_set(host: &Host, tsc: HostTsc) -> Result<()> {
 /// does.
 fn ensure_one_function(vm: &Vm, when: &str, ran: bool) -> Result<()> {
     let clock = get(vm)?;
-    let relation = reference_relation(&clock)?;
+    let relation = reference_transform(&clock)?;
     let mut functions = vec![("GET".to_owned(), clock.header.record, relation)];
     if ran {
         for (vcpu, page) in vm.vcpus().iter().zip(pages(vm)) {
             let offset = tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET")?;
-            let relation = Relation { offset, ..relation };
+            let relation = TscTransform { offset, ..relation };
             functions.push((format!("vCPU {}", vcpu.index()), page, relation));
         }
     }
@@ -274,7 +274,7 @@ fn stable(host: &Host, tsc: HostTsc) -> Result<()> {
     sleep_as(tsc)?;
     let ensure_stable = |vm: &Vm, when: &str| {
         let header = get(vm)?.header;
-        let status = STATUS_KEPT | STATUS_HOST_TSC_FIT;
+        let status = STATUS_PINNED | STATUS_HOST_TSC_STABLE;
         ensure!(
             header.status == status && header.record.flags & PVCLOCK_TSC_STABLE != 0,
             "{when}, GET reports status {:#x} and flags {:#x}, expected {status:#x} and \

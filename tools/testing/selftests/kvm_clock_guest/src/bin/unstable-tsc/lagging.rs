@@ -9,7 +9,7 @@ use crate::{
     ensure_goes_on,
     get_or_fall_back,
     Host,
-    Kept,
+    Pinned,
     VCPUS, //
 };
 use anyhow::{
@@ -41,9 +41,9 @@ const LAG: u64 = 1 << 40;
 /// VMs that do not run while CPUs come.
 pub(crate) struct Stopped {
     /// Pinned; all of its vCPUs saw the later TSC.
-    all: Kept,
+    all: Pinned,
     /// Pinned; its last vCPU alone saw it.
-    last: Kept,
+    last: Pinned,
     /// KVM's own clock.
     derived: Vm,
 }
@@ -51,8 +51,8 @@ pub(crate) struct Stopped {
 impl Stopped {
     pub(crate) fn new(kvm: &Kvm) -> Result<Self> {
         Ok(Self {
-            all: Kept::new(kvm)?,
-            last: Kept::new(kvm)?,
+            all: Pinned::new(kvm)?,
+            last: Pinned::new(kvm)?,
             derived: derived(kvm, VCPUS)?,
         })
     }
