@@ -64,9 +64,7 @@ fn main() -> ExitCode {
         Case::new("GET", |kvm: &Kvm| {
             compare(kvm, |vm, _| get_vm_clock_guest(vm).map(drop).context("GET"))
         }),
-        Case::new("SET that leaves the offsets", |kvm: &Kvm| {
-            compare(kvm, set)
-        }),
+        Case::new("SET that leaves the offsets", |kvm: &Kvm| compare(kvm, set)),
         Case::new("SET that writes all offsets", |kvm: &Kvm| {
             compare(kvm, |vm, clock| {
                 let header = &mut clock.header;

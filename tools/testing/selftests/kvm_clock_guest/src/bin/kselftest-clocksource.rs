@@ -47,11 +47,7 @@ use pvclock::abi::{
     MODE_EXACT,
     STATUS_PINNED, //
 };
-use std::{
-    process::ExitCode,
-    thread::sleep,
-    time::Duration, //
-};
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cases = vec![
