@@ -10,27 +10,12 @@ use crate::{
     VCPUS, //
 };
 use anyhow::{
-    ensure,
     Context,
     Result, //
 };
-use clockguest::{
-    guest::{
-        code::MSR_KVM_SYSTEM_TIME_NEW,
-        layout::pvclock_page, //
-    },
-    vmm::{
-        vm::set_msr,
-        Vm, //
-    },
-};
+use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
     fixture::{
-        an_hour_ahead,
         derived,
         get,
         run_a_little,
@@ -62,10 +47,6 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
             "all vCPUs at another rate: ENODATA if KVM imitates it",
             all_at_another_rate,
         ),
-        Case::new(
-            "a vCPU at another rate gets a clock of its own, from the same value",
-            from_the_same_value,
-        ),
     ]
 }
 
@@ -92,20 +73,14 @@ fn speed_up(vm: &Vm, first: usize) -> Result<()> {
     Ok(())
 }
 
+/// A pinned VM takes no such rate: kselftest-tsc-khz.
 fn refused(host: &Host, first: usize) -> Result<()> {
-    for is_pinned in [false, true] {
-        let vm = derived(&host.kvm, VCPUS)?;
-        let mut clock = get(&vm)?;
-        if is_pinned {
-            set(&vm, &mut clock, MODE_EXACT)?;
-            run_a_little(&vm)?;
-        }
-        speed_up(&vm, first)?;
-        ensure_all_refused(&vm, &clock)?;
-        run_a_little(&vm)?;
-        ensure_all_refused(&vm, &clock)?;
-    }
-    Ok(())
+    let vm = derived(&host.kvm, VCPUS)?;
+    let clock = get(&vm)?;
+    speed_up(&vm, first)?;
+    ensure_all_refused(&vm, &clock)?;
+    run_a_little(&vm)?;
+    ensure_all_refused(&vm, &clock)
 }
 
 fn ensure_all_refused(vm: &Vm, clock: &VmClock) -> Result<()> {
@@ -124,43 +99,6 @@ fn ensure_all_refused(vm: &Vm, clock: &VmClock) -> Result<()> {
         ensure_no_data(vm, "vCPU SET", |_| {
             set_clock_guest(&vcpu.fd(), &clock.header.record)
         })?;
-    }
-    Ok(())
-}
-
-/// The other vCPUs stay with the pinned record.
-fn from_the_same_value(host: &Host) -> Result<()> {
-    let vm = derived(&host.kvm, VCPUS)?;
-    let last = VCPUS as usize - 1;
-    let mut clock = an_hour_ahead(get(&vm)?);
-    set(&vm, &mut clock, MODE_EXACT)?;
-    run_a_little(&vm)?;
-    speed_up(&vm, last)?;
-    // Where the hardware scales KVM_SET_TSC_KHZ asks for no clock update: do what does.
-    let vcpu = vm.vcpus()[last].fd();
-    set_msr(&vcpu, MSR_KVM_SYSTEM_TIME_NEW, pvclock_page(last) | 1)?;
-    drop(vcpu);
-
-    let kvmclock = || vm.fd().get_clock().context("KVM_GET_CLOCK");
-    let before = kvmclock()?.clock;
-    let reading = run_a_little(&vm)?;
-    let after = kvmclock()?.clock;
-    let (observed, expected) = (function(pages(&vm)[0]), function(clock.header.record));
-    ensure!(
-        observed == expected,
-        "vCPU 0 has {observed:x?}, expected {expected:x?}"
-    );
-    let own = &reading.vcpus[last];
-    ensure!(
-        function(own.record) != expected,
-        "vCPU {last} still has the pinned record"
-    );
-    for sample in own.samples.iter().map(|bracketed| bracketed.sample) {
-        ensure!(
-            (before..=after).contains(&sample.kvmclock_ns),
-            "vCPU {last} read {} ns, KVM_GET_CLOCK said {before} before and {after} after",
-            sample.kvmclock_ns
-        );
     }
     Ok(())
 }

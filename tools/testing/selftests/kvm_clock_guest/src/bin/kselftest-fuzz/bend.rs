@@ -77,6 +77,12 @@ const SET: &[Bend] = &[
     },
     |d, rng, _| d.header.flags ^= FLAG_RESLOPE * rng.random_range(0..=1),
     |d, rng, _| d.header.paused_ns = any64(rng) | 1 << 63,
+    |d, rng, _| {
+        // The sum is the largest there is, or one more.
+        d.header.paused_ns = magnitude(rng, 62);
+        let steal_ns = (1 << 63) - rng.random_range(0..=1) - d.header.paused_ns;
+        on_entry(d, rng, |entry, _| entry.steal_ns = steal_ns);
+    },
     |d, rng, _| d.header.record.tsc_shift = rng.random(),
     |d, rng, _| d.header.record.tsc_shift = pick(rng, &[-128, -32, -31, 31, 32, 64, 127]),
     |d, rng, _| d.header.record.tsc_timestamp = any64(rng),

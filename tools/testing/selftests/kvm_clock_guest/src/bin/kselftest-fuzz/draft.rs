@@ -77,7 +77,7 @@ impl Draft {
             vcpu_id: any32(rng),
             pad: any32(rng),
             tsc_offset: any64(rng),
-            steal_ns: 0,
+            steal_ns: any64(rng),
         };
         let entries = (0..vcpus).map(|_| entry()).collect();
         let header = VmClockGuest {
@@ -97,6 +97,7 @@ impl Draft {
             mode: pick(rng, &[MODE_EXACT, MODE_ADVANCE, MODE_FREEZE]),
             // CAST: A few.
             ref_vcpu_id: rng.random_range(0..state.offsets.len() as u32),
+            paused_ns: steal_ns(rng),
             ..any_header(rng)
         };
         choose_rate(rng, &mut header, &here);
@@ -228,6 +229,7 @@ fn any_header(rng: &mut Rng) -> VmClockGuest {
         tsc_frac_bits: any32(rng),
         precision_ns: any32(rng),
         rate_diff_hz: any64(rng) as i64,
+        paused_ns: any64(rng),
         record: ClockGuest {
             version: any32(rng),
             tsc_timestamp: any64(rng),
@@ -258,9 +260,19 @@ fn choose_rate(rng: &mut Rng, header: &mut VmClockGuest, here: &VmClockGuest) {
     };
 }
 
+/// A steal time (ns) that SET takes, also in the sum of two.
+fn steal_ns(rng: &mut Rng) -> u64 {
+    match rng.random_range(0..4) {
+        0 => 0,
+        1 => (1 << 62) - 1,
+        _ => magnitude(rng, 62),
+    }
+}
+
 /// Every vCPU once, in any order.
 fn entries(rng: &mut Rng, state: &State) -> Vec<ClockGuestVcpu> {
     let (by, which) = (any64(rng), rng.random_range(0..4));
+    let steals = one_in(rng, 2);
     let entry = |(vcpu_id, &present): (u32, &u64)| ClockGuestVcpu {
         vcpu_id,
         pad: 0,
@@ -270,7 +282,7 @@ fn entries(rng: &mut Rng, state: &State) -> Vec<ClockGuestVcpu> {
             2 => by,
             _ => any64(rng),
         },
-        steal_ns: 0,
+        steal_ns: if steals { steal_ns(rng) } else { 0 },
     };
     let mut entries: Vec<_> = (0..).zip(&state.offsets).map(entry).collect();
     if one_in(rng, 3) {

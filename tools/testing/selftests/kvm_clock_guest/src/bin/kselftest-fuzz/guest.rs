@@ -4,6 +4,7 @@
 
 use crate::{
     fuzz::Fuzz,
+    state::State,
     subject::Subject, //
 };
 use anyhow::{
@@ -43,6 +44,7 @@ pub(crate) fn ensure_reads(fuzz: &mut Fuzz<'_>, is_settled: bool) -> Result<()> 
         "clocks were {was:x?}\nand are {:x?} after the guest ran",
         fuzz.state
     );
+    ensure_steal_shown(&was, fuzz)?;
     if is_settled && fuzz.state.record(0).flags & PVCLOCK_TSC_STABLE != 0 {
         let now = versions(fuzz.subject.vm());
         ensure!(
@@ -61,6 +63,27 @@ pub(crate) fn ensure_reads(fuzz: &mut Fuzz<'_>, is_settled: bool) -> Result<()> 
         .error
         .tsc_ticks;
     ensure!(tsc_ticks == 0, "the guest's TSC is off by {tsc_ticks}");
+    Ok(())
+}
+
+/// Fails unless nothing is left of the steal time of vCPUs that ran with their steal clocks enabled,
+/// and the others have what they had.
+fn ensure_steal_shown(was: &State, fuzz: &Fuzz<'_>) -> Result<()> {
+    let (Some(was), Some(is)) = (&was.clock, &fuzz.state.clock) else {
+        return Ok(());
+    };
+    for (index, (was, is)) in was.vcpus.iter().zip(&is.vcpus).enumerate() {
+        let expected = match fuzz.subject.accounts_steal(index) {
+            true => 0,
+            false => was.steal_ns,
+        };
+        ensure!(
+            is.steal_ns == expected,
+            "steal_ns of vCPU {index} was {}, is {} after the guest ran, expected {expected}",
+            was.steal_ns,
+            is.steal_ns
+        );
+    }
     Ok(())
 }
 

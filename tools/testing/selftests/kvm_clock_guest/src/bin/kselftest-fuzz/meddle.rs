@@ -29,23 +29,25 @@ use clockguest::{
     },
 };
 use kvm_bindings::kvm_clock_data;
+use kvm_clock_guest_selftests::refusal::ensure_errno;
 use kvm_clock_ioctls::set_tsc_offset;
+use kvm_ioctls::VcpuFd;
 use rand::Rng as _;
 
 /// Does something. Fails unless a pinned record survives whatever does not end it, to the bit.
 pub(crate) fn meddle(fuzz: &mut Fuzz<'_>) -> Result<()> {
-    let which = fuzz.rng.random_range(0..8);
+    let which = fuzz.rng.random_range(0..9);
     let was = fuzz.state.pinned_function();
     do_it(fuzz, which).with_context(|| format!("meddling {which}"))?;
     fuzz.look_again()?;
     let is = fuzz.state.pinned_function();
     match which {
         0 => ensure!(is.is_none(), "KVM_SET_CLOCK left the record {is:x?}"),
-        // The vCPU's slope is another then, and the record cannot be its.
+        // KVM_SET_CLOCK comes first at times.
         5 if fuzz.scales => (),
         // An added vCPU has the VM's rate, whatever the others were given since: GET cannot tell
         // then.
-        7 if fuzz.scales && fuzz.state.clock.is_none() => (),
+        8 if fuzz.scales && fuzz.state.clock.is_none() => (),
         _ => ensure!(
             was == is,
             "meddling {which} made {is:x?} of the record {was:x?}"
@@ -79,22 +81,38 @@ fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
                 true => pick(rng, &[host / 2, host, host / 3 * 2]),
                 false => host.wrapping_add_signed(rng.random_range(-99..=99)),
             };
+            // Only a clock that is not pinned lets a vCPU have another rate.
+            let unpins = fuzz.scales && one_in(rng, 2);
+            if unpins {
+                set_clock(vm, value)?;
+            }
+            let is_pinned = fuzz.state.is_pinned() && !unpins;
             // The added ones are left at another rate at times.
             for vcpu in vm.vcpus() {
-                vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ")?;
-            }
-            if fuzz.scales {
-                // What a vCPU is handed then is not the pinned record, nor what KVM_GET_CLOCK says.
-                set_clock(vm, value)?;
+                set_tsc_khz(&vcpu.fd(), khz, is_pinned)?;
             }
         }
         6 => {
             // Refused before the guest enabled kvmclock.
             let _ = vcpu.fd().kvmclock_ctrl();
         }
+        7 => {
+            let index = vcpu.index();
+            fuzz.subject.account_steal(index, value & 1 != 0)?;
+        }
         _ => fuzz.subject.add_vcpu(fuzz.kvm)?,
     }
     Ok(())
+}
+
+/// KVM_SET_TSC_KHZ to `khz`, which where the clock `is_pinned` fails unless the vCPU has that rate.
+fn set_tsc_khz(vcpu: &VcpuFd, khz: u32, is_pinned: bool) -> Result<()> {
+    let former = vcpu.get_tsc_khz().context("KVM_GET_TSC_KHZ")?;
+    let result = vcpu.set_tsc_khz(khz);
+    if is_pinned && khz != former {
+        return ensure_errno(libc::EBUSY, result);
+    }
+    result.context("KVM_SET_TSC_KHZ")
 }
 
 /// KVM_SET_CLOCK to `ns`, which ends a pinned record.

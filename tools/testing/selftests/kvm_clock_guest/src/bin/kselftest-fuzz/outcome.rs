@@ -43,6 +43,7 @@ use pvclock::abi::{
     VmClockGuest,
     MODE_ADVANCE,
     MODE_EXACT,
+    MODE_FREEZE,
     STATUS_HOST_TSC_STABLE,
     STATUS_PINNED, //
 };
@@ -164,6 +165,8 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
         "offsets are off by {shift:#x}"
     );
 
+    ensure_steal(given, &is.vcpus)?;
+
     // The TSC where it should have been before the call, and after.
     let here = [&was.header, &is.header];
     let expected = here.map(|at| expected_offset(saved, at));
@@ -181,6 +184,25 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
         return ensure_not_ahead(&saved.record, &record, at);
     }
     ensure_same_function(&saved.record, &record)
+}
+
+/// Fails unless GET reports for each vCPU the steal time that SET was given, and that alone.
+fn ensure_steal(given: &Given, vcpus: &[ClockGuestVcpu]) -> Result<()> {
+    let paused_ns = match given.header.mode {
+        MODE_FREEZE => 0,
+        _ => given.header.paused_ns,
+    };
+    for entry in &given.entries {
+        let reported = vcpus.iter().find(|vcpu| vcpu.vcpu_id == entry.vcpu_id);
+        let reported = reported.map(|vcpu| vcpu.steal_ns);
+        let expected = entry.steal_ns + paused_ns;
+        ensure!(
+            reported == Some(expected),
+            "steal_ns of vCPU {} is {reported:?}, expected {expected}",
+            entry.vcpu_id
+        );
+    }
+    Ok(())
 }
 
 /// Fails unless `record`, by the clocks before and after the call, continues kvmclock of `saved` with

@@ -12,7 +12,10 @@ use anyhow::{
     Context,
     Result, //
 };
-use clockguest::vmm::Vm;
+use clockguest::vmm::{
+    vm::set_msr,
+    Vm, //
+};
 use kvm_clock_guest_selftests::{
     fixture::{
         derived,
@@ -39,6 +42,14 @@ use std::{
     },
 };
 
+/// `MSR_KVM_STEAL_TIME`: the address of `struct kvm_steal_time`, and whether there is one.
+const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
+const STEAL_TIME_ENABLED: u64 = 1;
+/// A page that `clockguest::guest::layout` leaves free.
+const STEAL_TIMES: u64 = 0x6000;
+/// A structure for each vCPU, aligned as KVM asks.
+const STEAL_TIME_SIZE: u64 = 64;
+
 /// vCPUs that may be added to a VM.
 const MOST_ADDED: usize = 2;
 
@@ -49,6 +60,8 @@ pub(crate) struct Subject {
     vm: Vm,
     /// Which vCPUs are in KVM_RUN.
     running: Vec<bool>,
+    /// Which vCPUs have their steal clocks enabled.
+    accounts: Vec<bool>,
     fds: Vec<RawFd>,
 }
 
@@ -85,6 +98,7 @@ impl Subject {
         Self {
             added: Vec::new(),
             running: vec![false; fds.len()],
+            accounts: vec![false; fds.len()],
             fds,
             vm,
         }
@@ -108,6 +122,23 @@ impl Subject {
     /// Whether vCPU `index` is in KVM_RUN.
     pub(crate) fn is_running(&self, index: usize) -> bool {
         self.running.get(index) == Some(&true)
+    }
+
+    /// Whether vCPU `index` has its steal clock enabled.
+    pub(crate) fn accounts_steal(&self, index: usize) -> bool {
+        self.accounts.get(index) == Some(&true)
+    }
+
+    /// Enables or disables the steal clock of vCPU `index`, which was not added.
+    pub(crate) fn account_steal(&mut self, index: usize, is_enabled: bool) -> Result<()> {
+        let address = STEAL_TIMES + index as u64 * STEAL_TIME_SIZE;
+        let value = match is_enabled {
+            true => address | STEAL_TIME_ENABLED,
+            false => 0,
+        };
+        set_msr(&self.vm.vcpus()[index].fd(), MSR_KVM_STEAL_TIME, value)?;
+        self.accounts[index] = is_enabled;
+        Ok(())
     }
 
     /// Whether any vCPU is in KVM_RUN.
