@@ -43,6 +43,9 @@ use std::process::ExitCode;
 /// vCPUs of the VMs: a first, one in between, and a last.
 const VCPUS: u32 = 3;
 
+/// vCPUs for whose array SET and GET allocate memory: up to 8 entries are on the stack.
+const MANY_VCPUS: u32 = 9;
+
 /// All modes of SET.
 const MODES: [(&str, u32); 3] = [
     ("exact", MODE_EXACT),
@@ -60,13 +63,13 @@ struct Host {
 impl Host {
     fn new() -> Result<Self> {
         let kvm = require::clock_guest()?;
-        let vms = both(&kvm)?;
+        let vms = both(&kvm, VCPUS)?;
         Ok(Self { kvm, vms })
     }
 }
 
-fn both(kvm: &Kvm) -> Result<[Vm; 2]> {
-    Ok([derived(kvm, VCPUS)?, pinned(kvm, VCPUS)?])
+fn both(kvm: &Kvm, vcpus: u32) -> Result<[Vm; 2]> {
+    Ok([derived(kvm, vcpus)?, pinned(kvm, vcpus)?])
 }
 
 /// A SET for `vm` in `mode` that would change everything.

@@ -8,7 +8,9 @@ use crate::{
     ensure_done,
     request,
     Host,
-    MODES, //
+    MANY_VCPUS,
+    MODES,
+    VCPUS, //
 };
 use anyhow::{
     bail,
@@ -129,12 +131,20 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
+/// How many vCPUs have fault points of `kind`.
+fn vcpus(kind: Kind) -> u32 {
+    match kind {
+        Kind::UserAccess => VCPUS,
+        _ => MANY_VCPUS,
+    }
+}
+
 /// Whatever fails before the commit makes SET fail and changes nothing; after it, telling the
 /// caller of status and precision is all that is left, and not worth a failure.
 fn set(host: &Host, kind: Kind, mode: u32, size: Option<u32>) -> Result<()> {
     const TOLD_AFTERWARDS: u32 = 2;
 
-    for vm in &both(&host.kvm)? {
+    for vm in &both(&host.kvm, vcpus(kind))? {
         let mut outcomes = Outcomes::default();
         for nth in 1.. {
             ensure!(nth < ENDLESS, "still a fault after {outcomes:?}");
@@ -183,7 +193,7 @@ fn set(host: &Host, kind: Kind, mode: u32, size: Option<u32>) -> Result<()> {
 }
 
 fn get_fails(host: &Host, kind: Kind) -> Result<()> {
-    for vm in &host.vms {
+    for vm in &both(&host.kvm, vcpus(kind))? {
         let payload = Payload::new(&get(vm)?)?;
         let outcomes = changes_nothing(vm, kind, || payload.get(vm.fd()))?;
         outcomes.ensure_seen(kind)?;
@@ -244,7 +254,7 @@ fn changes_nothing(vm: &Vm, kind: Kind, call: impl Fn() -> errno::Result<()>) ->
 
 /// The record a second on, for it has to fit the vCPU's rate.
 fn set_through_vcpu(host: &Host) -> Result<()> {
-    for vm in &both(&host.kvm)? {
+    for vm in &both(&host.kvm, VCPUS)? {
         for vcpu in vm.vcpus() {
             let mut record = get_clock_guest(&vcpu.fd()).context("KVM_GET_CLOCK_GUEST")?;
             record.system_time += SECOND_NS.unsigned_abs();

@@ -94,7 +94,7 @@ struct Pending {
 const PENDING: &[Pending] = &[
     Pending {
         name: "nothing",
-        vm: |host| both(&host.kvm),
+        vm: |host| both(&host.kvm, VCPUS),
         prepare: |_| Ok(()),
         check: |_, updates| {
             ensure!(updates == Updates::default(), "KVM made {updates:?}");
@@ -117,7 +117,7 @@ const PENDING: &[Pending] = &[
     },
     Pending {
         name: "KVM_KVMCLOCK_CTRL",
-        vm: |host| both(&host.kvm),
+        vm: |host| both(&host.kvm, VCPUS),
         prepare: |vm| {
             for vcpu in vm.vcpus() {
                 vcpu.fd().kvmclock_ctrl().context("KVM_KVMCLOCK_CTRL")?;
@@ -142,7 +142,7 @@ const PENDING: &[Pending] = &[
     },
     Pending {
         name: "the loss of the master clock",
-        vm: |host| both(&host.kvm),
+        vm: |host| both(&host.kvm, VCPUS),
         prepare: |vm| {
             let fd = vm.vcpus()[1].fd();
             let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
@@ -232,7 +232,7 @@ fn one_by_one(vm: &Vm) -> Result<()> {
 }
 
 fn success(host: &Host) -> Result<()> {
-    for vm in &both(&host.kvm)? {
+    for vm in &both(&host.kvm, VCPUS)? {
         let mut clock = request(vm, MODE_EXACT)?;
         let trace = Trace::new()?;
         set_vm_clock_guest(vm.fd(), &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;

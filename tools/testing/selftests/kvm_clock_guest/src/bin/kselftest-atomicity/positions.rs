@@ -132,7 +132,7 @@ fn any_order(host: &Host) -> Result<()> {
         |clock| clock.vcpus.reverse(),
         |clock| clock.vcpus.rotate_left(2),
     ];
-    for vm in &crate::both(&host.kvm)? {
+    for vm in &crate::both(&host.kvm, VCPUS)? {
         for order in ORDERS {
             for (name, mode) in MODES {
                 let before = Clocks::of(vm)?;
