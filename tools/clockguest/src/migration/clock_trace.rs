@@ -63,10 +63,10 @@ impl ClockTrace {
         if done.is_err() {
             return Ok((done, None));
         }
-        let of_set = self.first()?;
+        let of_set = self.used()?;
         self.0.clear()?;
         let clock = get().context("KVM_GET_VM_CLOCK_GUEST")?;
-        let of_get = self.first()?;
+        let of_get = self.used()?;
         if clock.header.host_tsc != of_get.host_tsc {
             bail!(
                 "GET says host TSC {}, but the clocks were read at {}: the probe does not see what \
@@ -85,11 +85,13 @@ impl ClockTrace {
         Ok((done, Some(at)))
     }
 
-    /// The first snapshot that this thread took since the buffer was cleared.
-    fn first(&self) -> Result<Snapshot> {
+    /// The snapshot by which this thread's last call since the buffer was cleared did its work. SET
+    /// reads the clocks to see whether anything is to be written at all, and again when no vCPU can run;
+    /// each reading is followed by a second snapshot, to see that nobody set the clocks meanwhile.
+    fn used(&self) -> Result<Snapshot> {
         let events = self.0.of_this_thread()?;
-        let first = events.first().and_then(snapshot);
-        first.with_context(|| format!("no snapshot of the clocks was seen in {events:?}"))
+        let used = events.iter().rev().nth(1).and_then(snapshot);
+        used.with_context(|| format!("no snapshot of the clocks was seen in {events:?}"))
     }
 }
 
