@@ -209,9 +209,13 @@ pub fn plan(
 /// The factor that replaces the record's, if the request asks for the slope of a TSC of `rate` and
 /// the record has another.
 ///
+/// KVM's own factor stays, although KVM computes it from whole kHz: the guest had it before. Any other
+/// is replaced by that of the rate in Hz, as a scaled rate is up to 1 kHz above what KVM takes it for.
+///
 /// # Errors
 ///
-/// [`PlanError::RecordRate`] if the request does not ask and the record is for another rate.
+/// [`PlanError::RecordRate`] if the request does not ask and the record is for another rate, or if
+/// it asks and the TSC's rate has no factor.
 fn other_factor(
     request: &SetRequest,
     rate: GuestRate,
@@ -219,8 +223,9 @@ fn other_factor(
 ) -> Result<Option<Factor>, PlanError> {
     let factor = request.saved.record.factor();
     if request.reslope {
-        let own = rate.factor().ok_or(PlanError::RecordRate)?;
-        Ok((own != factor).then_some(own))
+        let of_khz = rate.factor().ok_or(PlanError::RecordRate)?;
+        let of_hz = Factor::of_hz(rate.hz()).ok_or(PlanError::RecordRate)?;
+        Ok((factor != of_khz && factor != of_hz).then_some(of_hz))
     } else if rate.accepts(factor, tolerance_ppm) {
         Ok(None)
     } else {

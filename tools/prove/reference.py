@@ -119,7 +119,7 @@ EXACT, ADVANCE, FREEZE = 1, 2, 3
 
 def resloped(mode, khz_there, khz_here, factor, guest_tsc, kvmclock_ns, elapsed):
     """(tsc_timestamp, system_time, mul, shift) of the record that continues kvmclock with the slope of the TSC here; the
-    saved one was made at the anchor."""
+    saved one was made at the anchor. Without a ratio the rate is of whole kHz, as KVM's own factor is."""
     own = factor_of_hz(khz_here * 1000)
     if own == factor:
         elapsed = elapsed if mode == ADVANCE and elapsed < 0 else 0

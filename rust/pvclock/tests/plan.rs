@@ -451,6 +451,32 @@ fn reslope_keeps_the_bits_of_a_record_for_this_tsc() {
 }
 
 #[test]
+fn a_new_slope_is_that_of_the_rate_in_hz() {
+    // 1,947,076.666 kHz by SVM's ratio, of which KVM's own factor has whole kHz: 0.3 ppm off.
+    let scale = Scale::new((3 << 32) / 4 + 286, 32).unwrap();
+    let rate = here(HOST_KHZ, scale);
+    let (of_khz, of_hz) = (rate.factor().unwrap(), Factor::of_hz(rate.hz()).unwrap());
+    assert_ne!(of_khz, of_hz);
+    for (mul, shift, expected) in [
+        (of_khz.mul, of_khz.shift, of_khz),
+        (of_hz.mul, of_hz.shift, of_hz),
+        (of_hz.mul + 1, of_hz.shift, of_hz),
+        (1 << 31, 0, of_hz),
+    ] {
+        let (mut header, vcpus) = saved(abi::MODE_FREEZE, scale);
+        header.flags = abi::FLAG_RESLOPE;
+        (header.record.tsc_to_system_mul, header.record.tsc_shift) = (mul, shift);
+        header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
+        let request = SetRequest::new(header).unwrap();
+        let offset = vcpus[0].tsc_offset;
+        let plan = plan(&request, offset, &at(&header, 0), rate, PPM).unwrap();
+        assert_eq!(plan.record.factor(), expected);
+        let is_other = header.record.factor() != expected;
+        assert_eq!(plan.precision_ns, u32::from(is_other));
+    }
+}
+
+#[test]
 fn kvmclock_goes_at_its_own_rate_where_the_tsc_cannot() {
     // Saved on a host of 3/2 the rate; this one does not scale.
     let (mut header, _) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);

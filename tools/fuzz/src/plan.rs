@@ -215,11 +215,11 @@ impl Case {
         assert_eq!(ns, elapsed_ns, "{self:x?}");
     }
 
-    /// The factor of the TSC here, if it is asked for and the record's is another.
+    /// The factor of the TSC here, if it is asked for and the record's is neither that nor KVM's own.
     fn other_factor(&self) -> Option<Factor> {
-        let factor = self.request.saved.record.factor();
-        let own = oracle::own_factor(self.rate()?)?;
-        (self.request.reslope && own != factor).then_some(own)
+        let (factor, rate) = (self.request.saved.record.factor(), self.rate()?);
+        let (own, exact) = (oracle::own_factor(rate)?, oracle::exact_factor(rate)?);
+        (self.request.reslope && factor != own && factor != exact).then_some(exact)
     }
 
     /// Rate of the guest's TSC here, with the scale that it gets.
@@ -235,7 +235,7 @@ impl Case {
     fn fits_record(&self, rate: GuestRate) -> bool {
         let (factor, own) = (self.request.saved.record.factor(), oracle::own_factor(rate));
         if self.request.reslope {
-            return own.is_some();
+            return oracle::exact_factor(rate).is_some();
         }
         let hz = oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX);
         own == Some(factor) || oracle::is_close(factor, hz, self.tolerance_ppm)

@@ -119,6 +119,16 @@ pub(crate) fn own_factor(rate: GuestRate) -> Option<Factor> {
     factor
 }
 
+/// The factor of a TSC of this rate, from whole Hz; `None` below 1 Hz, or where a rate in whole kHz
+/// exceeds 64 bits as Hz.
+pub(crate) fn exact_factor(rate: GuestRate) -> Option<Factor> {
+    own_factor(rate)?;
+    let hz = ticks(rate, 1_000_000_000).unwrap_or(u64::MAX);
+    let factor = Factor::of_hz(hz);
+    assert!(hz == 0 || is_factor_of(factor, hz), "{hz} Hz: {factor:?}");
+    factor
+}
+
 /// How far an instant that was read in `read_window` ticks of `khz` kHz may be off, ns, saturating.
 pub(crate) fn precision_ns(read_window: u64, khz: u32) -> u32 {
     let ticks = (BigUint::from(read_window) + 1u32) / 2u32;

@@ -17,7 +17,7 @@ use crate::{
         KNOWN, //
     },
     plan::is_resloped,
-    records::own_factor,
+    records::exact_factor,
     state::{
         State,
         Still, //
@@ -233,7 +233,7 @@ fn ensure_resloped(
         (_, Ticks::Of(ticks)) => saved.guest_tsc.wrapping_add(ticks as u64),
         _ => bail!("SET succeeded with {elapsed_ns} ns"),
     };
-    let own = own_factor(here[1]);
+    let own = exact_factor(here[1]);
     let expected = ClockGuest {
         tsc_timestamp: guest_tsc,
         // CAST: mod 2^64.

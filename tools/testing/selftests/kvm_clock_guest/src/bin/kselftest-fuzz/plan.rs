@@ -20,7 +20,10 @@ use crate::{
         is_header_sound,
         is_record_sound, //
     },
-    records::own_factor,
+    records::{
+        exact_factor,
+        own_factor, //
+    },
     state::State,
 };
 use kvm_clock_guest_selftests::expect::{
@@ -130,7 +133,8 @@ fn implied_khz(record: &ClockGuest) -> f64 {
 
 /// Whether SET replaces the record's factor where the guest's TSC rate gets to be that of `rate`.
 pub(crate) fn is_resloped(saved: &VmClockGuest, rate: &VmClockGuest) -> bool {
-    saved.flags & FLAG_RESLOPE != 0 && saved.record.factor() != own_factor(rate)
+    let factor = saved.record.factor();
+    saved.flags & FLAG_RESLOPE != 0 && factor != own_factor(rate) && factor != exact_factor(rate)
 }
 
 /// Whether ADVANCE by `elapsed_ns` leads further than TSC values can be compared; `None` if that is

@@ -4,6 +4,7 @@
 
 use crate::{
     arithmetic::{
+        hz,
         khz,
         ratio,
         scaled, //
@@ -49,6 +50,11 @@ pub(crate) fn own_factor(header: &VmClockGuest) -> Factor {
         mul: 1 << 31,
         shift: 0,
     })
+}
+
+/// The factor of a TSC of the rate of `header` to the Hz, where that is a rate.
+pub(crate) fn exact_factor(header: &VmClockGuest) -> Factor {
+    Factor::of_hz(hz(header)).unwrap_or(own_factor(header))
 }
 
 /// A factor for the TSC rate of `here`, to well within the tolerance.
