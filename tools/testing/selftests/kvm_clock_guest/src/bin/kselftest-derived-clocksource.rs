@@ -240,8 +240,6 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
 
     let (vm, saved) = host.pinned()?;
     let mut clock = unlike(saved);
-    // KVM is not to be ahead of the saved clock.
-    clock.header.record.tsc_shift -= 1;
     clock.header.precision_ns = SAVED_NS;
     let _until_checked = host.without_tsc()?;
     let mut asked = clock.clone();
