@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import judge
 
-STOP = "stop/cont, 5 s"
+STOP, LONG_STOP = "stop/cont, 5 s", "stop/cont, 20 s"
 SAVE, LOAD, LOAD_NEW = "savevm while running", "loadvm, same process", "savevm, loadvm in a new process"
 UNIX, FILE, TO_FILE = "migration, unix socket", "migration, file", "migration to a file, cont"
 # In the order of a chain: each finds the guest as the one before left it.
@@ -33,6 +33,10 @@ class Check:
     cpu: str = CPU
     # QEMU's address of where the guest comes from, if it is not booted; a file is one of the results.
     incoming: str = ""
+    # Percentage of a CPU for a spinning task in it, if there is one.
+    limit: int = 0
+    # A library that stands between QEMU and the C library.
+    preload: str = ""
     # A row of the table.
     in_table: bool = False
     # Tells it from others of its name.
@@ -48,12 +52,14 @@ class Check:
 
     def plan(self, results):
         """What `drive` has to know of it; files are in the folder `results`."""
-        keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations")
-        return {**{key: getattr(self, key) for key in keys}, "incoming": self.incoming.replace("file:", f"file:{results}/")}
+        keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit")
+        return {**{key: getattr(self, key) for key in keys}, "incoming": self.incoming.replace("file:", f"file:{results}/"),
+                "preload": self.preload and f"{results}/{self.preload}"}
 
 
-def operations(*names, **options):
-    return [{"name": name, "options": options} for name in names]
+def operations(*names, watch=0, **options):
+    """`watch`: for how many seconds to look at the guest afterwards, if longer than else."""
+    return [{"name": name, "options": options, "watch": watch} for name in names]
 
 
 def each(judgement, life):
@@ -98,6 +104,22 @@ def stock(name, clocksource, vcpus, binary="stock"):
                  last(judge.measured), [name], [], in_table=binary == "stock", detail=name)
 
 
+def limited():
+    """Guests with a task that may have half of a CPU, and one whose QEMU does as if there were no pause."""
+    title, on = "a task with a CPU limit", ["clock-guest=on"]
+    steps = [LONG_STOP, FILE]
+    return [
+        *(Check(name_of("patched", title, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*steps, watch=5),
+                each(judge.charged_to_nobody, judge.exact_life), [*steps, judge.LIFE], on, limit=50)
+          for clocksource, vcpus in (("kvm-clock", 1), ("tsc", 2))),
+        Check(name_of("patched, freeze", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(LONG_STOP),
+              each(judge.nothing_to_charge, judge.life), [LONG_STOP, judge.LIFE], [*on, "clock-guest-freeze=on"], limit=50),
+        # The task pays with twice the pause.
+        Check(name_of("patched, no pause passed", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1,
+              operations(LONG_STOP, watch=50), last(judge.charged_to_the_task), [LONG_STOP], on, limit=50, preload="no-pause.so"),
+    ]
+
+
 def with_module():
     both = [(clocksource, vcpus) for clocksource in ("kvm-clock", "tsc") for vcpus in (1, 2)]
     plain = [STOP, SAVE, LOAD, UNIX, FILE]
@@ -115,6 +137,7 @@ def with_module():
               each(judge.tsc_kept, judge.no_error), [*plain, judge.LIFE], ["clock-guest=on"],
               # The newest that has no device kvmclock for such a guest unless it is asked for.
               machine="pc-i440fx-5.1", cpu=CPU + ",-kvmclock,-kvmclock-stable-bit"),
+        *limited(),
         Check("patched to stock, which refuses what it does not know", "patched", "kvm-clock", 2, operations("migration refused"),
               each(judge.same_host, judge.exact_life), ["migration refused", judge.LIFE], ["clock-guest=on"]),
         Check("patched, clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
@@ -160,9 +183,9 @@ class Pair:
     verdict: Callable
 
 
-def pair(name, options, clocksource, properties, verdict):
-    halves = [Check(side, "patched", clocksource, 1, steps, None, [], properties, incoming=incoming)
-              for side, steps, incoming in (("source", operations("migration, another host"), ""),
+def pair(name, options, clocksource, properties, verdict, move="migration, another host", **other):
+    halves = [Check(side, "patched", clocksource, 1, steps, None, [], properties, incoming=incoming, **other)
+              for side, steps, incoming in (("source", operations(move), ""),
                                             ("destination", [], "tcp:$CLOCK_GUEST_ADDRESS:4444"))]
     # One of two hosts emulates its CPUs in turn (tools/vm/run): a guest does not get far on a host with two of them.
     return Pair(name, ["--cpus-a", "1", "--cpus-b", "1", *options], *halves, verdict)
@@ -173,6 +196,8 @@ def pairs():
     return [
         pair("two hosts, kvm-clock", [], "kvm-clock", on, judge.other_host),
         pair("two hosts, tsc", ["--wall-b", "1"], "tsc", on, judge.other_host),
+        pair("two hosts, a task with a CPU limit", [], "kvm-clock", on, judge.other_host_steal,
+             move="migration, another host, 20 s", limit=50),
         pair("two hosts, the other's clock 60 s behind", ["--wall-b", "-60"], "kvm-clock", on, judge.other_host_behind),
         pair("two hosts, the other without the module", ["--no-module-b"], "kvm-clock", auto,
              judge.falls_back("KVM cannot restore TSC and kvmclock as one")),

@@ -10,6 +10,13 @@ from operations import PAUSE
 WAKE_LATE_NS = 2e9
 # Beyond that the probe tells nothing.
 WINDOW_NS = 50_000
+# A task with a CPU limit gets some CPU in each of that limit's periods of 0.1 s. Where the machine stalls the
+# test host, the guest takes that for run time of the task, which then waits for as long.
+WITHOUT_CPU_S = 2
+# Which part of a pause may be missing: QEMU is slow to stop a guest, and a new one's first steps are slow.
+PAUSE_SHARE = 0.1
+# The guest's kernel counts one by ticks, the other by the hundredth of a second.
+CHARGE_STEP_S = 0.1
 # Below that stock QEMU would have done nothing wrong.
 STOCK_ERROR_NS = 10_000
 
@@ -197,6 +204,50 @@ def two_instants(case):
     return None if all(abs(ns) > STOCK_ERROR_NS for ns in apart_ns) else f"the clocks are {apart_ns} ns apart only"
 
 
+def steal(found):
+    """What a guest did not run is steal time, and the task with the CPU limit goes on at once."""
+    if found.without_cpu_s > WITHOUT_CPU_S:
+        return f"the task got no CPU for {found.without_cpu_s:.3f} s"
+    # What the host was busy with while the guest ran is stolen as well.
+    least, most = found.paused_s * (1 - PAUSE_SHARE) - CHARGE_STEP_S, found.elapsed_s + CHARGE_STEP_S
+    if not least <= found.steal_s <= most:
+        return f"the steal time is {found.steal_s:.2f} s, for a pause of {found.paused_s:.2f} s"
+    if not 0 < found.usage_s <= most - found.steal_s:
+        return f"the task was charged {found.usage_s:.3f} s of {found.elapsed_s:.3f} s, {found.steal_s:.2f} s of which are stolen"
+    return None
+
+
+def charged_to_nobody(operation, baseline):
+    """Nothing was done to the clocks, and the pause is steal time."""
+    return same_host(operation, baseline) or steal(operation.charged())
+
+
+def nothing_to_charge(operation, baseline):
+    """All clocks stood still, so there is no steal time either."""
+    if why := frozen(operation, baseline):
+        return why
+    if (without_cpu_s := operation.charged().without_cpu_s) > WITHOUT_CPU_S:
+        return f"the task got no CPU for {without_cpu_s:.3f} s"
+    first, last = operation.charges[0], operation.charges[-1]
+    elapsed_s, used_s = (last.monotonic - first.monotonic) / 1e9, (last.usage_us - first.usage_us) / 1e6
+    stolen_s = (last.steal - first.steal) / 100 / operation.case.vcpus
+    if stolen_s + used_s > elapsed_s + CHARGE_STEP_S:
+        return f"of {elapsed_s:.2f} s, {stolen_s:.2f} s are stolen, and {used_s:.2f} s the task's"
+    return None
+
+
+def charged_to_the_task(operation):
+    """The guest is not informed of the pause: the task must pay for it, or the above measures nothing."""
+    if not operation.complete:
+        return "it did not end"
+    found = operation.charged()
+    if found.usage_s < found.paused_s * (1 - PAUSE_SHARE):
+        return f"the task was charged {found.usage_s:.3f} s only, for a pause of {found.paused_s:.3f} s"
+    if found.without_cpu_s < found.paused_s / 2:
+        return f"the task got no CPU for {found.without_cpu_s:.3f} s only"
+    return None
+
+
 def moved(operation):
     """The guest goes on; its clocks need not be right, but none may be lost."""
     if not operation.complete:
@@ -286,6 +337,11 @@ def other_host(source, destination):
         if abs(ticks) > allowed:
             return f"vCPU {vcpu}: its TSC is {ticks} ticks from what it would read at home, {allowed:.0f} allowed"
     return None
+
+
+def other_host_steal(source, destination):
+    """Advance: what the guest did not run on either of the hosts is steal time."""
+    return other_host(source, destination) or steal(destination.charged())
 
 
 def other_host_behind(source, destination):

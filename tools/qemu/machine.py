@@ -40,11 +40,13 @@ class Process:
         self.pid = pid
         if pid is None:
             with open(self.log, "w") as log:
-                self._process = subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self._process = subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                                 env={**os.environ, "LD_PRELOAD": guest.case["preload"]})
             self.pid = self._process.pid
 
     def command(self, *arguments):
         guest = self.guest
+        limit = f" probe.limit={guest.case['limit']}" if guest.case["limit"] else ""
         machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
         return [
             str(guest.binaries[self.binary]), "-accel", "kvm", "-machine", machine,
@@ -53,7 +55,7 @@ class Process:
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
             # A softlockup watchdog would now and then have the kernel forgive its TSC what it did while stopped.
-            "-append", f"console=ttyS0 quiet panic=-1 nowatchdog probe.clocksource={guest.case['clocksource']}",
+            "-append", f"console=ttyS0 quiet panic=-1 nowatchdog probe.clocksource={guest.case['clocksource']}{limit}",
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
             "-msg", "timestamp=on", *arguments,
@@ -183,8 +185,8 @@ class Guest:
             self._memory = Memory(self.process.memory)
         if self.rings is None:
             rings = self._memory.rings()
-            # The threads that only sleep have one each as well.
-            if len(rings) < self.case["vcpus"] + LONG_SLEEPERS:
+            # The threads that only sleep have one each as well, the spinning task and who watches it likewise.
+            if len(rings) < self.case["vcpus"] + LONG_SLEEPERS + (2 if self.case["limit"] else 0):
                 return {}
             self.rings = rings
         return {which: self.timelines.setdefault(which, Timeline()).update(self._memory.slots(offsets))

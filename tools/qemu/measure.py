@@ -14,6 +14,9 @@ PVCLOCK = re.compile(r"-(\d+) +\[\d+\] \S+ +([\d.]+): kvm_pvclock_update: vcpu_i
                      r"tsc_timestamp (0x[0-9a-f]+), system_time (0x[0-9a-f]+), tsc_to_system_mul (0x[0-9a-f]+), "
                      r"tsc_shift (-?\d+), flags (0x[0-9a-f]+) \}")
 
+# For a guest to have charged a pause, once it runs again: it does so with its next ticks.
+SETTLED_NS = 5e8
+
 # A guest takes its TSC's rate from its record, in whole kHz.
 RATE_STEP_KHZ = 1
 
@@ -90,6 +93,34 @@ def written(trace):
             for thread, seconds, vcpu, offset in OFFSET.findall(trace)]
 
 
+class Charged(NamedTuple):
+    """Whom a pause was charged to, in a guest with a task that has a CPU limit; all by the guest's CLOCK_MONOTONIC."""
+
+    # How long no reading was taken: but for a moment before and after, the guest did not run.
+    paused_s: float
+    # From the last reading before that to one that has all that came of it.
+    elapsed_s: float
+    # What the task is said to have used in that time.
+    usage_s: float
+    # What is said to have been stolen, of each vCPU.
+    steal_s: float
+    # The longest that the task got no CPU once the guest ran again, and whether it got some after that.
+    without_cpu_s: float
+    got_cpu_again: bool
+
+
+def charged(charges, spins, vcpus):
+    """Of the longest pause that there was."""
+    before, resumed = max(zip(charges, charges[1:]), key=lambda pair: pair[1].monotonic - pair[0].monotonic)
+    settled = next((charge for charge in charges if charge.monotonic >= resumed.monotonic + SETTLED_NS), charges[-1])
+    ran = [resumed.monotonic, *(spin.monotonic for spin in spins if spin.monotonic > resumed.monotonic)]
+    end = max(ran[-1], charges[-1].monotonic)
+    gaps = [later - earlier for earlier, later in zip(ran, [*ran[1:], end])]
+    return Charged((resumed.monotonic - before.monotonic) / 1e9, (settled.monotonic - before.monotonic) / 1e9,
+                   (settled.usage_us - before.usage_us) / 1e6, (settled.steal - before.steal) / 100 / vcpus,
+                   max(gaps) / 1e9, max(gaps) != gaps[-1])
+
+
 class Operation:
     """What was done, and all readings around it."""
 
@@ -102,6 +133,8 @@ class Operation:
             self.before, self.after = ([decode(entry[when], vcpu, readings.READINGS) for vcpu in range(case.vcpus)]
                                        for when in ("before", "after"))
             self.sleeps = [decode(entry["after"], number, readings.SLEEPS) for number in range(readings.LONG_SLEEPERS)]
+            self.charges, self.spins = ([slot for when in ("before", "after") for slot in decode(entry[when], 0, kind)]
+                                        for kind in (readings.CHARGES, readings.SPINS))
         self._console = entry["console"]
         self.unstable = False
 
@@ -144,6 +177,9 @@ class Operation:
         tsc_lost = -signed(self.offsets[1][vcpu] - self.offsets[0][vcpu])
         return Step(vcpu, 1e6 / rate, elapsed, tsc_lost, change, lost, raw, after.woke, woke - self.runs_ns)
 
+    def charged(self):
+        return charged(self.charges, self.spins, self.case.vcpus)
+
     def sequences(self):
         """Each vCPU's readings, from the last before it on."""
         return [before + after for before, after in zip(self.before, self.after)]
@@ -155,7 +191,7 @@ class Operation:
 
 def decode(rings, number, kind):
     slots = bytes.fromhex(rings.get(f"{kind}/{number}", ""))
-    decoder = readings.reading if kind == readings.READINGS else readings.sleep
+    decoder = readings.DECODERS[kind]
     return [decoder(slots[at:at + readings.SLOT.size]) for at in range(0, len(slots), readings.SLOT.size)]
 
 
@@ -175,9 +211,14 @@ class Case:
         self.updates, self.written = ([entry for entry in find(trace) if entry.thread in threads]
                                       for find in (updates, written))
         self.booted = [decode(result["booted"], vcpu, readings.READINGS) for vcpu in range(self.vcpus)]
+        self.charges, self.spins = (decode(result["booted"], 0, kind) for kind in (readings.CHARGES, readings.SPINS))
         self.operations = [Operation(self, entry) for entry in result["operations"]]
         end = len(self.console)
         if any(operation.complete and operation.ended_ns > host.end_ns for operation in self.operations):
             raise ValueError("the test host's own clocks are not known for as long")
         for operation in reversed(self.operations):
             end = operation.end_at(end)
+
+    def charged(self):
+        """Of the pause that it came with."""
+        return charged(self.charges, self.spins, self.vcpus)

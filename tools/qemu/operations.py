@@ -10,7 +10,7 @@ import meeting
 
 TIMEOUT = 120
 # How long a guest that is stopped on purpose stays so.
-PAUSE = 5
+PAUSE, LONG_PAUSE = 5, 20
 # The node that snapshots are kept in.
 NODE = "snapshots"
 TAG = "one"
@@ -19,6 +19,13 @@ TAG = "one"
 def stop_cont(guest):
     guest.qmp("stop")
     time.sleep(PAUSE)
+    guest.qmp("cont")
+
+
+def stop_cont_long(guest):
+    """For so long that a CPU limit would show whom it is charged to."""
+    guest.qmp("stop")
+    time.sleep(LONG_PAUSE)
     guest.qmp("cont")
 
 
@@ -223,8 +230,22 @@ def migrate_away(guest):
     guest.gone = True
 
 
+def migrate_away_later(guest):
+    """To the other test host, after a pause: the guest was stopped when there was hardly any of it left to be sent."""
+    guest.peer = meeting.accept()
+    set_capabilities(guest.qmp, pause_before_switchover=True)
+    guest.qmp("migrate", uri=os.path.expandvars("tcp:$CLOCK_GUEST_PEER:4444"))
+    guest.qmp.wait_migration("pre-switchover", timeout=TIMEOUT)
+    time.sleep(LONG_PAUSE)
+    guest.qmp("migrate-continue", state="pre-switchover")
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.collect()
+    guest.gone = True
+
+
 OPERATIONS = {
     "stop/cont, 5 s": stop_cont,
+    "stop/cont, 20 s": stop_cont_long,
     "savevm while running": savevm,
     "loadvm, same process": loadvm,
     "savevm, loadvm in a new process": savevm_new_process,
@@ -238,4 +259,5 @@ OPERATIONS = {
     "migration refused": migration_refused,
     "migration to a file, cont": save_file,
     "migration, another host": migrate_away,
+    "migration, another host, 20 s": migrate_away_later,
 }

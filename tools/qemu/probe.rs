@@ -5,6 +5,9 @@
 //! `probe ring` does it in a guest, on every vCPU, and leaves what it read in pages of the guest's
 //! memory, where `readings.py` finds it from outside: nothing is to be sent. Each reading follows a
 //! sleep, so that it tells as well whether a timer came in time; two threads sleep for longer.
+//! Where there is a control group `limited`, it reads what that group was charged as well.
+//!
+//! `probe spin` uses all CPU time that it gets, and leaves there when it got it.
 //!
 //! `probe lines` prints its readings, as the test host's own clocks are to be known too.
 
@@ -47,6 +50,13 @@ const ATTEMPTS: usize = 16;
 /// What a ring carries: see `readings.py`.
 const READINGS: u64 = 0;
 const SLEEPS: u64 = 1;
+const CHARGES: u64 = 2;
+const SPINS: u64 = 3;
+
+/// The control group that `guest-init` makes for `probe spin`.
+const GROUP: &str = "/sys/fs/cgroup/limited";
+/// How often that says that it runs.
+const SPIN_NS: u64 = 40_000_000;
 
 const CLOCK_REALTIME: i32 = 0;
 const CLOCK_MONOTONIC: i32 = 1;
@@ -256,13 +266,61 @@ fn sleep_for_ever(number: usize, period: u64) -> ! {
     }
 }
 
-fn ring() -> ! {
+/// A number of a file, by what is before it on its line.
+fn number(text: &str, before: &str) -> u64 {
+    let rest = text
+        .lines()
+        .find_map(|line| line.strip_prefix(before))
+        .expect("the kernel says it");
+    rest.trim().parse().expect("a number")
+}
+
+/// What the control group was charged, and what the hypervisor took from all CPUs (USER_HZ).
+fn read_charges_for_ever() -> ! {
+    let mut ring = Ring::new(CHARGES, 0);
+    loop {
+        sleep_until(now(CLOCK_MONOTONIC) + PERIOD_NS);
+        let group = fs::read_to_string(format!("{GROUP}/cpu.stat")).expect("the group is there");
+        let all = fs::read_to_string("/proc/stat").expect("/proc is mounted");
+        let steal = all
+            .split_whitespace()
+            .nth(8)
+            .and_then(|word| word.parse().ok());
+        ring.push(&[
+            tsc(),
+            now(CLOCK_MONOTONIC),
+            number(&group, "usage_usec "),
+            number(&group, "throttled_usec "),
+            steal.expect("a number"),
+        ]);
+    }
+}
+
+fn spin() -> ! {
+    lock_memory();
+    stay_on(0);
+    let mut ring = Ring::new(SPINS, 0);
+    let mut due = 0;
+    loop {
+        let time = now(CLOCK_MONOTONIC);
+        if time >= due {
+            ring.push(&[tsc(), time]);
+            due = time + SPIN_NS;
+        }
+    }
+}
+
+fn lock_memory() {
     // SAFETY: It has no arguments but these flags.
-    assert_eq!(
-        unsafe { mlockall(MCL_CURRENT_AND_FUTURE) },
-        0,
-        "cannot lock memory"
-    );
+    let failed = unsafe { mlockall(MCL_CURRENT_AND_FUTURE) };
+    assert_eq!(failed, 0, "cannot lock memory");
+}
+
+fn ring() -> ! {
+    lock_memory();
+    if fs::exists(GROUP).is_ok_and(|exists| exists) {
+        thread::spawn(|| read_charges_for_ever());
+    }
     let page = record_page();
     for (number, period) in LONG_SLEEPS_NS.into_iter().enumerate() {
         thread::spawn(move || sleep_for_ever(number, period));
@@ -290,9 +348,10 @@ fn lines() -> ! {
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("ring") => ring(),
+        Some("spin") => spin(),
         Some("lines") => lines(),
         _ => {
-            eprintln!("usage: probe ring|lines");
+            eprintln!("usage: probe ring|spin|lines");
             process::exit(2);
         }
     }

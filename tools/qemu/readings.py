@@ -10,7 +10,7 @@ PAGE = 4096
 SLOT = struct.Struct("<16Q")
 MAGIC = struct.pack("<2Q", 0x6B63_6F6C_632D_6D76 + 1, 0x2D67_6E69_722D_7472 + 1)
 HEADER = struct.Struct("<16s3Q")
-READINGS, SLEEPS = 0, 1
+READINGS, SLEEPS, CHARGES, SPINS = range(4)
 # How many threads of the probe only sleep.
 LONG_SLEEPERS = 2
 
@@ -54,6 +54,26 @@ class Sleep(NamedTuple):
     woke_tsc: int
 
 
+class Charge(NamedTuple):
+    """What the guest's kernel has charged by now: to the group of the spinning task, and to nobody but the hypervisor."""
+
+    number: int
+    tsc: int
+    monotonic: int
+    usage_us: int
+    throttled_us: int
+    # Hundredths of a second, of all CPUs.
+    steal: int
+
+
+class Spin(NamedTuple):
+    """A moment when the spinning task ran."""
+
+    number: int
+    tsc: int
+    monotonic: int
+
+
 def reading(slot):
     number, before, monotonic, realtime, raw, after, *words, due, woke, woke_tsc = SLOT.unpack(slot)[:13]
     _, _, timestamp, system_time, mul, shift, flags = struct.unpack("<IIQQIbB2x", struct.pack("<4Q", *words))
@@ -63,6 +83,17 @@ def reading(slot):
 
 def sleep(slot):
     return Sleep(*SLOT.unpack(slot)[:5])
+
+
+def charge(slot):
+    return Charge(*SLOT.unpack(slot)[:6])
+
+
+def spin(slot):
+    return Spin(*SLOT.unpack(slot)[:3])
+
+
+DECODERS = {READINGS: reading, SLEEPS: sleep, CHARGES: charge, SPINS: spin}
 
 
 class Memory:

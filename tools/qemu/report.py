@@ -20,14 +20,16 @@ def summary(check, case):
                 "raw_against_tsc_ns": step.raw.ns, "raw_against_tsc_bound_ns": step.raw.allowed,
                 "elapsed_ns": step.elapsed_ns,
             } for step in operation.steps()],
+            "charged": operation.charged()._asdict() if check.limit else None,
         } for operation in case.operations if operation.complete],
     }
 
 
-def pair_summary(pair, apart):
+def pair_summary(pair, apart, destination):
     """What a move to another host did, for JSON."""
     return {"hosts": pair.name, "tsc_from_home_ticks": [ticks for ticks, _ in apart],
-            "bound_ticks": [allowed for _, allowed in apart]}
+            "bound_ticks": [allowed for _, allowed in apart],
+            "charged": destination.charged()._asdict() if pair.destination.limit else None}
 
 
 def worst(values):
@@ -78,8 +80,25 @@ def table(summaries):
         print("# " + left + "  " + "  ".join(text.rjust(width) for text, width in zip(row[2:], widths[2:])))
 
 
+def charged(what, found):
+    """Whom a pause was charged to."""
+    more = "" if found["got_cpu_again"] else " or more"
+    print(f"# {what}: pause {found['paused_s']:.2f} s, steal time {found['steal_s']:.2f} s; the task was charged {found['usage_s']:.2f} s "
+          f"of {found['elapsed_s']:.2f} s, and got no CPU for up to {found['without_cpu_s']:.3f} s{more} afterwards")
+
+
+def limited(summaries):
+    """The guests that have a task with a CPU limit."""
+    for summary in summaries:
+        for operation in summary["operations"]:
+            if operation["charged"]:
+                charged(f"{summary['guest']}, {operation['operation']}", operation["charged"])
+
+
 def pairs(summaries):
     """How far a guest's TSC is from what it would read at home, by the clocks of both hosts."""
     for summary in summaries:
         for ticks, bound in zip(summary["tsc_from_home_ticks"], summary["bound_ticks"]):
             print(f"# {summary['hosts']}: the guest's TSC is {ticks:+,} ticks from what it would read at home, known to {bound:,.0f}")
+        if summary["charged"]:
+            charged(summary["hosts"], summary["charged"])
