@@ -4,7 +4,7 @@
 //! takes it or it is within KVM's own tolerance.
 
 use crate::{
-    moved::ensure_freezes,
+    moved::ensure_moved_as_one,
     tsc::move_to_domain,
     Host,
     Rate,
@@ -18,6 +18,7 @@ use anyhow::{
 };
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
+    clocks::Clocks,
     fixture::{
         get,
         run_a_little,
@@ -39,6 +40,7 @@ use kvm_clock_ioctls::{
 use pvclock::abi::{
     VmClockGuest,
     FLAG_ALLOW_RATE_MISMATCH,
+    FLAG_RESLOPE,
     MODE_ADVANCE,
     MODE_EXACT,
     MODE_FREEZE, //
@@ -62,7 +64,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
                 move |host| refused(host, index),
             ),
             Case::new(
-                format!("FLAG_ALLOW_RATE_MISMATCH, from {}", rate.name),
+                format!("another rate is allowed, from {}", rate.name),
                 move |host| allowed(host, index),
             ),
             Case::new(
@@ -148,16 +150,49 @@ fn others(host: &Host, index: usize) -> impl Iterator<Item = (usize, &'static Ra
         .filter(move |(_, rate)| rate.khz(host) != RATES[index].khz(host))
 }
 
-/// The record comes along as it is: kvmclock is the same function of a TSC of another rate.
+/// The record cannot come along as it is. With RESLOPE kvmclock continues from its value, with the
+/// slope of a TSC of another rate.
 fn allowed(host: &Host, index: usize) -> Result<()> {
     for (_, rate) in others(host, index) {
         let mut clock = saved(host, index, MODE_FREEZE)?;
-        clock.header.flags = FLAG_ALLOW_RATE_MISMATCH;
         let vm = rate.derived(host)?;
-        ensure_freezes(&vm, &mut clock).with_context(|| format!("to {}", rate.name))?;
+        clock.header.flags = FLAG_ALLOW_RATE_MISMATCH;
+        ensure_out_of_range(&vm, &mut [clock.clone()])
+            .with_context(|| format!("to {}, without RESLOPE", rate.name))?;
+        clock.header.flags = FLAG_ALLOW_RATE_MISMATCH | FLAG_RESLOPE;
+        ensure_resloped(&vm, &mut clock).with_context(|| format!("to {}", rate.name))?;
         ensure_tells(&vm, &clock)?;
     }
     Ok(())
+}
+
+/// SET of `saved` in mode freeze: all is one move, and of the record its slope is another.
+fn ensure_resloped(vm: &Vm, saved: &mut VmClock) -> Result<()> {
+    let clocks = Clocks::of(vm)?;
+    let (guest_tsc, kvmclock_ns) = (saved.header.guest_tsc, saved.header.kvmclock_ns);
+    set(vm, saved, MODE_FREEZE)?;
+    ensure!(
+        saved.header.precision_ns == 1,
+        "precision_ns is {}",
+        saved.header.precision_ns
+    );
+    let header = get(vm)?.header;
+    let record = header.record;
+    ensure!(
+        (record.tsc_timestamp, record.system_time) == (guest_tsc, kvmclock_ns),
+        "kvmclock was {kvmclock_ns} ns at TSC {guest_tsc:#x}, the record is {record:x?}"
+    );
+    // CAST: A few GHz.
+    let is_close = record.factor().is_close_to(hz(&header) as u64, 1);
+    ensure!(is_close, "the TSC has {} Hz, {record:x?}", hz(&header));
+    let moved = VmClock {
+        header: VmClockGuest {
+            record,
+            ..saved.header
+        },
+        ..saved.clone()
+    };
+    ensure_moved_as_one(vm, &clocks, &moved)
 }
 
 /// A rate within the tolerance is taken; mode exact puts the saved ratio back.
