@@ -159,7 +159,11 @@ fn kept(kvm: &Kvm, mode: u32) -> Result<()> {
     settle(&vm)?;
     let now = Clocks::of(&vm)?;
     ensure!(
-        now.pinned && now.pages.iter().all(|&page| function(page) == function(record)),
+        now.pinned
+            && now
+                .pages
+                .iter()
+                .all(|&page| function(page) == function(record)),
         "the record was {record:x?}, the guest's are {:x?}",
         now.pages
     );

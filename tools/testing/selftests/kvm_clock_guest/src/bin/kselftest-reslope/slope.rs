@@ -27,11 +27,17 @@ use kvm_clock_guest_selftests::{
     ktap::note,
 };
 use kvm_clock_ioctls::VmClock;
-use pvclock::abi::{
-    ClockGuest,
-    VmClockGuest,
-    MODE_ADVANCE,
-    MODE_EXACT, //
+use pvclock::{
+    abi::{
+        ClockGuest,
+        VmClockGuest,
+        MODE_ADVANCE,
+        MODE_EXACT, //
+    },
+    rate::{
+        Factor,
+        GuestRate, //
+    },
 };
 use std::{
     thread::sleep,
@@ -78,6 +84,17 @@ pub(crate) fn ensure_continues(
         record.tsc_timestamp == guest_tsc,
         "the record begins at TSC {:#x}, expected {guest_tsc:#x}",
         record.tsc_timestamp
+    );
+    let rate = GuestRate {
+        host_khz: after.header.host_tsc_khz,
+        scale: reference_transform(after)?.scale,
+    };
+    // To the Hz, where KVM's own is of whole kHz.
+    let slope = Factor::of_hz(rate.hz());
+    ensure!(
+        Some(record.factor()) == slope,
+        "the record is {record:x?}, a TSC of {} Hz has {slope:x?}",
+        rate.hz()
     );
     let elapsed = i128::from(kvmclock_ns(&record, guest_tsc)) - i128::from(saved.kvmclock_ns);
     let bounds = match saved.mode {
