@@ -205,7 +205,9 @@ impl SetRequest {
                 .iter()
                 .position(|entry| entry.vcpu_id == vcpu.vcpu_id)
                 .ok_or(Invalid::Vcpus)?;
-            rest.swap(0, found);
+            if found != 0 {
+                rest.swap(0, found);
+            }
             rest = rest.split_first_mut().ok_or(Invalid::Vcpus)?.1;
         }
 
