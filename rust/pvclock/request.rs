@@ -240,7 +240,7 @@ impl SetRequest {
     ///
     /// [`Invalid::Inconsistent`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
     /// record say at the anchor, [`Invalid::RecordAhead`] if the record lies ahead.
-    pub fn check_reference(&self, offset: u64) -> Result<(), Invalid> {
+    fn check_reference(&self, offset: u64) -> Result<(), Invalid> {
         let transform = TscTransform {
             scale: self.rate.scale,
             offset,
