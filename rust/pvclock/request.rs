@@ -187,7 +187,9 @@ impl SetRequest {
     /// - [`Invalid::Vcpus`] unless `entries` names every one of `present` once and nothing else, the
     ///   reference vCPU among them,
     /// - [`Invalid::Padding`], [`Invalid::Steal`],
-    /// - those of [`check_reference`](Self::check_reference).
+    /// - [`Invalid::Inconsistent`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
+    ///   record say at the anchor,
+    /// - [`Invalid::RecordAhead`] if the record lies ahead.
     ///
     /// `entries` may be changed in part then.
     pub fn match_vcpus(
