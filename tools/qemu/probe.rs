@@ -12,23 +12,13 @@
 //! `probe lines` prints its readings, as the test host's own clocks are to be known too.
 
 use std::{
-    arch::x86_64::{
-        _mm_lfence,
-        _rdtsc, //
-    },
-    fs,
-    hint,
+    arch::x86_64::{_mm_lfence, _rdtsc},
+    fs, hint,
     io::Write,
-    mem,
-    process,
-    ptr,
-    sync::atomic::{
-        fence,
-        AtomicU64,
-        Ordering, //
-    },
+    mem, process, ptr,
+    sync::atomic::{fence, AtomicU64, Ordering},
     thread,
-    time::Duration, //
+    time::Duration,
 };
 
 const PAGE: usize = 4096;

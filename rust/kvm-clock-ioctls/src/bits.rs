@@ -16,18 +16,8 @@
 //! assert_eq!(restored, record);
 //! ```
 
-use serde::{
-    de::Error,
-    Deserialize,
-    Deserializer,
-    Serialize,
-    Serializer, //
-};
-use zerocopy::{
-    FromBytes,
-    Immutable,
-    IntoBytes, //
-};
+use serde::{de::Error, Deserialize, Deserializer, Serialize, Serializer};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Serialises the bytes of `value`.
 ///

@@ -82,18 +82,8 @@ mod vcpu;
 mod vm;
 
 pub use pvclock::abi;
-pub use vcpu::{
-    get_clock_guest,
-    set_clock_guest,
-    set_tsc_offset,
-    tsc_offset,
-    tsc_scale, //
-};
+pub use vcpu::{get_clock_guest, set_clock_guest, set_tsc_offset, tsc_offset, tsc_scale};
 pub use vm::{
-    clock_guest_cap,
-    get_vm_clock_guest,
-    get_vm_clock_guest_or_fall_back,
-    set_tsc_khz,
-    set_vm_clock_guest,
-    VmClock, //
+    clock_guest_cap, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_tsc_khz,
+    set_vm_clock_guest, VmClock,
 };

@@ -2,18 +2,9 @@
 
 //! The bare calls, for who must send what no correct caller would.
 
-use pvclock::abi::{
-    KVM_GET_VM_CLOCK_GUEST,
-    KVM_SET_VM_CLOCK_GUEST, //
-};
-use std::{
-    ffi::c_void,
-    os::fd::AsRawFd, //
-};
-use vmm_sys_util::{
-    errno,
-    ioctl::ioctl_with_mut_ptr, //
-};
+use pvclock::abi::{KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST};
+use std::{ffi::c_void, os::fd::AsRawFd};
+use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ptr};
 
 /// `KVM_GET_VM_CLOCK_GUEST` on any descriptor, with any argument.
 ///

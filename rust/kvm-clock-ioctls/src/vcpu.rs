@@ -2,30 +2,16 @@
 
 //! On a vCPU's descriptor: the two ioctls of `kvm_clock_guest`, and the TSC attributes.
 
-use kvm_bindings::{
-    kvm_device_attr,
-    KVM_VCPU_TSC_CTRL,
-    KVM_VCPU_TSC_OFFSET, //
-};
+use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET};
 use kvm_ioctls::VcpuFd;
 use pvclock::abi::{
-    ClockGuest,
-    VcpuTscScale,
-    KVM_GET_CLOCK_GUEST,
-    KVM_SET_CLOCK_GUEST,
-    KVM_VCPU_TSC_SCALE, //
+    ClockGuest, VcpuTscScale, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_VCPU_TSC_SCALE,
 };
 use vmm_sys_util::{
     errno,
-    ioctl::{
-        ioctl_with_mut_ref,
-        ioctl_with_ref, //
-    },
+    ioctl::{ioctl_with_mut_ref, ioctl_with_ref},
 };
-use zerocopy::{
-    FromBytes,
-    Immutable, //
-};
+use zerocopy::{FromBytes, Immutable};
 
 /// Request numbers.
 mod nr {

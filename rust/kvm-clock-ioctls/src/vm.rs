@@ -5,20 +5,9 @@
 
 use super::raw;
 use kvm_ioctls::VmFd;
-use pvclock::abi::{
-    ClockGuestVcpu,
-    VmClockGuest,
-    FLAG_FALLBACK,
-    KVM_CAP_VM_CLOCK_GUEST, //
-};
-use serde::{
-    Deserialize,
-    Serialize, //
-};
-use vmm_sys_util::{
-    errno,
-    ioctl::ioctl_with_val, //
-};
+use pvclock::abi::{ClockGuestVcpu, VmClockGuest, FLAG_FALLBACK, KVM_CAP_VM_CLOCK_GUEST};
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::{errno, ioctl::ioctl_with_val};
 
 /// Request numbers.
 mod nr {
@@ -227,12 +216,7 @@ pub fn set_tsc_khz(vm: &VmFd, tsc_khz: u32) -> errno::Result<()> {
 /// Serde for the array, entry by entry as its bytes.
 mod vcpus {
     use pvclock::abi::ClockGuestVcpu;
-    use serde::{
-        Deserialize,
-        Deserializer,
-        Serialize,
-        Serializer, //
-    };
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[derive(Serialize, Deserialize)]
     struct Entry(#[serde(with = "crate::bits")] ClockGuestVcpu);

@@ -6,29 +6,11 @@
 use num_bigint::Sign;
 use proptest::prelude::*;
 use pvclock::{
-    abi::{
-        self,
-        ClockGuest, //
-    },
-    plan::{
-        self,
-        ClockSnapshot, //
-    },
-    rate::{
-        self,
-        Factor,
-        GuestRate, //
-    },
-    request::{
-        self,
-        SetRequest, //
-    },
-    tsc::{
-        self,
-        is_ahead,
-        Scale,
-        TscTransform, //
-    },
+    abi::{self, ClockGuest},
+    plan::{self, ClockSnapshot},
+    rate::{self, Factor, GuestRate},
+    request::{self, SetRequest},
+    tsc::{self, is_ahead, Scale, TscTransform},
 };
 
 mod common;

@@ -4,33 +4,14 @@
 
 mod common;
 
-use common::{
-    saved,
-    HOST_KHZ, //
-};
+use common::{saved, HOST_KHZ};
 use proptest::prelude::*;
 use pvclock::{
-    abi::{
-        self,
-        ClockGuest,
-        VmClockGuest, //
-    },
-    plan::{
-        plan,
-        rate_diff_hz,
-        ClockSnapshot,
-        Plan,
-        PlanError, //
-    },
-    rate::{
-        Factor,
-        GuestRate, //
-    },
+    abi::{self, ClockGuest, VmClockGuest},
+    plan::{plan, rate_diff_hz, ClockSnapshot, Plan, PlanError},
+    rate::{Factor, GuestRate},
     request::SetRequest,
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    tsc::{Scale, TscTransform},
 };
 
 /// The rate that the guest had where it was saved.

@@ -7,24 +7,11 @@ mod common;
 use common::saved;
 use proptest::prelude::*;
 use pvclock::{
-    abi::{
-        self,
-        ClockGuest,
-        ClockGuestVcpu,
-        VmClockGuest, //
-    },
-    request::{
-        check_record,
-        GetRequest,
-        Invalid,
-        SetRequest, //
-    },
+    abi::{self, ClockGuest, ClockGuestVcpu, VmClockGuest},
+    request::{check_record, GetRequest, Invalid, SetRequest},
     tsc::Scale,
 };
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The vCPUs of a VM, in its order.
 fn vm(ids: &[u32]) -> Vec<ClockGuestVcpu> {

@@ -3,12 +3,8 @@
 //! Compiles the kernel's C: headers as they are, and the functions of KVM that are in none.
 
 use std::{
-    env,
-    fs,
-    path::{
-        Path,
-        PathBuf, //
-    }, //
+    env, fs,
+    path::{Path, PathBuf},
 };
 
 /// Headers that are included as they are; what they include in turn is in `c/stubs`.

@@ -2,10 +2,7 @@
 
 //! Instructions, by a TSC that counts them.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::host::rdtsc_ordered;
 use std::arch::asm;
 

@@ -3,10 +3,7 @@
 //! How long the module holds all vCPUs out of the guest, by kprobes on the functions that take and release
 //! them. A probe costs some instructions itself: these are no part of any other count.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::trace::Kprobes;
 
 /// The probes, by name, and where they are.

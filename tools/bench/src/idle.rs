@@ -4,15 +4,9 @@
 
 use crate::{
     count::least,
-    vm::{
-        run,
-        Vm, //
-    },
+    vm::{run, Vm},
 };
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 

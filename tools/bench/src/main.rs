@@ -10,26 +10,13 @@ mod slope;
 mod vm;
 mod whole;
 
-use anyhow::{
-    Context,
-    Result, //
-};
-use clap::{
-    Parser,
-    Subcommand, //
-};
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
 use clockguest::{
     host::open_kvm,
-    origin::{
-        Origin,
-        WithOrigin, //
-    },
+    origin::{Origin, WithOrigin},
 };
-use std::{
-    fs,
-    path::PathBuf,
-    process::ExitCode, //
-};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 const EXIT_STATUS: &str = "\
 Exit status:

@@ -4,29 +4,12 @@
 //! and buffers are there before.
 
 use crate::vm::Vm;
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::{method::legacy_offset, vmm::vm::MSR_IA32_TSC};
-use kvm_bindings::{
-    kvm_clock_data,
-    kvm_msr_entry,
-    Msrs,
-    KVM_CLOCK_REALTIME, //
-};
+use kvm_bindings::{kvm_clock_data, kvm_msr_entry, Msrs, KVM_CLOCK_REALTIME};
 use kvm_clock_ioctls::{
-    abi::{
-        ClockGuest,
-        ClockGuestVcpu,
-        VmClockGuest,
-        MODE_EXACT, //
-    },
-    get_clock_guest,
-    raw,
-    set_clock_guest,
-    set_tsc_offset,
-    tsc_offset, //
+    abi::{ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_EXACT},
+    get_clock_guest, raw, set_clock_guest, set_tsc_offset, tsc_offset,
 };
 use serde::Serialize;
 

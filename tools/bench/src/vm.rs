@@ -2,29 +2,13 @@
 
 //! A VM of many vCPUs that do nothing but halt: nothing of it runs while it is measured.
 
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use clockguest::{
     guest::code::MSR_KVM_SYSTEM_TIME_NEW,
-    vmm::{
-        memory::GuestMemory,
-        vm::set_msr, //
-    },
+    vmm::{memory::GuestMemory, vm::set_msr},
 };
-use kvm_bindings::{
-    kvm_regs,
-    kvm_userspace_memory_region,
-    KVM_MAX_CPUID_ENTRIES, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuExit,
-    VcpuFd,
-    VmFd, //
-};
+use kvm_bindings::{kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::io;
 
 /// `hlt`, and back to it.

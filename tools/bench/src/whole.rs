@@ -3,27 +3,15 @@
 //! One save and one restore of the clocks of a whole VM.
 
 use crate::{
-    count::{
-        self,
-        least, //
-    },
+    count::{self, least},
     held::Held,
-    procedure::{
-        Procedure,
-        Saved, //
-    },
+    procedure::{Procedure, Saved},
     slope::slope,
-    vm::Vm, //
+    vm::Vm,
 };
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::progress::Progress;
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    tsc_offset, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 use std::fmt::Write as _;

@@ -4,31 +4,15 @@
 
 mod args;
 
-pub(crate) use args::{
-    Migrate,
-    Restore,
-    Save,
-    Size,
-    Watch, //
-};
+pub(crate) use args::{Migrate, Restore, Save, Size, Watch};
 
 use crate::{
-    help::{
-        self,
-        sections,
-        EXIT_STATUS, //
-    },
+    help::{self, sections, EXIT_STATUS},
     man::ManPages,
 };
-use clap::{
-    Parser,
-    Subcommand, //
-};
+use clap::{Parser, Subcommand};
 use clap_complete::Shell;
-use clockguest::{
-    method::Method,
-    scenario::Scenario, //
-};
+use clockguest::{method::Method, scenario::Scenario};
 use std::path::PathBuf;
 
 /// Measures, by a guest's own readings, what saving and restoring its clocks does to them

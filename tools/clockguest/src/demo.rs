@@ -6,17 +6,10 @@ use anyhow::Result;
 use clockguest::{
     host::Unavailable,
     method::Method,
-    origin::{
-        Origin,
-        WithOrigin, //
-    },
+    origin::{Origin, WithOrigin},
     progress::Progress,
     report::text::grouped,
-    scenario::{
-        self,
-        Config,
-        Scenario, //
-    },
+    scenario::{self, Config, Scenario},
     summary::Summary,
 };
 use std::time::Duration;

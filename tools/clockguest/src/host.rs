@@ -5,10 +5,7 @@
 use kvm_ioctls::Kvm;
 use pvclock::abi;
 use std::{
-    arch::x86_64::{
-        _mm_lfence,
-        _rdtsc, //
-    },
+    arch::x86_64::{_mm_lfence, _rdtsc},
     fs, io,
     path::Path,
 };

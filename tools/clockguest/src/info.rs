@@ -3,34 +3,13 @@
 //! What this host has, as far as guest clocks go.
 
 use crate::{
-    host::{
-        self,
-        module_loaded,
-        Unavailable,
-        Vendor, //
-    },
-    vmm::{
-        self,
-        error::Context,
-        Vm, //
-    },
+    host::{self, module_loaded, Unavailable, Vendor},
+    vmm::{self, error::Context, Vm},
 };
-use kvm_bindings::{
-    kvm_clock_data,
-    KVM_CLOCK_HOST_TSC, //
-};
-use kvm_clock_ioctls::{
-    clock_guest_cap,
-    tsc_scale, //
-};
-use kvm_ioctls::{
-    Cap,
-    Kvm, //
-};
-use pvclock::{
-    abi,
-    plan::knows_tai, //
-};
+use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC};
+use kvm_clock_ioctls::{clock_guest_cap, tsc_scale};
+use kvm_ioctls::{Cap, Kvm};
+use pvclock::{abi, plan::knows_tai};
 use serde::Serialize;
 use std::fs;
 

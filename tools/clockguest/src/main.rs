@@ -8,55 +8,24 @@ mod help;
 mod man;
 mod watch;
 
-use anyhow::{
-    Context,
-    Result, //
-};
-use clap::{
-    error::ErrorKind,
-    CommandFactory,
-    Parser, //
-};
-use cli::{
-    Cli,
-    Command,
-    Migrate,
-    Restore,
-    Save, //
-};
+use anyhow::{Context, Result};
+use clap::{error::ErrorKind, CommandFactory, Parser};
+use cli::{Cli, Command, Migrate, Restore, Save};
 use clockguest::{
     host::Unavailable,
     info::Info,
-    migration::{
-        self,
-        MigrateConfig,
-        ServeConfig,
-        Truth, //
-    },
-    origin::{
-        Origin,
-        WithOrigin, //
-    },
+    migration::{self, MigrateConfig, ServeConfig, Truth},
+    origin::{Origin, WithOrigin},
     progress::Progress,
     report,
-    scenario::{
-        self,
-        worker,
-        Config, //
-    },
-    update::{
-        self,
-        SaveConfig, //
-    },
+    scenario::{self, worker, Config},
+    update::{self, SaveConfig},
 };
 use demo::Demo;
 use man::ManPages;
 use std::{
     fs,
-    io::{
-        stdout,
-        Write, //
-    },
+    io::{stdout, Write},
     path::Path,
     process::ExitCode,
 };

@@ -2,29 +2,15 @@
 
 //! Man pages, made of the definition of the command line: a page for each subcommand.
 
-use clap::{
-    Args,
-    Command,
-    CommandFactory, //
-};
+use clap::{Args, Command, CommandFactory};
 use clap_mangen::{
-    roff::{
-        bold,
-        roman,
-        Roff, //
-    },
+    roff::{bold, roman, Roff},
     Man,
 };
 use std::{
     fs,
-    io::{
-        Result,
-        Write, //
-    },
-    path::{
-        Path,
-        PathBuf, //
-    },
+    io::{Result, Write},
+    path::{Path, PathBuf},
 };
 
 /// What the pages say at the top and the bottom.

@@ -17,22 +17,12 @@
 //! trust: the host reads its own TSC before and after the guest's reading, and `g` must lie between
 //! `G_after` of the two; nor is `k`: it must be what the record that the guest read says at `g`.
 
-use crate::guest::{
-    Backwards,
-    Sample, //
-};
+use crate::guest::{Backwards, Sample};
 use pvclock::{
     abi::ClockGuest,
-    tsc::{
-        is_ahead,
-        Scale,
-        TscTransform, //
-    },
+    tsc::{is_ahead, Scale, TscTransform},
 };
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Offset and ratio of a vCPU, as KVM reports them.

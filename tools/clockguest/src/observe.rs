@@ -4,27 +4,14 @@
 
 use crate::{
     host::rdtsc_ordered,
-    measure::{
-        Bracketed,
-        RawTransform,
-        Reading,
-        VcpuReading, //
-    },
-    vmm::{
-        error::Context,
-        Error,
-        Result,
-        Vm, //
-    },
+    measure::{Bracketed, RawTransform, Reading, VcpuReading},
+    vmm::{error::Context, Error, Result, Vm},
 };
 use kvm_clock_ioctls::tsc_scale;
 use kvm_ioctls::VcpuFd;
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// Readings taken of each running vCPU; the last one before it stops comes on top.

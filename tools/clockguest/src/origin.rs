@@ -3,14 +3,8 @@
 //! What a result was measured by: command, kernel, module, emulator.
 
 use crate::info::read_line;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
-use std::{
-    env,
-    fs, //
-};
+use serde::{Deserialize, Serialize};
+use std::{env, fs};
 
 /// Where `tools/vm/run` tells which QEMU emulates the test host.
 const QEMU: &str = "CLOCK_GUEST_QEMU";

@@ -2,15 +2,8 @@
 
 //! Progress on stderr: a bar on a terminal, a line now and then elsewhere.
 
-use indicatif::{
-    ProgressBar,
-    ProgressDrawTarget,
-    ProgressStyle, //
-};
-use std::time::{
-    Duration,
-    Instant, //
-};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::{Duration, Instant};
 
 /// Time between two lines in a log.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -85,10 +78,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::Progress;
-    use indicatif::{
-        InMemoryTerm,
-        ProgressDrawTarget, //
-    };
+    use indicatif::{InMemoryTerm, ProgressDrawTarget};
 
     /// What a terminal of 60 columns shows in the end of a run of which `done` of `total` were done.
     fn shown(done: u32, total: u32) -> String {

@@ -4,21 +4,11 @@
 
 use crate::{
     guest::Backwards,
-    measure::{
-        compare,
-        ClockError,
-        Reading, //
-    },
+    measure::{compare, ClockError, Reading},
     method::Method,
-    scenario::{
-        Config,
-        Scenario, //
-    },
+    scenario::{Config, Scenario},
 };
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// One cycle.
@@ -345,13 +335,7 @@ fn ns(value: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::tests::{
-        reading,
-        record,
-        unscaled,
-        KHZ,
-        START, //
-    };
+    use crate::measure::tests::{reading, record, unscaled, KHZ, START};
     use std::time::Duration;
 
     fn tally(method: Method) -> Tally {

@@ -4,30 +4,14 @@
 //!
 //! Needs root, tracefs and a kernel with kprobe events.
 
-use crate::host::{
-    tracefs_with,
-    TRACEFS, //
-};
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use crate::host::{tracefs_with, TRACEFS};
+use anyhow::{bail, Context, Result};
 use std::{
-    fs::{
-        self,
-        OpenOptions, //
-    },
+    fs::{self, OpenOptions},
     io::Write,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
     process,
-    sync::atomic::{
-        AtomicU32,
-        Ordering, //
-    },
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// Probes and their buffer; dropping it removes both.

@@ -2,41 +2,20 @@
 
 //! `clockguest watch`: the present errors of a running guest's clocks.
 
-use crate::{
-    cli,
-    FAILED, //
-};
-use anyhow::{
-    Context,
-    Result, //
-};
+use crate::{cli, FAILED};
+use anyhow::{Context, Result};
 use clockguest::{
     method::Method,
     scenario::{
-        watch::{
-            watch,
-            Watcher, //
-        },
-        Config,
-        Scenario, //
+        watch::{watch, Watcher},
+        Config, Scenario,
     },
-    summary::{
-        Cycle,
-        Summary, //
-    },
+    summary::{Cycle, Summary},
 };
 use serde::Serialize;
 use std::{
-    io::{
-        self,
-        stdout,
-        IsTerminal,
-        Write, //
-    },
-    sync::atomic::{
-        AtomicBool,
-        Ordering, //
-    },
+    io::{self, stdout, IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
 use vmm_sys_util::signal::register_signal_handler;
 

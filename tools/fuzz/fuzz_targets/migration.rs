@@ -4,10 +4,7 @@
 
 #![no_main]
 
-use kvm_clock_guest_fuzz::{
-    migration,
-    replace_number, //
-};
+use kvm_clock_guest_fuzz::{migration, replace_number};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| migration(bytes));
 

@@ -4,10 +4,7 @@
 
 #![no_main]
 
-use kvm_clock_guest_fuzz::{
-    replace_number,
-    update_file, //
-};
+use kvm_clock_guest_fuzz::{replace_number, update_file};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| update_file(bytes));
 

@@ -2,27 +2,14 @@
 
 //! Every function of `rust/pvclock` against integers that have no width.
 
-use crate::{
-    input,
-    oracle, //
-};
+use crate::{input, oracle};
 use pvclock::{
     abi::ClockGuest,
     plan::ClockSnapshot,
-    rate::{
-        Factor,
-        GuestRate, //
-    },
-    tsc::{
-        is_ahead,
-        TscTransform, //
-    },
+    rate::{Factor, GuestRate},
+    tsc::{is_ahead, TscTransform},
 };
-use zerocopy::{
-    FromBytes,
-    Immutable,
-    IntoBytes, //
-};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What an input says.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]

@@ -2,14 +2,8 @@
 
 //! From a fuzzer's bytes to numbers: as they are, so that a change of one is a change of the other.
 
-use pvclock::{
-    abi::ClockGuest,
-    tsc::Scale, //
-};
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use pvclock::{abi::ClockGuest, tsc::Scale};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// `T` of the first bytes, 0 where they end; and the rest of them.
 pub(crate) fn take<T: FromBytes + IntoBytes>(bytes: &[u8]) -> (T, &[u8]) {

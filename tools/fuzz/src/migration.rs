@@ -2,10 +2,7 @@
 
 //! Messages of another host: none hurts, and what is understood of them is said again by the same bytes.
 
-use crate::sealed::{
-    described,
-    SESSION, //
-};
+use crate::sealed::{described, SESSION};
 use clockguest::migration::heard::hear;
 
 /// Memory that hearing may take, bytes for each byte of input, and beyond that.

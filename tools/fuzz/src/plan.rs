@@ -2,41 +2,16 @@
 
 //! A SET that is accepted does what the ABI says of its mode, and one that is refused has a reason.
 
-use crate::{
-    arithmetic,
-    input,
-    oracle, //
-};
+use crate::{arithmetic, input, oracle};
 use num_bigint::Sign;
 use pvclock::{
-    abi::{
-        ClockGuest,
-        VmClockGuest, //
-    },
-    plan::{
-        self,
-        ClockSnapshot,
-        Plan,
-        PlanError, //
-    },
-    rate::{
-        Factor,
-        GuestRate, //
-    },
-    request::{
-        Mode,
-        SetRequest, //
-    },
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    abi::{ClockGuest, VmClockGuest},
+    plan::{self, ClockSnapshot, Plan, PlanError},
+    rate::{Factor, GuestRate},
+    request::{Mode, SetRequest},
+    tsc::{Scale, TscTransform},
 };
-use zerocopy::{
-    FromBytes,
-    Immutable,
-    IntoBytes, //
-};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What an input says: what was saved, and what is true here.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]

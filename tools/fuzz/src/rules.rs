@@ -5,11 +5,7 @@
 
 use crate::oracle;
 use pvclock::{
-    abi::{
-        ClockGuest,
-        ClockGuestVcpu,
-        VmClockGuest, //
-    },
+    abi::{ClockGuest, ClockGuestVcpu, VmClockGuest},
     rate::GuestRate,
     request::Invalid,
     tsc::Scale,

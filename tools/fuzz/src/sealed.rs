@@ -2,10 +2,7 @@
 
 //! Streams that a fuzzer can make: it does not guess checksums, nor count.
 
-use clockguest::stream::{
-    Kind,
-    Writer, //
-};
+use clockguest::stream::{Kind, Writer};
 
 /// The session of every stream that is made here.
 pub(crate) const SESSION: u64 = 0;

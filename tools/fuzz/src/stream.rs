@@ -2,18 +2,8 @@
 
 //! Frames: whatever the bytes, what is read is what they say, and takes no more memory than they do.
 
-use crate::sealed::{
-    sealed,
-    KINDS, //
-};
-use clockguest::stream::{
-    Error,
-    Frame,
-    Kind,
-    Reader,
-    Result,
-    Writer, //
-};
+use crate::sealed::{sealed, KINDS};
+use clockguest::stream::{Error, Frame, Kind, Reader, Result, Writer};
 
 /// Memory that reading may take, bytes for each byte of input, and beyond that.
 const PER_BYTE: u64 = 3;

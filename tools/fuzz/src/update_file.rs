@@ -2,10 +2,7 @@
 
 //! The file of a live update: refused, or else read as what is written again by the same bytes.
 
-use crate::sealed::{
-    described,
-    SESSION, //
-};
+use crate::sealed::{described, SESSION};
 use clockguest::update::read_and_write;
 
 /// The target: a file as it is, and the one that the input describes.

@@ -5,25 +5,12 @@
 use crate::{
     input,
     rules::{
-        broken_by_array,
-        broken_by_get,
-        broken_by_record,
-        broken_by_set,
-        ensure_justified,
-        steal_ns, //
+        broken_by_array, broken_by_get, broken_by_record, broken_by_set, ensure_justified, steal_ns,
     },
 };
 use pvclock::{
-    abi::{
-        ClockGuest,
-        ClockGuestVcpu,
-        VmClockGuest, //
-    },
-    request::{
-        check_record,
-        GetRequest,
-        SetRequest, //
-    },
+    abi::{ClockGuest, ClockGuestVcpu, VmClockGuest},
+    request::{check_record, GetRequest, SetRequest},
 };
 
 /// vCPUs that a VM has at most here.

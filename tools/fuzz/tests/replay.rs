@@ -8,10 +8,7 @@ use std::{
     fs,
     io::ErrorKind,
     panic::catch_unwind,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
 };
 
 /// The files of `folder`, none if there is no such folder.

@@ -3,17 +3,9 @@
 //! A request that is right, for the tests to bend.
 
 use pvclock::{
-    abi::{
-        self,
-        ClockGuest,
-        ClockGuestVcpu,
-        VmClockGuest, //
-    },
+    abi::{self, ClockGuest, ClockGuestVcpu, VmClockGuest},
     rate::GuestRate,
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    tsc::{Scale, TscTransform},
 };
 
 /// kHz of the saved guest's host.

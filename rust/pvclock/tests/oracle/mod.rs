@@ -3,21 +3,11 @@
 //! The arithmetic once more, with integers that have no width: what the crate's results are
 //! compared with, by `big_integers.rs` and by `tools/fuzz`.
 
-use num_bigint::{
-    BigInt,
-    BigUint,
-    Sign, //
-};
+use num_bigint::{BigInt, BigUint, Sign};
 use pvclock::{
-    abi::{
-        ClockGuest,
-        VmClockGuest, //
-    },
+    abi::{ClockGuest, VmClockGuest},
     plan::ClockSnapshot,
-    rate::{
-        Factor,
-        GuestRate, //
-    },
+    rate::{Factor, GuestRate},
     tsc::Scale,
 };
 

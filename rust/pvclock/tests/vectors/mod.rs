@@ -9,25 +9,11 @@
 mod rows;
 
 use super::{
-    abi::{
-        self,
-        ClockGuest,
-        VmClockGuest, //
-    },
-    plan::{
-        plan,
-        ClockSnapshot,
-        PlanError, //
-    },
-    rate::{
-        Factor,
-        GuestRate, //
-    },
+    abi::{self, ClockGuest, VmClockGuest},
+    plan::{plan, ClockSnapshot, PlanError},
+    rate::{Factor, GuestRate},
     request::SetRequest,
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    tsc::{Scale, TscTransform},
 };
 
 /// A table's name, and the function that finds its first wrong row.
@@ -72,9 +58,8 @@ fn not_ahead() -> Option<usize> {
     rows::NOT_AHEAD
         .iter()
         .position(|&(tsc_timestamp, system_time, mul, shift, tsc, moved)| {
-            let expected = moved.map(|(tsc_timestamp, system_time)| {
-                record(tsc_timestamp, system_time, mul, shift) //
-            });
+            let expected = moved
+                .map(|(tsc_timestamp, system_time)| record(tsc_timestamp, system_time, mul, shift));
             record(tsc_timestamp, system_time, mul, shift).not_ahead_of(tsc) != expected
         })
 }

@@ -2,19 +2,9 @@
 
 //! Time per round of all measured inputs, ours and the kernel's one after the other; `run` divides.
 
-use bench_arithmetic::{
-    conversions::CONVERSIONS,
-    inputs::Input, //
-};
-use criterion::{
-    criterion_group,
-    criterion_main,
-    Criterion, //
-};
-use std::{
-    hint::black_box,
-    time::Duration, //
-};
+use bench_arithmetic::{conversions::CONVERSIONS, inputs::Input};
+use criterion::{criterion_group, criterion_main, Criterion};
+use std::{hint::black_box, time::Duration};
 
 fn conversions(criterion: &mut Criterion) {
     let inputs = Input::measured();

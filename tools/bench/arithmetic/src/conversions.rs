@@ -5,21 +5,11 @@
 //! Callgrind knows them by their names: `rust_` or `c_` and [`Conversion::id`].
 
 use crate::{
-    inputs::{
-        Input,
-        Shared, //
-    },
+    inputs::{Input, Shared},
     pvclock::{
-        plan::{
-            plan,
-            Plan,
-            PlanError, //
-        },
-        rate::{
-            Factor,
-            GuestRate, //
-        },
-        request::SetRequest, //
+        plan::{plan, Plan, PlanError},
+        rate::{Factor, GuestRate},
+        request::SetRequest,
     },
 };
 use std::hint::black_box;

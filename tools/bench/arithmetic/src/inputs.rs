@@ -3,21 +3,11 @@
 //! What the conversions are given: guests of 0.5 to 5 GHz, saved and restored within a day.
 
 use crate::pvclock::{
-    abi::{
-        self,
-        ClockGuest,
-        VmClockGuest, //
-    },
+    abi::{self, ClockGuest, VmClockGuest},
     plan::ClockSnapshot,
-    rate::{
-        Factor,
-        GuestRate, //
-    },
+    rate::{Factor, GuestRate},
     request::SetRequest,
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    tsc::{Scale, TscTransform},
 };
 
 /// How many different inputs are measured: few enough to stay in a first-level cache.

@@ -8,17 +8,10 @@
 //! - `call`: each with each of the inputs that are measured, once.
 
 use bench_arithmetic::{
-    conversions::{
-        Conversion,
-        CONVERSIONS, //
-    },
-    inputs::Input, //
+    conversions::{Conversion, CONVERSIONS},
+    inputs::Input,
 };
-use std::{
-    env,
-    hint::black_box,
-    process::ExitCode, //
-};
+use std::{env, hint::black_box, process::ExitCode};
 
 /// How many inputs `check` compares.
 const COMPARED: u64 = 100_000;

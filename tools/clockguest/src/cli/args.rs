@@ -6,19 +6,10 @@ use clap::Args;
 use clockguest::{
     duration,
     guest::layout::MAX_VCPUS,
-    method::{
-        Method,
-        Mode, //
-    },
-    migration::{
-        ClockSource,
-        ModeChoice, //
-    },
+    method::{Method, Mode},
+    migration::{ClockSource, ModeChoice},
 };
-use std::{
-    path::PathBuf,
-    time::Duration, //
-};
+use std::{path::PathBuf, time::Duration};
 
 #[derive(Args, Debug)]
 pub(crate) struct Guest {

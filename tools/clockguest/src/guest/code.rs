@@ -8,10 +8,7 @@
 
 use super::layout;
 use pvclock::abi::ClockGuest;
-use std::{
-    arch::global_asm,
-    mem::offset_of, //
-};
+use std::{arch::global_asm, mem::offset_of};
 
 /// `MSR_KVM_SYSTEM_TIME_NEW`: guest physical address of the pvclock record, bit 0 enables.
 pub const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;

@@ -6,8 +6,4 @@ pub mod code;
 pub mod layout;
 pub mod view;
 
-pub use view::{
-    Backwards,
-    Sample,
-    Step, //
-};
+pub use view::{Backwards, Sample, Step};

@@ -5,16 +5,10 @@
 use super::layout;
 use crate::vmm::memory::GuestMemory;
 use pvclock::abi::ClockGuest;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 use std::{
-    ops::{
-        Add,
-        Sub, //
-    },
-    sync::atomic::Ordering, //
+    ops::{Add, Sub},
+    sync::atomic::Ordering,
 };
 
 /// One reading of a vCPU.

@@ -2,25 +2,11 @@
 
 //! The clocks of the whole VM, each way with one ioctl of the `kvm_clock_guest` module.
 
-use super::{
-    Mode,
-    SavedClocks, //
-};
-use crate::vmm::{
-    error::Context,
-    Result,
-    Vm, //
-};
-use kvm_clock_ioctls::{
-    get_vm_clock_guest_or_fall_back,
-    set_vm_clock_guest,
-    VmClock, //
-};
+use super::{Mode, SavedClocks};
+use crate::vmm::{error::Context, Result, Vm};
+use kvm_clock_ioctls::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use pvclock::abi::FLAG_FALLBACK;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 
 /// What `KVM_GET_VM_CLOCK_GUEST` returned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

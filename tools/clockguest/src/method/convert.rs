@@ -3,27 +3,12 @@
 //! Between [`atomic`] and [`legacy_offset`]: for a guest that moves between a host that has the
 //! `kvm_clock_guest` module and one that has not.
 
-use super::{
-    atomic,
-    legacy_offset, //
-};
-use kvm_bindings::{
-    kvm_clock_data,
-    KVM_CLOCK_HOST_TSC,
-    KVM_CLOCK_REALTIME, //
-};
+use super::{atomic, legacy_offset};
+use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
 use kvm_clock_ioctls::VmClock;
 use pvclock::{
-    abi::{
-        ClockGuest,
-        ClockGuestVcpu,
-        VmClockGuest,
-        PVCLOCK_TSC_STABLE, //
-    },
-    rate::{
-        Factor,
-        GuestRate, //
-    },
+    abi::{ClockGuest, ClockGuestVcpu, VmClockGuest, PVCLOCK_TSC_STABLE},
+    rate::{Factor, GuestRate},
     tsc::Scale,
 };
 

@@ -9,19 +9,11 @@
 use super::SavedClocks;
 use crate::vmm::{
     error::Context,
-    vm::{
-        get_msr,
-        set_msr,
-        MSR_IA32_TSC, //
-    },
-    Result,
-    Vm, //
+    vm::{get_msr, set_msr, MSR_IA32_TSC},
+    Result, Vm,
 };
 use kvm_bindings::kvm_clock_data;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 
 /// The values at the moments they were read, each a little later than the one before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

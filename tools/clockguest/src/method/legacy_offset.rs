@@ -6,22 +6,10 @@
 //! names the comments use.
 
 use super::SavedClocks;
-use crate::vmm::{
-    error::Context,
-    Error,
-    Result,
-    Vm, //
-};
-use kvm_bindings::{
-    kvm_clock_data,
-    KVM_CLOCK_HOST_TSC,
-    KVM_CLOCK_REALTIME, //
-};
+use crate::vmm::{error::Context, Error, Result, Vm};
+use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
 use kvm_clock_ioctls::set_tsc_offset;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 
 /// What the source records.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

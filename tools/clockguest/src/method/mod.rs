@@ -9,17 +9,11 @@ pub mod legacy_offset;
 
 use crate::{
     host::Unavailable,
-    vmm::{
-        Result,
-        Vm, //
-    },
+    vmm::{Result, Vm},
 };
 use kvm_clock_ioctls::clock_guest_cap;
 use pvclock::abi;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 
 /// The clocks of a stopped VM as one method saves them.
 pub trait SavedClocks: Sized {

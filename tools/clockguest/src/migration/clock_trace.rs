@@ -6,15 +6,8 @@
 //! Only so can the error that the operation made be told from that of the clocks it was given; for tests.
 
 use super::message::SetAt;
-use crate::trace::{
-    Event,
-    Kprobes, //
-};
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use crate::trace::{Event, Kprobes};
+use anyhow::{bail, Context, Result};
 use kvm_clock_ioctls::VmClock;
 use vmm_sys_util::errno;
 

@@ -2,35 +2,16 @@
 
 //! One connection between two hosts: messages in both directions.
 
-use super::message::{
-    Hello,
-    Message,
-    Refused as RefusedMessage, //
-};
+use super::message::{Hello, Message, Refused as RefusedMessage};
 use crate::{
-    stream::{
-        self,
-        Frame,
-        Kind,
-        Reader,
-        Writer, //
-    },
+    stream::{self, Frame, Kind, Reader, Writer},
     vmm::state::VmState,
 };
-use anyhow::{
-    Context,
-    Result, //
-};
-use serde::{
-    de::DeserializeOwned,
-    Serialize, //
-};
+use anyhow::{Context, Result};
+use serde::{de::DeserializeOwned, Serialize};
 use std::{
     io::BufReader,
-    net::{
-        TcpStream,
-        ToSocketAddrs, //
-    },
+    net::{TcpStream, ToSocketAddrs},
     time::Duration,
 };
 use thiserror::Error;

@@ -6,35 +6,18 @@ use super::{
     clock_trace::ClockTrace,
     connection::Peer,
     exchange,
-    message::{
-        Clocks,
-        Go,
-        Hello,
-        Offer,
-        Prepared,
-        Restored,
-        Running, //
-    },
+    message::{Clocks, Go, Hello, Offer, Prepared, Restored, Running},
     restore::restore,
     source::Guest,
 };
 use crate::{
-    host::{
-        tai_ns,
-        tsc_tolerance_ppm, //
-    },
+    host::{tai_ns, tsc_tolerance_ppm},
     stream::Kind,
-    vmm::Vm, //
+    vmm::Vm,
 };
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
-use pvclock::{
-    rate::GuestRate,
-    tsc::Scale, //
-};
+use pvclock::{rate::GuestRate, tsc::Scale};
 
 /// What a destination has.
 #[derive(Debug)]

@@ -14,17 +14,10 @@
 
 use super::{
     connection::Peer,
-    message::{
-        ClockShift,
-        Ping,
-        Pong, //
-    },
+    message::{ClockShift, Ping, Pong},
 };
 use crate::host::tai_ns;
-use anyhow::{
-    bail,
-    Result, //
-};
+use anyhow::{bail, Result};
 
 /// Parts per million by which the rates of two clocks may differ: Linux disciplines a clock by up to
 /// 500 ppm (`MAXFREQ` of `include/linux/timex.h`), here one faster and the other slower.

@@ -4,49 +4,19 @@
 //! what no host says.
 
 use super::{
-    exchange::{
-        self,
-        Exchange, //
-    },
+    exchange::{self, Exchange},
     message::{
-        ClockShift,
-        Clocks,
-        Go,
-        Hello,
-        Message,
-        Offer,
-        Ping,
-        Pong,
-        Prepared,
-        Refused,
-        Restored,
-        Running, //
+        ClockShift, Clocks, Go, Hello, Message, Offer, Ping, Pong, Prepared, Refused, Restored,
+        Running,
     },
-    parts::{
-        own_error_ticks,
-        Anchor, //
-    },
+    parts::{own_error_ticks, Anchor},
     restore,
 };
 use crate::{
-    measure::{
-        compare,
-        Reading, //
-    },
-    method::{
-        convert,
-        Saved, //
-    },
-    stream::{
-        Frame,
-        Kind,
-        Reader,
-        Writer, //
-    },
-    vmm::{
-        self,
-        state::VmState, //
-    },
+    measure::{compare, Reading},
+    method::{convert, Saved},
+    stream::{Frame, Kind, Reader, Writer},
+    vmm::{self, state::VmState},
 };
 use std::io::Read;
 

@@ -5,28 +5,14 @@
 use crate::{
     host,
     measure::Reading,
-    method::{
-        Method,
-        Mode,
-        Saved, //
-    },
+    method::{Method, Mode, Saved},
     stream::Kind,
     vmm::Vm,
 };
-use anyhow::{
-    Context,
-    Result, //
-};
-use kvm_bindings::{
-    KVM_CAP_TSC_CONTROL,
-    KVM_CAP_VM_TSC_CONTROL, //
-};
+use anyhow::{Context, Result};
+use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL};
 use kvm_ioctls::Kvm;
-use serde::{
-    de::DeserializeOwned,
-    Deserialize,
-    Serialize, //
-};
+use serde::{de::DeserializeOwned, Deserialize, Serialize};
 
 /// A JSON message: its frame has a kind of its own.
 pub(super) trait Message: Serialize + DeserializeOwned {

@@ -5,49 +5,21 @@
 use super::{
     clock_trace::ClockTrace,
     connection::Peer,
-    destination::{
-        take_over,
-        Arrival,
-        Host, //
-    },
+    destination::{take_over, Arrival, Host},
     message::Hello,
-    source::{
-        hand_over,
-        Failed,
-        Gone,
-        Guest,
-        Terms, //
-    },
-    summary::{
-        Aborted,
-        Direction,
-        Evidence,
-        Summary, //
-    },
-    truth::{
-        Counter,
-        Truth, //
-    },
+    source::{hand_over, Failed, Gone, Guest, Terms},
+    summary::{Aborted, Direction, Evidence, Summary},
+    truth::{Counter, Truth},
 };
 use crate::{
     host::open_kvm,
-    measure::{
-        compare,
-        ClockError,
-        Reading, //
-    },
-    method::{
-        Method,
-        Mode, //
-    },
+    measure::{compare, ClockError, Reading},
+    method::{Method, Mode},
     progress::Progress,
     scenario::warm_up,
     vmm::Vm,
 };
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 
 /// Which mode to use.

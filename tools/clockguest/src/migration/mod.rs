@@ -38,18 +38,7 @@ mod source;
 mod summary;
 mod truth;
 
-pub use migrate::{
-    migrate,
-    ClockSource,
-    Config as MigrateConfig,
-    ModeChoice, //
-};
-pub use serve::{
-    serve,
-    Config as ServeConfig, //
-};
-pub use summary::{
-    Move,
-    Summary, //
-};
+pub use migrate::{migrate, ClockSource, Config as MigrateConfig, ModeChoice};
+pub use serve::{serve, Config as ServeConfig};
+pub use summary::{Move, Summary};
 pub use truth::Truth;

@@ -10,17 +10,10 @@
 //! the code that the module runs, and each without the other: that they add up to the error that the
 //! guest read is a check of all three.
 
-use super::message::{
-    ClockShift,
-    SetAt, //
-};
+use super::message::{ClockShift, SetAt};
 use crate::{
     measure::RawTransform,
-    method::{
-        atomic,
-        Mode,
-        Saved, //
-    },
+    method::{atomic, Mode, Saved},
 };
 use kvm_clock_ioctls::VmClock;
 use pvclock::plan::knows_tai;
@@ -150,10 +143,7 @@ fn ahead_of(tsc: u64, other: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pvclock::abi::{
-        ClockGuestVcpu,
-        VmClockGuest, //
-    };
+    use pvclock::abi::{ClockGuestVcpu, VmClockGuest};
 
     fn saved() -> VmClock {
         VmClock {

@@ -4,39 +4,18 @@
 
 use super::{
     clock_trace::ClockTrace,
-    message::{
-        Clocks,
-        Hello,
-        Restored,
-        SetAt, //
-    },
+    message::{Clocks, Hello, Restored, SetAt},
 };
 use crate::{
     method::{
         atomic,
-        convert::{
-            self,
-            REMADE_RECORD_NS, //
-        },
-        legacy_offset,
-        Method,
-        Mode,
-        Saved,
-        SavedClocks, //
+        convert::{self, REMADE_RECORD_NS},
+        legacy_offset, Method, Mode, Saved, SavedClocks,
     },
-    vmm::Vm, //
+    vmm::Vm,
 };
-use anyhow::{
-    anyhow,
-    bail,
-    Context,
-    Result, //
-};
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
-};
+use anyhow::{anyhow, bail, Context, Result};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use pvclock::abi::{
     CAP_ADVANCE,
     CAP_EXACT,

@@ -5,31 +5,13 @@
 use super::{
     clock_trace::ClockTrace,
     connection::Peer,
-    destination::{
-        take_over,
-        Arrival,
-        Host, //
-    },
+    destination::{take_over, Arrival, Host},
     message::Hello,
-    source::{
-        hand_over,
-        Failed,
-        Guest,
-        Terms, //
-    },
+    source::{hand_over, Failed, Guest, Terms},
 };
-use crate::{
-    host::open_kvm,
-    vmm::Vm, //
-};
-use anyhow::{
-    Context,
-    Result, //
-};
-use std::net::{
-    TcpListener,
-    TcpStream, //
-};
+use crate::{host::open_kvm, vmm::Vm};
+use anyhow::{Context, Result};
+use std::net::{TcpListener, TcpStream};
 
 /// How to serve.
 #[derive(Clone, Debug)]

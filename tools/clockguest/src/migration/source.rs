@@ -3,44 +3,16 @@
 //! Hands a guest over.
 
 use super::{
-    connection::{
-        Peer,
-        Refused, //
-    },
-    exchange::{
-        self,
-        Exchange, //
-    },
-    message::{
-        ClockShift,
-        Clocks,
-        Go,
-        Hello,
-        Offer,
-        Prepared,
-        Restored,
-        Running, //
-    },
+    connection::{Peer, Refused},
+    exchange::{self, Exchange},
+    message::{ClockShift, Clocks, Go, Hello, Offer, Prepared, Restored, Running},
 };
 use crate::{
-    host::{
-        rdtsc_ordered,
-        tai_ns, //
-    },
+    host::{rdtsc_ordered, tai_ns},
     measure::Reading,
-    method::{
-        Method,
-        Mode,
-        Saved, //
-    },
-    observe::{
-        self,
-        Run, //
-    },
-    vmm::{
-        self,
-        Vm, //
-    },
+    method::{Method, Mode, Saved},
+    observe::{self, Run},
+    vmm::{self, Vm},
 };
 use anyhow::Result;
 use pvclock::abi::CAP_EXACT;

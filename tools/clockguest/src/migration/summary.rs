@@ -3,35 +3,18 @@
 //! What a number of moves did to a guest's clocks.
 
 use super::{
-    message::{
-        ClockShift,
-        Restored, //
-    },
-    parts::{
-        own_error_ticks,
-        Anchor, //
-    },
+    message::{ClockShift, Restored},
+    parts::{own_error_ticks, Anchor},
     truth::Counter,
 };
 use crate::{
     guest::Backwards,
-    measure::{
-        compare,
-        compare_across,
-        Reading, //
-    },
-    method::{
-        Method,
-        Mode,
-        Saved, //
-    },
-    summary::identical, //
+    measure::{compare, compare_across, Reading},
+    method::{Method, Mode, Saved},
+    summary::identical,
 };
 use kvm_clock_ioctls::VmClock;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// Parts per million by which the rate that a guest's TSC continues at may be wrong while it is down:

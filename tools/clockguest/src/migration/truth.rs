@@ -5,10 +5,7 @@
 //! Emulated hosts on one machine count by its TSC. Who knows how (tools/vm/pair asks their emulators)
 //! knows for every moment what both read, whatever their kernels believe about the time.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::path::Path;
 

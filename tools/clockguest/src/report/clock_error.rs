@@ -4,28 +4,14 @@
 
 use super::{
     chart::{
-        plot::{
-            counting,
-            Plot,
-            Point,
-            Series,
-            XAxis,
-            YAxis, //
-        },
+        plot::{counting, Plot, Point, Series, XAxis, YAxis},
         scene::Datum,
-        Chart,
-        Table, //
+        Chart, Table,
     },
-    input::{
-        Measured,
-        Run, //
-    },
-    text::grouped, //
+    input::{Measured, Run},
+    text::grouped,
 };
-use crate::{
-    method::Method,
-    scenario::Scenario, //
-};
+use crate::{method::Method, scenario::Scenario};
 
 /// The errors of one cycle or move, where they are known.
 struct Sample {

@@ -4,27 +4,12 @@
 
 use super::{
     chart::{
-        plot::{
-            Plot,
-            Point,
-            Series,
-            XAxis,
-            YAxis, //
-        },
+        plot::{Plot, Point, Series, XAxis, YAxis},
         scene::Datum,
-        Chart,
-        Table, //
+        Chart, Table,
     },
-    input::{
-        Bench,
-        Cost,
-        Measured,
-        Run, //
-    },
-    text::{
-        decimal,
-        grouped, //
-    },
+    input::{Bench, Cost, Measured, Run},
+    text::{decimal, grouped},
 };
 
 /// Which count of a result.

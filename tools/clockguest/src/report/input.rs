@@ -3,20 +3,10 @@
 //! Reads the JSON of runs: of one, or an array of them, in each file.
 
 use super::Error;
-use crate::{
-    migration,
-    origin::Origin,
-    summary, //
-};
-use serde::{
-    de::DeserializeOwned,
-    Deserialize, //
-};
+use crate::{migration, origin::Origin, summary};
+use serde::{de::DeserializeOwned, Deserialize};
 use serde_json::Value;
-use std::{
-    fs,
-    path::Path, //
-};
+use std::{fs, path::Path};
 
 /// What a run measured.
 #[derive(Debug)]

@@ -14,16 +14,10 @@ mod split;
 mod summary;
 pub mod text;
 
-use chart::{
-    png,
-    svg, //
-};
+use chart::{png, svg};
 use std::{
     fs, io,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
 };
 use thiserror::Error as ThisError;
 

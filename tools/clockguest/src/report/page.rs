@@ -3,24 +3,12 @@
 //! The page: self-contained, and readable without scripts.
 
 use super::{
-    chart::{
-        svg,
-        Chart,
-        Table, //
-    },
+    chart::{svg, Chart, Table},
     input::Run,
-    summary::{
-        self,
-        Row, //
-    },
+    summary::{self, Row},
 };
 use crate::origin::Origin;
-use maud::{
-    html,
-    Markup,
-    PreEscaped,
-    DOCTYPE, //
-};
+use maud::{html, Markup, PreEscaped, DOCTYPE};
 use serde_json::Value;
 
 const STYLE: &str = include_str!("page.css");

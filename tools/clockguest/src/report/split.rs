@@ -5,30 +5,15 @@
 
 use super::{
     chart::{
-        plot::{
-            counting,
-            Plot,
-            Point,
-            Series,
-            XAxis, //
-        },
+        plot::{counting, Plot, Point, Series, XAxis},
         scene::Datum,
-        Chart, //
+        Chart,
     },
-    clock_error::{
-        table,
-        time_axis, //
-    },
-    input::{
-        Measured,
-        Run, //
-    },
-    text::decimal, //
+    clock_error::{table, time_axis},
+    input::{Measured, Run},
+    text::decimal,
 };
-use crate::migration::{
-    Move,
-    Summary, //
-};
+use crate::migration::{Move, Summary};
 
 /// A part of the error, ticks.
 type Part = fn(&Move) -> Option<f64>;

@@ -3,20 +3,10 @@
 //! A row for each run: what was done, and the worst that came of it.
 
 use super::{
-    input::{
-        Bench,
-        Measured,
-        Run, //
-    },
-    text::{
-        decimal,
-        grouped, //
-    },
+    input::{Bench, Measured, Run},
+    text::{decimal, grouped},
 };
-use crate::{
-    migration,
-    summary, //
-};
+use crate::{migration, summary};
 
 /// A cell, and the number in it for a program.
 pub(crate) struct Cell {

@@ -2,18 +2,9 @@
 
 //! Stream the state over a socket to the VM of a second process, then destroy the first.
 
-use super::{
-    process::Process,
-    program::Program,
-    wait_downtime,
-    worker::Channel,
-    Config, //
-};
+use super::{process::Process, program::Program, wait_downtime, worker::Channel, Config};
 use crate::measure::Reading;
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use std::time::Instant;
 use vmm_sys_util::tempdir::TempDir;
 

@@ -13,35 +13,17 @@ pub mod worker;
 use crate::{
     host::open_kvm,
     measure::Reading,
-    method::{
-        Method,
-        Saved, //
-    },
-    observe::{
-        self,
-        Run, //
-    },
+    method::{Method, Saved},
+    observe::{self, Run},
     progress::Progress,
-    summary::{
-        Summary,
-        Tally, //
-    },
-    vmm::{
-        self,
-        Vm, //
-    },
+    summary::{Summary, Tally},
+    vmm::{self, Vm},
 };
 use anyhow::Result;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// A scenario by name.

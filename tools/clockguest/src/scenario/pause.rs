@@ -2,17 +2,8 @@
 
 //! Stop all vCPUs, wait, let the same VM go on.
 
-use super::{
-    stop_and_save,
-    wait_downtime,
-    warm_up,
-    Config, //
-};
-use crate::{
-    measure::Reading,
-    observe,
-    vmm::Vm, //
-};
+use super::{stop_and_save, wait_downtime, warm_up, Config};
+use crate::{measure::Reading, observe, vmm::Vm};
 use anyhow::Result;
 use kvm_ioctls::Kvm;
 use std::time::Instant;

@@ -4,45 +4,17 @@
 
 use super::{
     program::Program,
-    worker::{
-        Channel,
-        Command,
-        Event, //
-    },
+    worker::{Channel, Command, Event},
     Config,
 };
 use crate::measure::Reading;
-use anyhow::{
-    anyhow,
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{anyhow, bail, Context, Result};
 use std::{
-    io::{
-        BufRead,
-        BufReader,
-        Write, //
-    },
-    process::{
-        self,
-        Child,
-        ChildStdin,
-        Stdio, //
-    },
-    sync::mpsc::{
-        channel,
-        Receiver,
-        RecvTimeoutError, //
-    },
-    thread::{
-        sleep,
-        spawn, //
-    },
-    time::{
-        Duration,
-        Instant, //
-    },
+    io::{BufRead, BufReader, Write},
+    process::{self, Child, ChildStdin, Stdio},
+    sync::mpsc::{channel, Receiver, RecvTimeoutError},
+    thread::{sleep, spawn},
+    time::{Duration, Instant},
 };
 
 /// How long a worker may take for one answer; more than the patience of what it does itself.

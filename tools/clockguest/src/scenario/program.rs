@@ -5,17 +5,11 @@
 //! The test host's root file system is a 9p mount without a page cache, from which starting a process
 //! takes three times as long as from memory; and a scenario starts one each cycle.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use std::{
     fs::File,
     io,
-    os::fd::{
-        AsRawFd,
-        FromRawFd, //
-    },
+    os::fd::{AsRawFd, FromRawFd},
     path::PathBuf,
 };
 

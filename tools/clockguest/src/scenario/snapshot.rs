@@ -2,18 +2,9 @@
 
 //! Save to a file, destroy the VM and its process, restore into a new VM in a new process.
 
-use super::{
-    process::Process,
-    program::Program,
-    wait_downtime,
-    worker::Channel,
-    Config, //
-};
+use super::{process::Process, program::Program, wait_downtime, worker::Channel, Config};
 use crate::measure::Reading;
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use std::time::Instant;
 use vmm_sys_util::tempdir::TempDir;
 

@@ -2,28 +2,17 @@
 
 //! A guest that runs until somebody has seen enough, its clocks saved and restored now and then.
 
-use super::{
-    stop_and_save,
-    wait_downtime,
-    warm_up,
-    Config, //
-};
+use super::{stop_and_save, wait_downtime, warm_up, Config};
 use crate::{
     host::open_kvm,
     observe,
-    summary::{
-        Summary,
-        Tally, //
-    },
+    summary::{Summary, Tally},
     vmm::Vm,
 };
 use anyhow::Result;
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// Longest sleep until somebody may have seen enough.

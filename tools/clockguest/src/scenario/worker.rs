@@ -2,48 +2,21 @@
 
 //! A process that holds one VM: obeys commands on stdin and answers on stdout, a JSON line each.
 
-use super::{
-    stop_and_save,
-    warm_up, //
-};
+use super::{stop_and_save, warm_up};
 use crate::{
     host::open_kvm,
     measure::Reading,
-    method::{
-        Method,
-        Saved, //
-    },
-    observe::{
-        self,
-        Run, //
-    },
-    vmm::{
-        state::VmState,
-        Vm, //
-    },
+    method::{Method, Saved},
+    observe::{self, Run},
+    vmm::{state::VmState, Vm},
 };
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use kvm_ioctls::Kvm;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
-    io::{
-        BufRead,
-        BufReader,
-        BufWriter,
-        Write, //
-    },
-    os::unix::net::{
-        UnixListener,
-        UnixStream, //
-    },
+    io::{BufRead, BufReader, BufWriter, Write},
+    os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
 };
 

@@ -3,14 +3,8 @@
 //! A frame's header.
 
 use zerocopy::{
-    byteorder::little_endian::{
-        U32,
-        U64, //
-    },
-    FromBytes,
-    Immutable,
-    IntoBytes,
-    KnownLayout, //
+    byteorder::little_endian::{U32, U64},
+    FromBytes, Immutable, IntoBytes, KnownLayout,
 };
 
 /// First bytes of every frame.

@@ -43,15 +43,8 @@ mod frame;
 mod reader;
 mod writer;
 
-pub use frame::{
-    Kind,
-    MAX_PAYLOAD,
-    VERSION, //
-};
-pub use reader::{
-    Frame,
-    Reader, //
-};
+pub use frame::{Kind, MAX_PAYLOAD, VERSION};
+pub use reader::{Frame, Reader};
 pub use writer::Writer;
 
 use std::io;

@@ -3,25 +3,12 @@
 //! Reads frames, and refuses what is not the next one of its session.
 
 use super::{
-    frame::{
-        Header,
-        Kind,
-        MAGIC,
-        MAX_PAYLOAD,
-        VERSION, //
-    },
-    Error,
-    Result, //
+    frame::{Header, Kind, MAGIC, MAX_PAYLOAD, VERSION},
+    Error, Result,
 };
 use serde::de::DeserializeOwned;
-use std::io::{
-    self,
-    Read, //
-};
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use std::io::{self, Read};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// One direction of a stream, read.
 #[derive(Debug)]

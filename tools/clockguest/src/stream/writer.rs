@@ -3,15 +3,8 @@
 //! Writes frames.
 
 use super::{
-    frame::{
-        Header,
-        Kind,
-        MAGIC,
-        MAX_PAYLOAD,
-        VERSION, //
-    },
-    Error,
-    Result, //
+    frame::{Header, Kind, MAGIC, MAX_PAYLOAD, VERSION},
+    Error, Result,
 };
 use serde::Serialize;
 use std::io::Write;

@@ -3,25 +3,11 @@
 //! The file that outlives the kernel.
 
 use super::Update;
-use crate::{
-    stream::Writer,
-    vmm::state::VmState, //
-};
-use anyhow::{
-    anyhow,
-    bail,
-    Result, //
-};
+use crate::{stream::Writer, vmm::state::VmState};
+use anyhow::{anyhow, bail, Result};
 use std::{
-    fs::{
-        self,
-        File, //
-    },
-    io::{
-        BufReader,
-        BufWriter,
-        Read, //
-    },
+    fs::{self, File},
+    io::{BufReader, BufWriter, Read},
     path::Path,
 };
 
@@ -77,22 +63,12 @@ mod tests {
     use super::*;
     use crate::{
         guest::layout,
-        measure::tests::{
-            reading,
-            record,
-            unscaled, //
-        },
-        method::{
-            legacy_msr,
-            Saved, //
-        },
+        measure::tests::{reading, record, unscaled},
+        method::{legacy_msr, Saved},
         update::Boot,
         vmm::state::VcpuState,
     };
-    use kvm_bindings::{
-        kvm_regs,
-        kvm_sregs, //
-    };
+    use kvm_bindings::{kvm_regs, kvm_sregs};
     use vmm_sys_util::tempfile::TempFile;
 
     /// The file's bytes.

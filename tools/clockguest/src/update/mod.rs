@@ -13,40 +13,19 @@ pub use file::read_and_write;
 pub use outcome::Outcome;
 
 use crate::{
-    host::{
-        boot_id,
-        open_kvm,
-        rdtsc_ordered, //
-    },
+    host::{boot_id, open_kvm, rdtsc_ordered},
     measure::Reading,
-    method::{
-        Method,
-        Mode,
-        Saved, //
-    },
+    method::{Method, Mode, Saved},
     observe,
-    scenario::{
-        stop_and_save,
-        warm_up, //
-    },
+    scenario::{stop_and_save, warm_up},
     vmm::Vm,
 };
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use kvm_ioctls::Kvm;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::{Deserialize, Serialize};
 use std::{
     fs,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
 };
 
 /// A boot of a host, seen at one moment.

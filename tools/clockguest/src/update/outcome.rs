@@ -4,15 +4,8 @@
 
 use super::Boot;
 use crate::{
-    measure::{
-        compare,
-        Contradiction,
-        Reading, //
-    },
-    method::{
-        Method,
-        Mode, //
-    },
+    measure::{compare, Contradiction, Reading},
+    method::{Method, Mode},
     summary::identical,
 };
 use serde::Serialize;
@@ -140,13 +133,7 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::tests::{
-        reading,
-        record,
-        unscaled,
-        KHZ,
-        START, //
-    };
+    use crate::measure::tests::{reading, record, unscaled, KHZ, START};
 
     fn boot(tsc_khz: u32) -> Boot {
         Boot {

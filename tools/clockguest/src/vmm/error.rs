@@ -2,14 +2,8 @@
 
 //! What can go wrong with a VM.
 
-use crate::{
-    guest::layout::MAX_VCPUS,
-    stream, //
-};
-use std::{
-    io,
-    time::Duration, //
-};
+use crate::{guest::layout::MAX_VCPUS, stream};
+use std::{io, time::Duration};
 use thiserror::Error;
 
 /// Result of the VMM's functions.

@@ -2,16 +2,10 @@
 
 //! Guest memory: one anonymous mapping, seen as 64-bit words that the guest may change at any time.
 
-use super::error::{
-    Context,
-    Result, //
-};
+use super::error::{Context, Result};
 use std::{
     ptr::NonNull,
-    sync::atomic::{
-        AtomicU64,
-        Ordering, //
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 use vmm_sys_util::errno;
 

@@ -8,8 +8,5 @@ pub mod state;
 pub mod vcpu;
 pub mod vm;
 
-pub use error::{
-    Error,
-    Result, //
-};
+pub use error::{Error, Result};
 pub use vm::Vm;

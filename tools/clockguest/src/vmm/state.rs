@@ -3,33 +3,14 @@
 //! What is saved of a VM, and how it is put into a [`stream`]: a frame with vCPUs and
 //! clocks, and one with guest memory.
 
-use super::error::{
-    Error,
-    Result, //
-};
+use super::error::{Error, Result};
 use crate::{
     guest::layout,
-    stream::{
-        self,
-        Frame,
-        Kind,
-        Reader,
-        Writer, //
-    },
+    stream::{self, Frame, Kind, Reader, Writer},
 };
-use kvm_bindings::{
-    kvm_regs,
-    kvm_sregs, //
-};
-use serde::{
-    de::DeserializeOwned,
-    Deserialize,
-    Serialize, //
-};
-use std::io::{
-    Read,
-    Write, //
-};
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use serde::{de::DeserializeOwned, Deserialize, Serialize};
+use std::io::{Read, Write};
 
 /// Registers of a vCPU; its clocks are the method's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

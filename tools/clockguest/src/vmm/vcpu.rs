@@ -2,36 +2,18 @@
 
 //! A vCPU and its thread: run, stop, and its ioctls in between.
 
-use super::error::{
-    Context,
-    Error,
-    Result, //
-};
+use super::error::{Context, Error, Result};
 use kvm_ioctls::VcpuFd;
 use std::{
     ptr::NonNull,
     sync::{
-        atomic::{
-            AtomicU8,
-            Ordering, //
-        },
-        Arc,
-        Condvar,
-        Mutex,
-        MutexGuard,
-        Once, //
+        atomic::{AtomicU8, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, Once,
     },
-    thread::{
-        Builder,
-        JoinHandle, //
-    },
+    thread::{Builder, JoinHandle},
     time::Duration,
 };
-use vmm_sys_util::signal::{
-    register_signal_handler,
-    Killable,
-    SIGRTMIN, //
-};
+use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 /// How long a vCPU thread may take to enter or leave KVM_RUN before that is an error; generous,
 /// for an emulated host with fewer CPUs than the guest.

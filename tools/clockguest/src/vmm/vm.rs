@@ -3,44 +3,22 @@
 //! A VM: created with a fresh guest, run and stopped as a whole, saved and loaded by parts.
 
 use super::{
-    error::{
-        Context,
-        Error,
-        Result, //
-    },
+    error::{Context, Error, Result},
     memory::GuestMemory,
-    state::{
-        VcpuState,
-        VmState, //
-    },
-    vcpu::Vcpu, //
+    state::{VcpuState, VmState},
+    vcpu::Vcpu,
 };
 use crate::guest::{
-    code::{
-        self,
-        MSR_KVM_SYSTEM_TIME_NEW, //
-    },
+    code::{self, MSR_KVM_SYSTEM_TIME_NEW},
     layout,
     view::VcpuView,
 };
 use kvm_bindings::{
-    kvm_msr_entry,
-    kvm_regs,
-    kvm_segment,
-    kvm_userspace_memory_region,
-    CpuId,
-    Msrs,
-    KVM_MAX_CPUID_ENTRIES, //
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId, Msrs,
+    KVM_MAX_CPUID_ENTRIES,
 };
-use kvm_clock_ioctls::{
-    set_tsc_khz,
-    tsc_offset, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd,
-    VmFd, //
-};
+use kvm_clock_ioctls::{set_tsc_khz, tsc_offset};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub const MSR_IA32_TSC: u32 = 0x10;

@@ -4,15 +4,7 @@
 
 use super::{
     font,
-    scene::{
-        dashes,
-        marker,
-        Anchor,
-        Datum,
-        Ink,
-        Mark,
-        Scene, //
-    },
+    scene::{dashes, marker, Anchor, Datum, Ink, Mark, Scene},
 };
 
 /// A phone's width: charts stand beside each other where there is more.

@@ -4,26 +4,10 @@
 
 use super::{
     font,
-    scene::{
-        Anchor,
-        At,
-        Ink,
-        Mark,
-        Scene,
-        STYLES, //
-    },
+    scene::{Anchor, At, Ink, Mark, Scene, STYLES},
 };
 use tiny_skia::{
-    Color,
-    FillRule,
-    Paint,
-    Path,
-    PathBuilder,
-    Pixmap,
-    Rect,
-    Stroke,
-    StrokeDash,
-    Transform, //
+    Color, FillRule, Paint, Path, PathBuilder, Pixmap, Rect, Stroke, StrokeDash, Transform,
 };
 use ttf_parser::OutlineBuilder;
 

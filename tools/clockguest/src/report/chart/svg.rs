@@ -3,19 +3,10 @@
 //! A scene as SVG.
 
 use super::{
-    scene::{
-        Anchor,
-        At,
-        Mark,
-        Scene, //
-    },
+    scene::{Anchor, At, Mark, Scene},
     Chart,
 };
-use maud::{
-    html,
-    Markup,
-    PreEscaped, //
-};
+use maud::{html, Markup, PreEscaped};
 
 /// Colours and fonts, light and dark, of the page as well.
 pub(crate) const STYLE: &str = include_str!("chart.css");

@@ -2,15 +2,8 @@
 
 //! A VM whose vCPUs' TSCs differ, as a guest may have made them.
 
-use crate::fixture::{
-    pinned,
-    run_a_little, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::fixture::{pinned, run_a_little};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_ioctls::set_tsc_offset;
 use kvm_ioctls::Kvm;

@@ -2,34 +2,15 @@
 
 //! All that can be seen of the clocks of a stopped VM, to be compared before and after.
 
-use crate::fixture::{
-    reference_transform,
-    run_a_little, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::fixture::{reference_transform, run_a_little};
+use anyhow::{ensure, Context, Result};
 use clockguest::{
-    measure::{
-        compare,
-        ClockError,
-        RawTransform,
-        Reading,
-        VcpuReading, //
-    },
-    vmm::Vm, //
+    measure::{compare, ClockError, RawTransform, Reading, VcpuReading},
+    vmm::Vm,
 };
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    VmClock, //
-};
-use pvclock::abi::{
-    ClockGuest,
-    STATUS_PINNED, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, VmClock};
+use pvclock::abi::{ClockGuest, STATUS_PINNED};
 
 /// TSC offsets, the record as KVM reports it, the records as the guest has them, and
 /// `KVM_GET_CLOCK`.

@@ -3,31 +3,17 @@
 //! The host's clocksource, switched away from the TSC for the duration of a case; needs root.
 
 use crate::{
-    clocks::{
-        function,
-        pages, //
-    },
+    clocks::{function, pages},
     fixture::run_a_little,
     host_module,
-    ktap::{
-        option,
-        Skip, //
-    },
+    ktap::{option, Skip},
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
 use pvclock::abi::ClockGuest;
 use std::{
     fs,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";

@@ -7,25 +7,15 @@
 //! what two readings of the one, before and after a reading of the other, leave open.
 
 use crate::host_clock::now_ns;
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::{
     host::rdtsc_ordered,
-    measure::{
-        Bracketed,
-        Reading, //
-    },
+    measure::{Bracketed, Reading},
     vmm::Vm,
 };
 use pvclock::{
     abi::ClockGuest,
-    tsc::{
-        is_ahead,
-        TscTransform, //
-    },
+    tsc::{is_ahead, TscTransform},
 };
 
 /// Tries, of which the narrowest counts.

@@ -3,21 +3,10 @@
 //! Further descriptors of a VM and of its vCPUs: [`Vm`] lends a vCPU's own only while it is
 //! stopped.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd,
-    VmFd, //
-};
-use std::os::fd::{
-    AsRawFd,
-    BorrowedFd,
-    IntoRawFd, //
-};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 
 /// One of each vCPU, in order of index. The vCPUs are stopped.
 ///

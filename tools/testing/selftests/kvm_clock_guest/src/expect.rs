@@ -2,25 +2,12 @@
 
 //! What SET should make of a saved clock, by exact integer arithmetic of the tests' own.
 
-use crate::{
-    fixture::reference_transform,
-    time::SECOND_NS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    measure::Reading,
-    vmm::Vm, //
-};
+use crate::{fixture::reference_transform, time::SECOND_NS};
+use anyhow::{ensure, Context, Result};
+use clockguest::{measure::Reading, vmm::Vm};
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_ioctls::VmClock;
-use pvclock::abi::{
-    ClockGuest,
-    VmClockGuest, //
-};
+use pvclock::abi::{ClockGuest, VmClockGuest};
 
 /// Guest ticks in `ns` at the rate of `header`, rounded towards 0, by the definition of the rate.
 pub fn ticks(header: &VmClockGuest, ns: i128) -> i128 {

@@ -5,23 +5,12 @@
 //! See `Documentation/fault-injection/fault-injection.rst`.
 
 use crate::ktap::Skip;
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use std::{
-    fs::{
-        self,
-        File,
-        OpenOptions, //
-    },
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
 };
 
 const FAILSLAB: &str = "/sys/kernel/debug/failslab";

@@ -3,45 +3,19 @@
 //! VMs in the states that cases start from.
 
 use crate::time::HOUR_NS;
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use clockguest::host::rdtsc_ordered;
-use clockguest::{
-    measure::Reading,
-    observe,
-    vmm::Vm, //
-};
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_vm_clock_guest,
-    tsc_offset,
-    tsc_scale,
-    VmClock, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd, //
-};
+use clockguest::{measure::Reading, observe, vmm::Vm};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, tsc_offset, tsc_scale, VmClock};
+use kvm_ioctls::{Kvm, VcpuFd};
 use pvclock::{
-    abi::{
-        ClockGuest,
-        MODE_EXACT, //
-    },
+    abi::{ClockGuest, MODE_EXACT},
     rate::GuestRate,
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    tsc::{Scale, TscTransform},
 };
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// A VM that has run and is stopped, its clocks derived by KVM.

@@ -2,23 +2,14 @@
 
 //! A guest that reads its clocks without a pause: how much it read, and whether anything went back.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::{
     guest::Backwards,
-    vmm::{
-        vcpu::Vcpu,
-        Vm, //
-    },
+    vmm::{vcpu::Vcpu, Vm},
 };
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// Sleep between two looks.

@@ -2,27 +2,13 @@
 
 //! vCPUs with a single instruction, HLT, for cases about guests that do not read their clocks.
 
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use clockguest::{
     guest::code::MSR_KVM_SYSTEM_TIME_NEW,
-    vmm::{
-        vm::set_msr,
-        Vm, //
-    },
+    vmm::{vm::set_msr, Vm},
 };
-use kvm_bindings::{
-    kvm_regs,
-    KVM_MAX_CPUID_ENTRIES, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuExit,
-    VcpuFd, //
-};
+use kvm_bindings::{kvm_regs, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use pvclock::abi::ClockGuest;
 use std::sync::atomic::Ordering;
 

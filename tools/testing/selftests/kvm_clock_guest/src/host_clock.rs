@@ -2,15 +2,8 @@
 
 //! The host's clocks, and what of them a case may change for its duration.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
-use std::{
-    io,
-    mem::MaybeUninit,
-    time::Duration, //
-};
+use anyhow::{ensure, Result};
+use std::{io, mem::MaybeUninit, time::Duration};
 
 /// The host's clock `id`, ns.
 pub fn now_ns(id: libc::clockid_t) -> i64 {

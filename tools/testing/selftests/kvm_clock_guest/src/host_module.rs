@@ -3,18 +3,8 @@
 //! Kernel modules that a test loads and unloads; among them those of `modules/`, which do something
 //! to the host.
 
-use anyhow::{
-    Context,
-    Result, //
-};
-use std::{
-    env,
-    ffi::CString,
-    fs::File,
-    io,
-    os::fd::AsRawFd,
-    path::Path, //
-};
+use anyhow::{Context, Result};
+use std::{env, ffi::CString, fs::File, io, os::fd::AsRawFd, path::Path};
 
 /// Where they are, seen from a `kvm_clock_guest.ko` that was built with them.
 const FOLDER: &str = "tools/testing/selftests/kvm_clock_guest/modules";

@@ -3,20 +3,12 @@
 //! CPUs of the host that go offline for a while; needs root.
 
 use crate::ktap::Skip;
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use std::{
     fs,
     path::Path,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 const CPUS: &str = "/sys/devices/system/cpu";

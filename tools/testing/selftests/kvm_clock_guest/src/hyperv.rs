@@ -3,21 +3,12 @@
 //! The clocks of a Hyper-V guest: a reference counter that counts units of 100 ns, as an MSR and as
 //! a function of the TSC in a page that the guest can read.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::vmm::{
-    vm::{
-        get_msr,
-        set_msr, //
-    },
-    Vm, //
+    vm::{get_msr, set_msr},
+    Vm,
 };
-use kvm_bindings::{
-    kvm_enable_cap,
-    KVM_CAP_HYPERV_SYNIC, //
-};
+use kvm_bindings::{kvm_enable_cap, KVM_CAP_HYPERV_SYNIC};
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::Ordering;
 

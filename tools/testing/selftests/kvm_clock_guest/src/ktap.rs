@@ -4,16 +4,10 @@
 //!
 //! See `Documentation/dev-tools/ktap.rst` and `tools/testing/selftests/kselftest.h`.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use std::{
     env,
-    io::{
-        self,
-        Write, //
-    },
+    io::{self, Write},
     process::ExitCode,
     str::FromStr,
 };
@@ -182,14 +176,8 @@ fn diagnostic(out: &mut impl Write, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::{
-        bail,
-        ensure, //
-    };
-    use std::{
-        cell::Cell,
-        rc::Rc, //
-    };
+    use anyhow::{bail, ensure};
+    use std::{cell::Cell, rc::Rc};
 
     fn run(requirements: Result<u32>, cases: Vec<Case<u32>>) -> (u8, String) {
         let mut out = Vec::new();

@@ -4,16 +4,9 @@
 //! `modules/set_last_host_tsc.c`.
 
 use crate::host_module;
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
-use std::{
-    ops::Range,
-    os::fd::AsRawFd, //
-};
+use std::{ops::Range, os::fd::AsRawFd};
 
 /// Makes it `ticks` for these `vcpus` of the stopped `vm`. Every ioctl of a vCPU makes it the present
 /// TSC again.

@@ -12,54 +12,23 @@
 //! ```
 
 use crate::fixture::vcpu_transform;
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::{
-    guest::layout::{
-        CODE,
-        PAGE_SIZE,
-        PD,
-        PDPT,
-        PML4, //
-    },
+    guest::layout::{CODE, PAGE_SIZE, PD, PDPT, PML4},
     vmm::{
         memory::GuestMemory,
         vcpu::Vcpu,
-        vm::{
-            get_msr,
-            set_msr, //
-        },
+        vm::{get_msr, set_msr},
     },
 };
 use kvm_bindings::{
-    kvm_dtable,
-    kvm_enable_cap,
-    kvm_mp_state,
-    kvm_regs,
-    kvm_segment,
-    kvm_userspace_memory_region,
-    CpuId,
-    KVM_CAP_SPLIT_IRQCHIP,
-    KVM_MAX_CPUID_ENTRIES,
-    KVM_MP_STATE_RUNNABLE, //
+    kvm_dtable, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd,
-    VmFd, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pvclock::tsc::TscTransform;
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering, //
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const GDT: u64 = 0x5000;
 const IDT: u64 = 0x6000;

@@ -2,15 +2,8 @@
 
 //! KVM_GET_CLOCK and every vCPU's pvclock page are one function of the host's TSC.
 
-use crate::{
-    clocks::pages,
-    fixture::vcpu_transform, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{clocks::pages, fixture::vcpu_transform};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 

@@ -3,19 +3,12 @@
 //! What the kernel says is in use of KVM: its modules' reference counts, and its VMs.
 
 use crate::ktap::Skip;
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use std::{
     fs,
     path::Path,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// KVM's own module.

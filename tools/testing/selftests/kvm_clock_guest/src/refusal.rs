@@ -2,15 +2,8 @@
 
 //! A call that must fail with one errno, and leave everything as it was.
 
-use crate::clocks::{
-    versions,
-    Clocks, //
-};
-use anyhow::{
-    bail,
-    ensure,
-    Result, //
-};
+use crate::clocks::{versions, Clocks};
+use anyhow::{bail, ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_ioctls::VmFd;
 use pvclock::abi::PVCLOCK_TSC_STABLE;

@@ -5,10 +5,7 @@
 use crate::ktap::Skip;
 use anyhow::Result;
 use clockguest::host::open_kvm;
-use kvm_ioctls::{
-    Cap,
-    Kvm, //
-};
+use kvm_ioctls::{Cap, Kvm};
 use pvclock::abi;
 
 /// All that these tests exercise.

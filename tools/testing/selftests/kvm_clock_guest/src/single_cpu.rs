@@ -3,15 +3,8 @@
 //! One CPU of the host for a whole process: KVM updates a vCPU's clocks when the vCPU changes its
 //! CPU, which hides an update that KVM fails to request.
 
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
-use std::{
-    io,
-    mem::MaybeUninit, //
-};
+use anyhow::{bail, Context, Result};
+use std::{io, mem::MaybeUninit};
 
 /// Keeps this thread, and those that it starts from now on, on one CPU; dropping it gives this
 /// thread its CPUs back.

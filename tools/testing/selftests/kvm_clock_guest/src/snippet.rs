@@ -2,11 +2,7 @@
 
 //! A few instructions that a stopped vCPU of the built-in guest executes in between.
 
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::VcpuExit;

@@ -2,10 +2,7 @@
 
 //! Threads that do something beside a case.
 
-use anyhow::{
-    anyhow,
-    Result, //
-};
+use anyhow::{anyhow, Result};
 use std::thread::ScopedJoinHandle;
 
 /// Waits for all `threads`, which have been told to end, after what the case did meanwhile.

@@ -3,26 +3,13 @@
 //! The clock updates that KVM makes, counted by its tracepoints.
 
 use crate::ktap::Skip;
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
-use clockguest::host::{
-    tracefs_with,
-    TRACEFS, //
-};
+use anyhow::{bail, Context, Result};
+use clockguest::host::{tracefs_with, TRACEFS};
 use std::{
     fs,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
     process,
-    sync::atomic::{
-        AtomicU32,
-        Ordering, //
-    },
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// A VM's master clock is taken anew.

@@ -2,29 +2,16 @@
 
 //! The ways in which a VMM or the guest moves the TSC of one vCPU.
 
-use crate::{
-    fixture::vcpu_transform,
-    snippet, //
-};
-use anyhow::{
-    Context,
-    Result, //
-};
+use crate::{fixture::vcpu_transform, snippet};
+use anyhow::{Context, Result};
 use clockguest::{
     host::rdtsc_ordered,
     vmm::{
-        vm::{
-            get_msr,
-            set_msr,
-            MSR_IA32_TSC, //
-        },
-        Vm, //
+        vm::{get_msr, set_msr, MSR_IA32_TSC},
+        Vm,
     },
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    tsc_offset, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 
 /// `IA32_TSC_ADJUST`: what the guest adds to its TSC.
 pub const MSR_IA32_TSC_ADJUST: u32 = 0x3b;

@@ -2,34 +2,17 @@
 
 //! The clocks of a Xen guest: the ioctls that tell KVM where to write them, which kvm-ioctls lacks.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use kvm_bindings::{
-    kvm_xen_hvm_attr,
-    kvm_xen_hvm_attr__bindgen_ty_1,
-    kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_1,
-    kvm_xen_hvm_config,
-    kvm_xen_vcpu_attr,
-    kvm_xen_vcpu_attr__bindgen_ty_1,
-    kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2,
-    KVM_XEN_ATTR_TYPE_SHARED_INFO,
-    KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
-    KVM_XEN_MSR_MIN_INDEX,
-    KVM_XEN_VCPU_ATTR_TYPE_TIMER,
-    KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
-    KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
-    KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, //
+    kvm_xen_hvm_attr, kvm_xen_hvm_attr__bindgen_ty_1, kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_1,
+    kvm_xen_hvm_config, kvm_xen_vcpu_attr, kvm_xen_vcpu_attr__bindgen_ty_1,
+    kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2, KVM_XEN_ATTR_TYPE_SHARED_INFO,
+    KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_MSR_MIN_INDEX, KVM_XEN_VCPU_ATTR_TYPE_TIMER,
+    KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
+    KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO,
 };
-use kvm_ioctls::{
-    VcpuFd,
-    VmFd, //
-};
-use vmm_sys_util::{
-    errno,
-    ioctl::ioctl_with_ref, //
-};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::{errno, ioctl::ioctl_with_ref};
 
 /// Where in `struct vcpu_info` the pvclock record is, bytes.
 pub const VCPU_INFO_TIME: u64 = 32;
@@ -42,11 +25,7 @@ const KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL: u32 = u32::MAX;
 
 /// Request numbers.
 mod nr {
-    use kvm_bindings::{
-        kvm_xen_hvm_attr,
-        kvm_xen_hvm_config,
-        kvm_xen_vcpu_attr, //
-    };
+    use kvm_bindings::{kvm_xen_hvm_attr, kvm_xen_hvm_config, kvm_xen_vcpu_attr};
     use vmm_sys_util::ioctl_iow_nr;
 
     const KVMIO: u32 = 0xae;

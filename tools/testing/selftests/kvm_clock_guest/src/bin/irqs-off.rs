@@ -7,49 +7,23 @@
 //! comes is read off the kernel's tracepoints. It needs a host whose time is the number of its
 //! instructions, or others' work shows: `tools/vm/run --icount`. Needs root.
 
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::host::{
-    tracefs_with,
-    TRACEFS, //
-};
+use anyhow::{bail, ensure, Context, Result};
+use clockguest::host::{tracefs_with, TRACEFS};
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        note,
-        Case,
-        Skip, //
-    },
+    ktap::{self, note, Case, Skip},
     require,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd,
-    VmFd, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pvclock::abi::MODE_EXACT;
 use std::{
     collections::HashMap,
-    fs,
-    io,
-    os::fd::{
-        AsRawFd,
-        FromRawFd,
-        OwnedFd, //
-    },
+    fs, io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::PathBuf,
     process::ExitCode,
     ptr,
-    time::Instant, //
+    time::Instant,
 };
 
 const FEW: u64 = 2;

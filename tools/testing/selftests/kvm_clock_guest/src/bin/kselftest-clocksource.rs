@@ -4,49 +4,20 @@
 //!
 //! Switches the host's clocksource, which needs root, and puts it back.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    clocksource::{
-        self,
-        run_until_noticed,
-        WithoutTsc, //
-    },
-    fixture::{
-        at_another_rate,
-        derived,
-        get,
-        pinned,
-        run_a_little,
-        set, //
-    },
+    clocksource::{self, run_until_noticed, WithoutTsc},
+    fixture::{at_another_rate, derived, get, pinned, run_a_little, set},
     host_clock::now_ns,
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    ktap::{self, note, Case},
     refusal::ensure_errno,
-    require, //
+    require,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_EXACT,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{MODE_EXACT, STATUS_PINNED};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -3,35 +3,14 @@
 //! CPUs of the host go offline and come back, with vCPUs running on them: nothing of a guest's
 //! clocks changes, and its readings go on. `--rounds=N` has each go and come N times.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        at_another_rate,
-        derived,
-        get,
-        run_a_little,
-        set, //
-    },
+    fixture::{at_another_rate, derived, get, run_a_little, set},
     flat_out::Progress,
-    hotplug::{
-        host_cpus,
-        HostCpu, //
-    },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    hotplug::{host_cpus, HostCpu},
+    ktap::{self, note, Case},
     require,
 };
 use kvm_clock_ioctls::VmClock;

@@ -4,44 +4,20 @@
 //! the same function of the TSC at the end, to the bit, in whatever modes; the TSC is too, in mode
 //! exact.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    expect::{
-        ensure_reads,
-        ticks, //
-    },
-    fixture::{
-        derived,
-        get,
-        pinned,
-        run_a_little,
-        set, //
-    },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    expect::{ensure_reads, ticks},
+    fixture::{derived, get, pinned, run_a_little, set},
+    ktap::{self, note, Case},
     require,
-    time::HOUR_NS, //
+    time::HOUR_NS,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    FLAG_ALLOW_BACKWARDS,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
-use std::{
-    process::ExitCode,
-    time::Instant, //
-};
+use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use std::{process::ExitCode, time::Instant};
 
 const CYCLES: u32 = 10_000;
 /// Cycles between two runs of the guest.

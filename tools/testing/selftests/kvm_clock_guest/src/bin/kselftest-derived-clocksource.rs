@@ -7,65 +7,28 @@
 //! Switches the host's clocksource to that of `modules/derived_clocksource.c`, which needs root, and
 //! puts it back. `--clocksource=hpet` runs the cases on any other, of which the same is true.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::KVM_CLOCK_TSC_STABLE;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        pages,
-        Clocks, //
-    },
-    clocksource::{
-        self,
-        run_until_noticed,
-        Derived,
-        WithoutTsc, //
-    },
-    continued::{
-        kvm_ahead_of_raw,
-        Continued,
-        Function,
-        Paired, //
-    },
+    clocks::{pages, Clocks},
+    clocksource::{self, run_until_noticed, Derived, WithoutTsc},
+    continued::{kvm_ahead_of_raw, Continued, Function, Paired},
     fixture::{
-        an_hour_ahead,
-        derived,
-        get,
-        pinned,
-        reference_transform,
-        run_a_little,
-        set,
-        unlike, //
+        an_hour_ahead, derived, get, pinned, reference_transform, run_a_little, set, unlike,
     },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    ktap::{self, note, Case},
     refusal::ensure_errno,
-    require, //
+    require,
 };
 use kvm_clock_ioctls::{
-    get_clock_guest,
-    get_vm_clock_guest,
-    get_vm_clock_guest_or_fall_back,
-    set_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
+    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
+    set_vm_clock_guest, VmClock,
 };
 use kvm_ioctls::Kvm;
 use pvclock::{
     abi::{
-        FLAG_FALLBACK,
-        MODE_ADVANCE,
-        MODE_EXACT,
-        MODE_FREEZE,
-        STATUS_HOST_TSC_STABLE,
-        STATUS_PINNED, //
+        FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED,
     },
     tsc::TscTransform,
 };

@@ -2,34 +2,17 @@
 
 //! Mode exact: what was saved comes back bit for bit. (kselftest-rebase: and stays.)
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        pages,
-        Clocks, //
-    },
-    fixture::{
-        derived,
-        get,
-        run_a_little,
-        set, //
-    },
+    clocks::{pages, Clocks},
+    fixture::{derived, get, run_a_little, set},
     halting,
-    ktap::{
-        self,
-        Case, //
-    },
+    ktap::{self, Case},
     require,
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_EXACT,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{MODE_EXACT, STATUS_PINNED};
 use std::process::ExitCode;
 
 /// Save and restore, over and over.

@@ -3,47 +3,20 @@
 //! KVM_GET_VM_CLOCK_GUEST: every field holds at one instant, by the host's clocks and by the
 //! guest's own readings; and nothing is changed by asking.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Result};
+use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        pages,
-        Clocks, //
-    },
-    fixture::{
-        derived,
-        get,
-        pinned,
-        reference_transform,
-        run_a_little, //
-    },
-    host_clock::{
-        now_ns,
-        TaiOffset, //
-    },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    clocks::{pages, Clocks},
+    fixture::{derived, get, pinned, reference_transform, run_a_little},
+    host_clock::{now_ns, TaiOffset},
+    ktap::{self, note, Case},
     require,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::{
-    abi::{
-        PVCLOCK_TSC_STABLE,
-        STATUS_HOST_TSC_STABLE,
-        STATUS_PINNED, //
-    },
+    abi::{PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
     tsc::TscTransform,
 };
 use std::process::ExitCode;

@@ -2,32 +2,16 @@
 
 //! Mode exact in a VM that has all but one thing in place, or all: SET must not take the one for the other.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::versions,
-    fixture::{
-        get,
-        pinned,
-        set,
-        wait_in_guest, //
-    },
-    ktap::{
-        self,
-        Case, //
-    },
+    fixture::{get, pinned, set, wait_in_guest},
+    ktap::{self, Case},
     refusal::ensure_errno,
     require,
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    set_vm_clock_guest,
-    VmClock, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use std::process::ExitCode;

@@ -4,40 +4,18 @@
 //!
 //! The kernel takes a real one, at the end of a day that the host's clock is set to.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::pages,
-    expect::{
-        ensure_reads,
-        error_ticks,
-        ticks, //
-    },
+    expect::{ensure_reads, error_ticks, ticks},
     fixture::{
-        derived,
-        get,
-        move_to_domain,
-        reference_offset,
-        reference_transform,
-        run_a_little,
-        set, //
+        derived, get, move_to_domain, reference_offset, reference_transform, run_a_little, set,
     },
-    host_clock::{
-        now_ns,
-        Leap,
-        TaiOffset,
-        WallClock, //
-    },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    host_clock::{now_ns, Leap, TaiOffset, WallClock},
+    ktap::{self, note, Case},
     require,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
@@ -45,10 +23,7 @@ use pvclock::abi::MODE_ADVANCE;
 use std::{
     process::ExitCode,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// What the clock is set to before the end of the day: time for the kernel to prepare.

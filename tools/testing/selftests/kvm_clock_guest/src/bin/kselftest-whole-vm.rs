@@ -3,55 +3,22 @@
 //! vCPUs whose TSC offsets differ stay apart by the same amounts, in every mode and whatever the
 //! order of the array; all read one kvmclock, and so does one that is added later.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    apart::{
-        apart,
-        ensure_apart,
-        AHEAD, //
-    },
-    clocks::{
-        without_version,
-        Clocks, //
-    },
-    fixture::{
-        get,
-        make_consistent,
-        move_to_domain,
-        pinned,
-        run_a_little,
-        set, //
-    },
+    apart::{apart, ensure_apart, AHEAD},
+    clocks::{without_version, Clocks},
+    fixture::{get, make_consistent, move_to_domain, pinned, run_a_little, set},
     flat_out::Progress,
     halting,
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    ktap::{self, note, Case},
     require,
-    time::HOUR_NS, //
+    time::HOUR_NS,
 };
-use kvm_clock_ioctls::{
-    tsc_offset,
-    VmClock, //
-};
+use kvm_clock_ioctls::{tsc_offset, VmClock};
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
-use std::{
-    process::ExitCode,
-    thread::sleep,
-    time::Duration, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use std::{process::ExitCode, thread::sleep, time::Duration};
 
 /// More than KVM's `KVMCLOCK_UPDATE_DELAY`.
 const KVMCLOCK_UPDATE_DELAY: Duration = Duration::from_millis(150);

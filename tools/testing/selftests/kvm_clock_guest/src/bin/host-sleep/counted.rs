@@ -6,58 +6,27 @@
 //! It needs a host that sleeps for some seconds: `tools/vm/sleep --asleep 8`.
 
 use crate::{
-    expected::{
-        all_of,
-        for_each, //
-    },
-    sleep::{
-        sleep_as,
-        HostTsc, //
-    },
-    Host,
-    VCPUS, //
+    expected::{all_of, for_each},
+    sleep::{sleep_as, HostTsc},
+    Host, VCPUS,
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{bail, ensure, Context, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_guest_selftests::{
     clocks::pages,
-    fixture::{
-        an_hour_ahead,
-        get,
-        reference_transform,
-        run_a_little, //
-    },
+    fixture::{an_hour_ahead, get, reference_transform, run_a_little},
     host_clock::now_ns,
-    ktap::{
-        note,
-        Case,
-        Skip, //
-    },
+    ktap::{note, Case, Skip},
     last_host_tsc,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
 use kvm_clock_ioctls::tsc_offset;
 use pvclock::{
-    abi::{
-        PVCLOCK_TSC_STABLE,
-        STATUS_HOST_TSC_STABLE,
-        STATUS_PINNED, //
-    },
+    abi::{PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
     tsc::TscTransform,
 };
-use std::{
-    thread,
-    time::Duration, //
-};
+use std::{thread, time::Duration};
 
 /// How far off a clock may be after a sleep, whose length the host knows from a clock of whole
 /// seconds.

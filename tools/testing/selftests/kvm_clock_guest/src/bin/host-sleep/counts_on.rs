@@ -3,39 +3,19 @@
 //! The host TSC counts on while the host sleeps: nothing of a guest's clocks changes.
 
 use crate::{
-    expected::{
-        all_of,
-        ensure_advanced,
-        for_each,
-        read_and_stop,
-        Before, //
-    },
+    expected::{all_of, ensure_advanced, for_each, read_and_stop, Before},
     sleep::sleep_counting,
-    Host,
-    VCPUS, //
+    Host, VCPUS,
 };
-use anyhow::{
-    ensure,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     expect,
-    fixture::{
-        get,
-        run_a_little,
-        set, //
-    },
+    fixture::{get, run_a_little, set},
     ktap::Case,
 };
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![

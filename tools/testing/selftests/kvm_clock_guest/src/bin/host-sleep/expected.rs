@@ -2,24 +2,12 @@
 
 //! What a suspension of the host is to leave of a guest's clocks.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    measure::Reading,
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, measure::Reading, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
+    clocks::{function, Clocks},
     expect,
-    flat_out::Progress, //
+    flat_out::Progress,
 };
 use kvm_clock_ioctls::VmClock;
 use pvclock::abi::ClockGuest;

@@ -20,34 +20,18 @@ mod saved;
 mod sleep;
 mod unstable;
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::function,
-    fixture::{
-        at_another_rate,
-        get,
-        run_a_little,
-        set,
-        settle, //
-    },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    fixture::{at_another_rate, get, run_a_little, set, settle},
+    ktap::{self, note, Case},
     require,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
-use sleep::{
-    HostTsc,
-    NotBehind, //
-};
+use sleep::{HostTsc, NotBehind};
 use std::process::ExitCode;
 use unstable::Unstable;
 

@@ -3,55 +3,21 @@
 //! The host TSC restarts while the host sleeps: KVM raises all offsets, and records go along.
 
 use crate::{
-    expected::{
-        all_of,
-        for_each,
-        own_steps_back,
-        read_and_stop,
-        Before, //
-    },
-    sleep::{
-        sleep_restarting,
-        Sleep, //
-    },
-    Host, //
+    expected::{all_of, for_each, own_steps_back, read_and_stop, Before},
+    sleep::{sleep_restarting, Sleep},
+    Host,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
     clocks::function,
-    fixture::{
-        derived,
-        get,
-        reference_transform,
-        run_a_little, //
-    },
+    fixture::{derived, get, reference_transform, run_a_little},
     halting,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
     refusal::ensure_errno,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    get_vm_clock_guest_or_fall_back,
-    tsc_offset,
-    VmClock, //
-};
-use pvclock::abi::{
-    ClockGuest,
-    PVCLOCK_TSC_STABLE,
-    STATUS_HOST_TSC_STABLE,
-    STATUS_PINNED, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, get_vm_clock_guest_or_fall_back, tsc_offset, VmClock};
+use pvclock::abi::{ClockGuest, PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![

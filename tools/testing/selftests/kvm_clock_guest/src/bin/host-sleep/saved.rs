@@ -4,52 +4,21 @@
 //! since.
 
 use crate::{
-    expected::{
-        all_of,
-        ensure_advanced,
-        for_each,
-        Before, //
-    },
-    sleep::{
-        sleep_restarting,
-        wait_for_tsc, //
-    },
-    Host, //
+    expected::{all_of, ensure_advanced, for_each, Before},
+    sleep::{sleep_restarting, wait_for_tsc},
+    Host,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
+    clocks::{function, Clocks},
     expect,
-    fixture::{
-        get,
-        make_consistent,
-        reference_offset,
-        run_a_little,
-        set, //
-    },
+    fixture::{get, make_consistent, reference_offset, run_a_little, set},
     ktap::Case,
     refusal::ensure_errno,
 };
-use kvm_clock_ioctls::{
-    set_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
-};
-use pvclock::abi::{
-    VmClockGuest,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    STATUS_PINNED, //
-};
+use kvm_clock_ioctls::{set_clock_guest, set_vm_clock_guest, VmClock};
+use pvclock::abi::{VmClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_PINNED};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![

@@ -2,27 +2,13 @@
 
 //! Suspends the host.
 
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::host::rdtsc_ordered;
 use kvm_clock_guest_selftests::{
     host_clock::now_ns,
-    ktap::{
-        note,
-        Skip, //
-    },
+    ktap::{note, Skip},
 };
-use std::{
-    fs,
-    io,
-    str::FromStr,
-    thread,
-    time::Duration, //
-};
+use std::{fs, io, str::FromStr, thread, time::Duration};
 use thiserror::Error;
 
 const STATE: &str = "/sys/power/state";

@@ -8,58 +8,27 @@
 
 use crate::{
     expected::own_steps_back,
-    sleep::{
-        prepare,
-        sleep_as,
-        wait_for_tsc,
-        HostTsc, //
-    },
-    VCPUS, //
+    sleep::{prepare, sleep_as, wait_for_tsc, HostTsc},
+    VCPUS,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
     clocksource,
-    fixture::{
-        an_hour_ahead,
-        get,
-        pinned,
-        run_a_little,
-        set, //
-    },
+    fixture::{an_hour_ahead, get, pinned, run_a_little, set},
     host_clock::now_ns,
     host_module,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
     refusal::ensure_errno,
     require,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    get_vm_clock_guest_or_fall_back, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, get_vm_clock_guest_or_fall_back};
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_EXACT,
-    STATUS_HOST_TSC_STABLE,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 use std::{
     thread,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// How long the kernel may take to act on what it found out.

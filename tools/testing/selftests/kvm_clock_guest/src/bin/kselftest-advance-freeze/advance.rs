@@ -2,37 +2,19 @@
 
 //! The guest TSC continues from the saved value by the TAI that passed, however much that is.
 
-use crate::{
-    moved::ensure_advances,
-    DOMAINS,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
+use crate::{moved::ensure_advances, DOMAINS, VCPUS};
+use anyhow::{ensure, Result};
 use kvm_clock_guest_selftests::{
     expect::ticks,
-    fixture::{
-        derived,
-        get,
-        move_to_domain, //
-    },
+    fixture::{derived, get, move_to_domain},
     host_clock::TaiOffset,
     ktap::Case,
     refusal::ensure_refused,
-    time::{
-        HOUR_NS,
-        SECOND_NS,
-        WEEK_NS, //
-    },
+    time::{HOUR_NS, SECOND_NS, WEEK_NS},
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    FLAG_ALLOW_BACKWARDS,
-    MODE_ADVANCE, //
-};
+use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE};
 
 const YEAR_NS: i64 = 365 * 24 * HOUR_NS;
 

@@ -3,45 +3,20 @@
 //! The guest goes back, where that is allowed. A record that would lie ahead of its TSC then moves
 //! back along its lossless lattice, and no further than it must; any other stays.
 
-use crate::{
-    moved::ensure_advances,
-    DOMAINS,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
+use crate::{moved::ensure_advances, DOMAINS, VCPUS};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    expect::{
-        elapsed_ns,
-        lattice_ticks,
-        ticks, //
-    },
-    fixture::{
-        derived,
-        get,
-        move_to_domain, //
-    },
+    expect::{elapsed_ns, lattice_ticks, ticks},
+    fixture::{derived, get, move_to_domain},
     host_clock::WallClock,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
     refusal::ensure_refused,
-    time::{
-        HOUR_NS,
-        SECOND_NS,
-        WEEK_NS, //
-    },
+    time::{HOUR_NS, SECOND_NS, WEEK_NS},
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    FLAG_ALLOW_BACKWARDS,
-    MODE_ADVANCE, //
-};
+use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE};
 
 /// How far back behind the record, ns.
 const STEPS: &[(&str, i64)] = &[

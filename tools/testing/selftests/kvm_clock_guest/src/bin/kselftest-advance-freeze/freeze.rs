@@ -2,38 +2,15 @@
 
 //! The guest TSC at the time of SET is the saved one.
 
-use crate::{
-    moved::Moved,
-    DOMAINS,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::Vm, //
-};
+use crate::{moved::Moved, DOMAINS, VCPUS};
+use anyhow::{ensure, Result};
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    fixture::{
-        derived,
-        get,
-        move_to_domain,
-        pinned,
-        reference_transform,
-        set, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    fixture::{derived, get, move_to_domain, pinned, reference_transform, set},
+    ktap::{note, Case},
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    VmClockGuest,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{VmClockGuest, MODE_FREEZE};
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     vec![

@@ -8,10 +8,7 @@ mod backwards;
 mod freeze;
 mod moved;
 
-use kvm_clock_guest_selftests::{
-    ktap,
-    require, //
-};
+use kvm_clock_guest_selftests::{ktap, require};
 use std::process::ExitCode;
 
 /// vCPUs of the VMs.

@@ -3,35 +3,16 @@
 //! What holds after any SET that moves a guest's TSC: all vCPUs moved by as much, and kvmclock is
 //! the function of the TSC that it was, for whoever asks.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    expect::{
-        elapsed_ns,
-        ensure_kvm_tells,
-        ensure_reads,
-        error_ticks,
-        not_ahead_of,
-        ticks, //
-    },
-    fixture::{
-        get,
-        reference_offset,
-        reference_transform,
-        run_a_little,
-        set, //
-    },
+    expect::{elapsed_ns, ensure_kvm_tells, ensure_reads, error_ticks, not_ahead_of, ticks},
+    fixture::{get, reference_offset, reference_transform, run_a_little, set},
     ktap::note,
 };
 use kvm_clock_ioctls::VmClock;
-use pvclock::abi::{
-    ClockGuest,
-    MODE_ADVANCE, //
-};
+use pvclock::abi::{ClockGuest, MODE_ADVANCE};
 
 /// A VM about to be SET.
 pub(crate) struct Moved<'a> {

@@ -11,33 +11,16 @@ mod pending;
 mod positions;
 mod race;
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
-    fixture::{
-        derived,
-        get,
-        pinned,
-        run_a_little,
-        unlike, //
-    },
-    ktap,
-    require, //
+    clocks::{function, Clocks},
+    fixture::{derived, get, pinned, run_a_little, unlike},
+    ktap, require,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::process::ExitCode;
 
 /// vCPUs of the VMs: a first, one in between, and a last.

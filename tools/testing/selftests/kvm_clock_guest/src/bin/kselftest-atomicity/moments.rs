@@ -3,54 +3,20 @@
 //! Each moment at which a call can fail: its first, second, ... access to user memory fails, or the
 //! kernel has no memory left for its first, second, ... allocation, until it has no more of them.
 
-use crate::{
-    both,
-    ensure_done,
-    request,
-    Host,
-    MANY_VCPUS,
-    MODES,
-    VCPUS, //
-};
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{both, ensure_done, request, Host, MANY_VCPUS, MODES, VCPUS};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        versions,
-        Clocks, //
-    },
-    fault::{
-        Faults,
-        Kind, //
-    },
-    fixture::{
-        self,
-        get,
-        run_a_little,
-        settle, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    clocks::{function, versions, Clocks},
+    fault::{Faults, Kind},
+    fixture::{self, get, run_a_little, settle},
+    ktap::{note, Case},
     payload::Payload,
     refusal::ensure_changes_nothing,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
-use kvm_clock_ioctls::{
-    get_clock_guest,
-    set_clock_guest, //
-};
-use pvclock::abi::{
-    VmClockGuest,
-    MODE_EXACT, //
-};
+use kvm_clock_ioctls::{get_clock_guest, set_clock_guest};
+use pvclock::abi::{VmClockGuest, MODE_EXACT};
 use vmm_sys_util::errno;
 
 /// A size with a tail, which is read by parts.

@@ -3,48 +3,20 @@
 //! Pending clock requests: a SET that fails makes none, and takes none away. They cannot be seen,
 //! but what KVM does about them at the next KVM_RUN can.
 
-use crate::{
-    both,
-    request,
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{both, request, Host, VCPUS};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::pages,
-    fixture::{
-        get,
-        make_consistent,
-        wait_in_guest, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    fixture::{get, make_consistent, wait_in_guest},
+    ktap::{note, Case},
     payload::Payload,
     refusal::ensure_errno,
     time::HOUR_NS,
-    trace::{
-        Trace,
-        Updates, //
-    },
+    trace::{Trace, Updates},
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    set_vm_clock_guest,
-    tsc_offset,
-    VmClock, //
-};
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, set_vm_clock_guest, tsc_offset, VmClock};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 /// pvclock flag that tells the guest it was stopped.
 const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;

@@ -2,34 +2,16 @@
 
 //! Each position in the array, and each vCPU that may be in the way.
 
-use crate::{
-    ensure_done,
-    request,
-    Host,
-    MODES,
-    VCPUS, //
-};
-use anyhow::{
-    Context,
-    Result, //
-};
+use crate::{ensure_done, request, Host, MODES, VCPUS};
+use anyhow::{Context, Result};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        make_consistent,
-        wait_in_guest, //
-    },
+    fixture::{make_consistent, wait_in_guest},
     ktap::Case,
     payload::Payload,
-    refusal::{
-        ensure_errno,
-        ensure_refused, //
-    },
+    refusal::{ensure_errno, ensure_refused},
 };
-use kvm_clock_ioctls::{
-    set_vm_clock_guest,
-    VmClock, //
-};
+use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use pvclock::abi::ClockGuestVcpu;
 
 /// No vCPU has this id.

@@ -2,50 +2,21 @@
 
 //! SET while vCPUs enter and leave KVM_RUN and others look on: all or nothing, at any time.
 
-use crate::{
-    request,
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{request, Host, VCPUS};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::function,
-    fixture::{
-        get,
-        pinned, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
-    threads, //
+    fixture::{get, pinned},
+    ktap::{note, Case},
+    threads,
 };
-use kvm_clock_ioctls::{
-    set_vm_clock_guest,
-    VmClock, //
-};
-use pvclock::abi::{
-    ClockGuest,
-    ClockGuestVcpu,
-    MODE_EXACT, //
-};
+use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
+use pvclock::abi::{ClockGuest, ClockGuestVcpu, MODE_EXACT};
 use std::{
-    sync::atomic::{
-        AtomicBool,
-        AtomicU32,
-        Ordering, //
-    },
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// How often everything has to have happened.

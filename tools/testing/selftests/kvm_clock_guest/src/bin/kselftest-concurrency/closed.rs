@@ -3,58 +3,24 @@
 //! Descriptors that are closed, by number, while other threads are inside ioctls on them: those
 //! finish, and the VM goes with the last of them.
 
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    ktap::{
-        note,
-        option,
-        Case, //
-    },
+    ktap::{note, option, Case},
     references::References,
-    threads, //
+    threads,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd,
-    VmFd, //
-};
-use pvclock::abi::{
-    ClockGuest,
-    KVM_GET_CLOCK_GUEST,
-    KVM_SET_CLOCK_GUEST,
-    MODE_EXACT, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use pvclock::abi::{ClockGuest, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, MODE_EXACT};
 use std::{
     io,
     mem::ManuallyDrop,
-    os::fd::{
-        AsRawFd,
-        RawFd, //
-    },
-    sync::atomic::{
-        AtomicU64,
-        Ordering, //
-    },
-    thread::{
-        scope,
-        sleep, //
-    },
+    os::fd::{AsRawFd, RawFd},
+    sync::atomic::{AtomicU64, Ordering},
+    thread::{scope, sleep},
     time::Duration,
 };
-use vmm_sys_util::{
-    errno,
-    ioctl::ioctl_with_mut_ref, //
-};
+use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ref};
 
 const CLOSES: u32 = 20;
 /// So many must have been in progress when a descriptor was closed, of 100.

@@ -6,48 +6,25 @@
 use crate::{
     closed,
     storm::Storm,
-    stranger::{
-        socket,
-        Foreign,
-        Process, //
-    },
+    stranger::{socket, Foreign, Process},
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        get,
-        pinned,
-        set, //
-    },
-    ktap::{
-        note,
-        option,
-        Case, //
-    },
+    fixture::{get, pinned, set},
+    ktap::{note, option, Case},
     references::References,
-    require, //
+    require,
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
-    KVM_GET_CLOCK_GUEST,
-    KVM_GET_VM_CLOCK_GUEST,
-    KVM_SET_CLOCK_GUEST,
-    KVM_SET_VM_CLOCK_GUEST,
-    MODE_EXACT, //
+    KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST,
+    MODE_EXACT,
 };
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
-    process::{
-        ExitCode,
-        ExitStatus, //
-    },
+    process::{ExitCode, ExitStatus},
     thread::sleep,
     time::Duration,
 };

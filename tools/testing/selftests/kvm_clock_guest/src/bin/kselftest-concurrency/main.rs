@@ -20,11 +20,8 @@ mod tally;
 mod unlocked;
 
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        Case, //
-    },
-    require, //
+    ktap::{self, Case},
+    require,
 };
 use kvm_ioctls::Kvm;
 use std::process::ExitCode;

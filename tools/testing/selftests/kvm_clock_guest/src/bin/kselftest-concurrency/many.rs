@@ -3,16 +3,9 @@
 //! Whole states only, for threads of the process, for its guest; and nothing at all for another
 //! process that has the descriptors.
 
-use crate::{
-    storm::Storm,
-    stranger::Stranger,
-    tally::Enough, //
-};
+use crate::{storm::Storm, stranger::Stranger, tally::Enough};
 use anyhow::Result;
-use kvm_clock_guest_selftests::ktap::{
-    note,
-    Case, //
-};
+use kvm_clock_guest_selftests::ktap::{note, Case};
 use kvm_ioctls::Kvm;
 use std::time::Instant;
 

@@ -4,51 +4,25 @@
 //! the same record of those that were SET; and no SET of the whole VM comes in between.
 
 use crate::{
-    looks::{
-        Looks,
-        Stop, //
-    },
+    looks::{Looks, Stop},
     states::States,
-    tally::{
-        Enough,
-        Tally, //
-    },
+    tally::{Enough, Tally},
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     descriptors,
-    fixture::{
-        get,
-        pinned,
-        run_a_little, //
-    },
+    fixture::{get, pinned, run_a_little},
     flat_out::Progress,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
     refusal::ensure_errno,
-    threads, //
+    threads,
 };
-use kvm_clock_ioctls::{
-    set_clock_guest,
-    set_vm_clock_guest, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd, //
-};
+use kvm_clock_ioctls::{set_clock_guest, set_vm_clock_guest};
+use kvm_ioctls::{Kvm, VcpuFd};
 use std::{
-    thread::{
-        scope,
-        sleep, //
-    },
+    thread::{scope, sleep},
     time::Duration,
 };
 

@@ -2,39 +2,18 @@
 
 //! Whole states of a VM's clocks, no part of one of which is in another one.
 
-use anyhow::{
-    bail,
-    ensure,
-    Result, //
-};
-use clockguest::{
-    guest::Sample,
-    vmm::Vm, //
-};
+use anyhow::{bail, ensure, Result};
+use clockguest::{guest::Sample, vmm::Vm};
 use kvm_clock_guest_selftests::{
     clocks::function,
-    fixture::{
-        at_another_rate,
-        get,
-        make_consistent,
-        reference_offset,
-        reference_transform, //
-    },
+    fixture::{at_another_rate, get, make_consistent, reference_offset, reference_transform},
 };
 use kvm_clock_ioctls::VmClock;
 use pvclock::{
     abi::{
-        ClockGuest,
-        ClockGuestVcpu,
-        VmClockGuest,
-        MODE_EXACT,
-        STATUS_HOST_TSC_STABLE,
-        STATUS_PINNED, //
+        ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED,
     },
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    tsc::{Scale, TscTransform},
 };
 
 /// How far a vCPU's TSC is ahead of the vCPU's before it, ticks: no vCPU has another one's offset.

@@ -4,44 +4,24 @@
 //! duplicated and closed.
 
 use crate::{
-    looks::{
-        Looks,
-        Stop, //
-    },
+    looks::{Looks, Stop},
     states::States,
-    tally::Tally, //
+    tally::Tally,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     descriptors,
-    fixture::{
-        get,
-        pinned,
-        run_a_little, //
-    },
+    fixture::{get, pinned, run_a_little},
     flat_out::Progress,
-    threads, //
+    threads,
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd, //
-};
+use kvm_ioctls::{Kvm, VcpuFd};
 use std::{
-    thread::{
-        scope,
-        sleep, //
-    },
-    time::{
-        Duration,
-        Instant, //
-    },
+    thread::{scope, sleep},
+    time::{Duration, Instant},
 };
 
 /// vCPUs that run.

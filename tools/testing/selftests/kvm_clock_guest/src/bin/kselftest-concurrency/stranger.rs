@@ -2,51 +2,25 @@
 
 //! A process that was passed the descriptors of another's VM: KVM refuses it everything, with EIO.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use kvm_ioctls::{
-    VcpuFd,
-    VmFd, //
-};
+use anyhow::{ensure, Context, Result};
+use kvm_ioctls::{VcpuFd, VmFd};
 use pvclock::abi::{
-    KVM_CAP_VM_CLOCK_GUEST,
-    KVM_GET_CLOCK_GUEST,
-    KVM_GET_VM_CLOCK_GUEST,
-    KVM_SET_CLOCK_GUEST,
-    KVM_SET_VM_CLOCK_GUEST, //
+    KVM_CAP_VM_CLOCK_GUEST, KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST,
+    KVM_SET_VM_CLOCK_GUEST,
 };
 use std::{
     env,
     fs::File,
-    io::{
-        self,
-        Read,
-        Write, //
-    },
+    io::{self, Read, Write},
     net::Shutdown,
     os::{
-        fd::{
-            AsFd,
-            AsRawFd,
-            OwnedFd, //
-        },
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
-    process::{
-        Child,
-        Command,
-        ExitCode,
-        Stdio, //
-    },
+    process::{Child, Command, ExitCode, Stdio},
     time::Duration,
 };
-use vmm_sys_util::{
-    ioctl::ioctl_with_val,
-    sock_ctrl_msg::ScmSocket, //
-};
+use vmm_sys_util::{ioctl::ioctl_with_val, sock_ctrl_msg::ScmSocket};
 
 /// How long another process may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,22 +3,13 @@
 //! What became of the calls, and of the guest's readings.
 
 use crate::looks::Stop;
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use kvm_clock_guest_selftests::ktap::option;
 use std::{
     fmt,
-    sync::atomic::{
-        AtomicU64,
-        Ordering, //
-    },
+    sync::atomic::{AtomicU64, Ordering},
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// How often everything has to happen, and the time that this may take.

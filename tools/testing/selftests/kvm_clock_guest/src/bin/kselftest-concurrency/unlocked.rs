@@ -3,25 +3,13 @@
 //! KVM_GET_CLOCK, which takes no lock, while the clocks of a stopped VM are SET: it tells one whole
 //! state or another.
 
-use crate::{
-    looks::Stop,
-    states::States,
-    tally::Counter, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{looks::Stop, states::States, tally::Counter};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     fixture::pinned,
-    ktap::{
-        note,
-        option,
-        Case, //
-    },
-    threads, //
+    ktap::{note, option, Case},
+    threads,
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;

@@ -2,27 +2,12 @@
 
 //! Hyper-V's reference counter, as an MSR and as a page.
 
-use crate::{
-    state::Pinned,
-    Consumer, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::Vm, //
-};
+use crate::{state::Pinned, Consumer};
+use anyhow::{ensure, Result};
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_clock_guest_selftests::{
     fixture::run_a_little,
-    hyperv::{
-        enable,
-        enable_tsc_page,
-        reference_count,
-        TscPage,
-        UNIT_NS, //
-    },
+    hyperv::{enable, enable_tsc_page, reference_count, TscPage, UNIT_NS},
 };
 
 pub(crate) const REFERENCE_COUNTER: Consumer = Consumer {

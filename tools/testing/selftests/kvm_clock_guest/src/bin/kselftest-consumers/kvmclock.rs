@@ -2,27 +2,14 @@
 
 //! KVM's own: `KVM_GET_CLOCK`, and the wall clock MSR.
 
-use crate::{
-    state::Pinned,
-    Consumer, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::vmm::{
-    vm::set_msr,
-    Vm, //
-};
+use crate::{state::Pinned, Consumer};
+use anyhow::{ensure, Context, Result};
+use clockguest::vmm::{vm::set_msr, Vm};
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        run_a_little, //
-    },
+    fixture::{get, run_a_little},
     ktap::note,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
 use std::sync::atomic::Ordering;
 

@@ -15,18 +15,11 @@ mod xen;
 use anyhow::Result;
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    ktap::{self, note, Case},
     require,
 };
 use kvm_ioctls::Kvm;
-use state::{
-    Pinned,
-    State, //
-};
+use state::{Pinned, State};
 use std::process::ExitCode;
 
 /// Something that tells the time by kvmclock.

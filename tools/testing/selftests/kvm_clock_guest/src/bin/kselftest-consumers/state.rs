@@ -2,38 +2,19 @@
 
 //! VMs that were SET in every way.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        at_another_rate,
-        get,
-        move_to_domain,
-        reference_transform,
-        run_a_little,
-        set, //
-    },
+    fixture::{at_another_rate, get, move_to_domain, reference_transform, run_a_little, set},
     time::HOUR_NS,
 };
 use kvm_clock_ioctls::set_tsc_offset;
 use kvm_ioctls::Kvm;
 use pvclock::{
-    abi::{
-        ClockGuest,
-        MODE_ADVANCE,
-        MODE_EXACT,
-        MODE_FREEZE, //
-    },
-    tsc::TscTransform, //
+    abi::{ClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE},
+    tsc::TscTransform,
 };
-use std::{
-    thread::sleep,
-    time::Duration, //
-};
+use std::{thread::sleep, time::Duration};
 
 /// A host TSC of another domain, far ahead of any of here.
 const OTHER_DOMAIN: u64 = 1 << 60;

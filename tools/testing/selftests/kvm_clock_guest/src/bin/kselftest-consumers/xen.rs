@@ -2,26 +2,15 @@
 
 //! Xen's copies of the record, and of the wall clock.
 
-use crate::{
-    kvmclock::ensure_epoch,
-    state::Pinned,
-    Consumer, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
+use crate::{kvmclock::ensure_epoch, state::Pinned, Consumer};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::run_a_little,
     xen::{
-        enable,
-        set_shared_info,
-        set_vcpu_info,
-        set_vcpu_time_info,
-        SHARED_INFO_WALL_CLOCK,
-        VCPU_INFO_TIME, //
+        enable, set_shared_info, set_vcpu_info, set_vcpu_time_info, SHARED_INFO_WALL_CLOCK,
+        VCPU_INFO_TIME,
     },
 };
 use pvclock::abi::ClockGuest;

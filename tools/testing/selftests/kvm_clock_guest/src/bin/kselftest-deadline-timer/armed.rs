@@ -2,43 +2,16 @@
 
 //! A stopped guest whose timers are armed, and what must become of them.
 
-use crate::guest::{
-    code,
-    install_handler,
-    Timer,
-    Wait,
-    MSR_TSC_DEADLINE, //
-};
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::vm::get_msr, //
-};
-use kvm_clock_guest_selftests::{
-    ktap::note,
-    machine::Machine,
-    time::SECOND_NS, //
-};
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    VmClock, //
-};
+use crate::guest::{code, install_handler, Timer, Wait, MSR_TSC_DEADLINE};
+use anyhow::{bail, ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, vmm::vm::get_msr};
+use kvm_clock_guest_selftests::{ktap::note, machine::Machine, time::SECOND_NS};
+use kvm_clock_ioctls::{set_tsc_offset, VmClock};
 use kvm_ioctls::Kvm;
-use pvclock::{
-    abi::MODE_EXACT,
-    tsc::is_ahead, //
-};
+use pvclock::{abi::MODE_EXACT, tsc::is_ahead};
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 pub(crate) const MSEC_NS: i64 = 1_000_000;

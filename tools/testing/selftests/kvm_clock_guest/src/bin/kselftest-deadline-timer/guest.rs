@@ -4,10 +4,7 @@
 
 use clockguest::guest::layout::PAGE_SIZE;
 use kvm_clock_guest_selftests::machine::Machine;
-use std::{
-    arch::global_asm,
-    sync::atomic::Ordering, //
-};
+use std::{arch::global_asm, sync::atomic::Ordering};
 
 /// The timer's interrupt.
 const VECTOR: u8 = 0x40;

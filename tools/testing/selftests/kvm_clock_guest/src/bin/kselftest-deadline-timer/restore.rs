@@ -3,18 +3,12 @@
 //! A guest with an armed timer goes on in another VM.
 
 use crate::{
-    armed::{
-        Armed,
-        Guest, //
-    },
+    armed::{Armed, Guest},
     guest::MSR_TSC_DEADLINE,
 };
 use anyhow::Result;
 use kvm_clock_guest_selftests::{
-    machine::{
-        copy_vcpu,
-        Machine, //
-    },
+    machine::{copy_vcpu, Machine},
     time::SECOND_NS,
 };
 use kvm_ioctls::Kvm;

@@ -3,42 +3,20 @@
 //! `ALLOW_BACKWARDS` by more than the record's age: the record moves back too, along its lossless
 //! lattice, and kvmclock stays the same function of the TSC; or the SET is refused.
 
-use crate::{
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::Vm, //
-};
+use crate::{Host, VCPUS};
+use anyhow::{ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
+    clocks::{function, Clocks},
     expect,
-    fixture::{
-        derived,
-        get,
-        reference_transform,
-        run_a_little,
-        unlike, //
-    },
+    fixture::{derived, get, reference_transform, run_a_little, unlike},
     ktap::Case,
     refusal::ensure_refused,
-    time::HOUR_NS, //
+    time::HOUR_NS,
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use pvclock::{
-    abi::{
-        FLAG_ALLOW_BACKWARDS,
-        MODE_ADVANCE, //
-    },
+    abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE},
     tsc::is_ahead,
 };
 

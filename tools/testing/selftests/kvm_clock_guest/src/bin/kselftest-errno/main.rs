@@ -18,12 +18,8 @@ mod refused;
 use anyhow::Result;
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        derived,
-        pinned, //
-    },
-    ktap,
-    require, //
+    fixture::{derived, pinned},
+    ktap, require,
 };
 use kvm_ioctls::Kvm;
 use std::process::ExitCode;

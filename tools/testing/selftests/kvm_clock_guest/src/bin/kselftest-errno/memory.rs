@@ -3,29 +3,17 @@
 //! `EINVAL`, `E2BIG` and `EFAULT` for the size and the place of the payload.
 
 use crate::Host;
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        unlike, //
-    },
+    fixture::{get, unlike},
     ktap::Case,
-    payload::{
-        Payload,
-        PAGE, //
-    },
+    payload::{Payload, PAGE},
     refusal::ensure_refused,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::VmFd;
-use pvclock::abi::{
-    VmClockGuest,
-    MODE_EXACT, //
-};
+use pvclock::abi::{VmClockGuest, MODE_EXACT};
 use vmm_sys_util::errno;
 
 /// Bytes that the module knows.

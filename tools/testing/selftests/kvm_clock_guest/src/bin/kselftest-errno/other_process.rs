@@ -3,15 +3,9 @@
 //! `EIO`: the caller is not the process that created the VM, as for any ioctl of KVM.
 
 use crate::Host;
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        unlike, //
-    },
+    fixture::{get, unlike},
     ktap::Case,
     payload::Payload,
     refusal::ensure_changes_nothing,

@@ -5,32 +5,17 @@
 //! There is no SEV-SNP and no TDX here. KVM is told by `modules/protect_guest_tsc.c` that the guest
 //! is one of those; what it does then is its own.
 
-use crate::{
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use crate::{Host, VCPUS};
+use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        get,
-        unlike, //
-    },
+    fixture::{get, unlike},
     host_module,
     ktap::Case,
-    refusal::ensure_errno, //
+    refusal::ensure_errno,
 };
-use kvm_clock_ioctls::{
-    get_clock_guest,
-    get_vm_clock_guest,
-    set_clock_guest,
-    set_vm_clock_guest, //
-};
+use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use pvclock::abi::MODE_EXACT;
 use std::os::fd::AsRawFd;
 

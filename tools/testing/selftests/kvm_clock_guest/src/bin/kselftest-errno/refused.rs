@@ -2,43 +2,17 @@
 
 //! Sound requests that this VM, or this host's clock, does not allow.
 
-use crate::{
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{Host, VCPUS};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        derived,
-        get,
-        make_consistent,
-        run_a_little,
-        unlike,
-        wait_in_guest, //
-    },
+    fixture::{derived, get, make_consistent, run_a_little, unlike, wait_in_guest},
     ktap::Case,
-    refusal::{
-        ensure_errno,
-        ensure_refused, //
-    },
+    refusal::{ensure_errno, ensure_refused},
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_tsc_offset,
-    set_vm_clock_guest,
-    tsc_offset, //
-};
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_tsc_offset, set_vm_clock_guest, tsc_offset};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     let mut cases = vec![

@@ -3,56 +3,20 @@
 //! The host keeps its time by its TSC, but KVM has no master clock for the VM: offsets differ, or
 //! the guest uses the old kvmclock MSR.
 
-use crate::{
-    ensure_no_data,
-    ensure_sound,
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{ensure_no_data, ensure_sound, Host, VCPUS};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        pages,
-        Clocks, //
-    },
-    clocksource::{
-        run_until_noticed,
-        WithoutTsc, //
-    },
-    continued::{
-        kvm_ahead_of_raw,
-        Continued,
-        Function,
-        Paired, //
-    },
-    fixture::{
-        an_hour_ahead,
-        derived,
-        get,
-        reference_transform,
-        run_a_little,
-        set, //
-    },
+    clocks::{pages, Clocks},
+    clocksource::{run_until_noticed, WithoutTsc},
+    continued::{kvm_ahead_of_raw, Continued, Function, Paired},
+    fixture::{an_hour_ahead, derived, get, reference_transform, run_a_little, set},
     ktap::Case,
-    snippet, //
+    snippet,
 };
-use kvm_clock_ioctls::{
-    get_clock_guest,
-    get_vm_clock_guest,
-    set_tsc_offset, //
-};
+use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_tsc_offset};
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    ClockGuest,
-    MODE_EXACT,
-    STATUS_HOST_TSC_STABLE,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{ClockGuest, MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 
 /// By how much the last vCPU's TSC is ahead of the first's, ticks.
 const AHEAD: i64 = -1_000_000_007;

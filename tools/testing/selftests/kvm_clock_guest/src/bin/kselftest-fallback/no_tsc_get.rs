@@ -3,51 +3,18 @@
 //! The host does not keep its time by its TSC: GET with FALLBACK tells KVM's clock, and how far
 //! apart the clocks of the instant may be.
 
-use crate::{
-    ensure_no_data,
-    ensure_sound,
-    get_or_fall_back,
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
+use crate::{ensure_no_data, ensure_sound, get_or_fall_back, Host, VCPUS};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
-    clocksource::{
-        run_until_noticed,
-        WithoutTsc, //
-    },
-    continued::{
-        Continued,
-        Function,
-        Paired, //
-    },
-    fixture::{
-        an_hour_ahead,
-        get,
-        pinned,
-        reference_transform,
-        run_a_little,
-        set, //
-    },
-    ktap::Case, //
+    clocks::{function, pages},
+    clocksource::{run_until_noticed, WithoutTsc},
+    continued::{Continued, Function, Paired},
+    fixture::{an_hour_ahead, get, pinned, reference_transform, run_a_little, set},
+    ktap::Case,
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    VmClock, //
-};
-use pvclock::abi::{
-    MODE_EXACT,
-    STATUS_HOST_TSC_STABLE,
-    STATUS_PINNED, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, VmClock};
+use pvclock::abi::{MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![

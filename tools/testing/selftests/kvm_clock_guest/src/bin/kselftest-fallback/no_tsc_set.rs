@@ -3,59 +3,24 @@
 //! The host does not keep its time by its TSC: SET with FALLBACK writes the offsets all the same,
 //! and kvmclock goes on from the saved function, by the host's raw clock.
 
-use crate::{
-    ensure_no_data,
-    get_or_fall_back,
-    set_exact,
-    set_or_fall_back,
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::Vm, //
-};
+use crate::{ensure_no_data, get_or_fall_back, set_exact, set_or_fall_back, Host, VCPUS};
+use anyhow::{ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_bindings::kvm_clock_data;
 use kvm_clock_guest_selftests::{
     clocksource::WithoutTsc,
-    continued::{
-        Continued,
-        Function,
-        Paired, //
-    },
+    continued::{Continued, Function, Paired},
     fixture::{
-        an_hour_ahead,
-        get,
-        make_consistent,
-        move_to_domain,
-        pinned,
-        reference_transform,
-        run_a_little, //
+        an_hour_ahead, get, make_consistent, move_to_domain, pinned, reference_transform,
+        run_a_little,
     },
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    VmClock, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, VmClock};
 use pvclock::{
-    abi::{
-        MODE_ADVANCE,
-        MODE_EXACT,
-        MODE_FREEZE,
-        STATUS_HOST_TSC_STABLE,
-        STATUS_PINNED, //
-    },
-    tsc::TscTransform, //
+    abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
+    tsc::TscTransform,
 };
 
 /// Precisions (ns) that may have been saved.

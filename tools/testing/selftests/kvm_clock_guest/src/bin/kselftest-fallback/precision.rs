@@ -2,34 +2,14 @@
 
 //! `precision_ns` on a host that has nothing to add to it.
 
-use crate::{
-    get_or_fall_back,
-    set_or_fall_back,
-    Host,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{get_or_fall_back, set_or_fall_back, Host, VCPUS};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        derived,
-        get,
-        pinned,
-        set, //
-    },
-    ktap::Case, //
+    fixture::{derived, get, pinned, set},
+    ktap::Case,
 };
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    STATUS_HOST_TSC_STABLE,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 
 const MODES: [(&str, u32); 3] = [
     ("exact", MODE_EXACT),

@@ -2,19 +2,10 @@
 
 //! KVM_VCPU_TSC_SCALE: the hook's own copy to user memory.
 
-use crate::{
-    each,
-    Host, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
+use crate::{each, Host};
+use anyhow::{ensure, Result};
 use kvm_clock_guest_selftests::{
-    fault::Kind,
-    fixture::pinned,
-    ktap::note,
-    refusal::ensure_changes_nothing, //
+    fault::Kind, fixture::pinned, ktap::note, refusal::ensure_changes_nothing,
 };
 use kvm_clock_ioctls::tsc_scale;
 use vmm_sys_util::errno;

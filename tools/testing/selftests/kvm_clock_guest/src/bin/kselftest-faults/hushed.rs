@@ -3,23 +3,10 @@
 //! The kernel's console while it is made to fail: what it says of that is no sign of trouble, but
 //! would look like one to who reads the console. All else comes there a little later.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use std::{
-    fs::{
-        self,
-        File,
-        OpenOptions, //
-    },
-    io::{
-        ErrorKind,
-        Read,
-        Seek,
-        SeekFrom,
-        Write, //
-    },
+    fs::{self, File, OpenOptions},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
 };
 

@@ -4,42 +4,16 @@
 //! there are none, single ones. Both, and what it takes to put single ones together, can be had or
 //! not.
 
-use crate::{
-    each,
-    Host, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{each, Host};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     fault::Kind,
-    fixture::{
-        make_consistent,
-        unlike, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    fixture::{make_consistent, unlike},
+    ktap::{note, Case},
 };
-use kvm_clock_ioctls::{
-    get_vm_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd,
-    VmFd, //
-};
-use pvclock::abi::{
-    ClockGuest,
-    ClockGuestVcpu,
-    MODE_EXACT,
-    STATUS_PINNED, //
-};
+use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use pvclock::abi::{ClockGuest, ClockGuestVcpu, MODE_EXACT, STATUS_PINNED};
 use vmm_sys_util::errno;
 
 /// The slab allocator has objects of up to 8 KiB, which 512 entries of the ABI's array fill.

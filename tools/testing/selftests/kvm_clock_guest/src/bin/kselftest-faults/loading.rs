@@ -4,34 +4,19 @@
 //! Each fails once. Either the module is not there then, or loading survived the fault; it loads the
 //! next time, and unloads.
 
-use crate::{
-    each,
-    hushed::Hushed,
-    Host, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{each, hushed::Hushed, Host};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     fault::Kind,
-    fixture::{
-        derived,
-        get, //
-    },
+    fixture::{derived, get},
     host_module,
     ktap::note,
     references::CLOCK_GUEST,
     refusal::ensure_errno,
-    require, //
+    require,
 };
 use kvm_clock_ioctls::get_vm_clock_guest;
-use std::{
-    env,
-    fs,
-    io, //
-};
+use std::{env, fs, io};
 
 pub(crate) fn each_fault(host: &Host) -> Result<()> {
     let path = env::var("CLOCK_GUEST_MODULE").context("CLOCK_GUEST_MODULE is to name its file")?;

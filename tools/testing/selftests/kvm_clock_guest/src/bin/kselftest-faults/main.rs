@@ -12,29 +12,16 @@ mod hushed;
 mod large;
 mod loading;
 
-use anyhow::{
-    bail,
-    Result, //
-};
+use anyhow::{bail, Result};
 use clockguest::host::open_kvm;
 use kvm_clock_guest_selftests::{
-    fault::{
-        Faults,
-        Kind, //
-    },
-    ktap::{
-        self,
-        Case, //
-    },
-    require, //
+    fault::{Faults, Kind},
+    ktap::{self, Case},
+    require,
 };
 use kvm_ioctls::Kvm;
 use large::Large;
-use std::{
-    cell::OnceCell,
-    io,
-    process::ExitCode, //
-};
+use std::{cell::OnceCell, io, process::ExitCode};
 
 /// No call has as many fault points.
 const ENDLESS: u32 = 5000;

@@ -3,28 +3,16 @@
 //! Memory for the ioctls' arguments: pages that may be written, that may be read only, and that may
 //! not be accessed, side by side; all of them can be filled and looked at through a second mapping.
 
-use crate::extremes::{
-    any64,
-    one_in,
-    pick,
-    Rng, //
-};
+use crate::extremes::{any64, one_in, pick, Rng};
 use rand::Rng as _;
 use std::{
     arch::asm,
     io,
-    os::fd::{
-        AsRawFd,
-        FromRawFd,
-        OwnedFd, //
-    },
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::AtomicU8,
 };
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes in a page.
 pub(crate) const PAGE: usize = 4096;

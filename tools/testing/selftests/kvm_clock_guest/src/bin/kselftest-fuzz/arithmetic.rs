@@ -3,10 +3,7 @@
 //! The definitions of the documentation, in integers wide enough for every argument.
 
 use kvm_clock_guest_selftests::expect::ticks;
-use pvclock::abi::{
-    ClockGuest,
-    VmClockGuest, //
-};
+use pvclock::abi::{ClockGuest, VmClockGuest};
 
 /// Half the ring of TSC values.
 const HALF: f64 = 9_223_372_036_854_775_808.0;

@@ -6,34 +6,16 @@
 use crate::{
     arena::Arena,
     draft::Draft,
-    extremes::{
-        any32,
-        any64,
-        magnitude,
-        one_in,
-        pick,
-        Rng, //
-    },
-    model::{
-        ENTRY,
-        KNOWN, //
-    },
+    extremes::{any32, any64, magnitude, one_in, pick, Rng},
+    model::{ENTRY, KNOWN},
 };
 use pvclock::abi::{
-    ClockGuestVcpu,
-    VmClockGuest,
-    FLAG_ALLOW_BACKWARDS,
-    FLAG_ALLOW_RATE_MISMATCH,
-    FLAG_RESLOPE,
-    MODE_ADVANCE,
-    MODE_EXACT, //
+    ClockGuestVcpu, VmClockGuest, FLAG_ALLOW_BACKWARDS, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE,
+    MODE_ADVANCE, MODE_EXACT,
 };
 use rand::Rng as _;
 
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use zerocopy::{FromBytes, IntoBytes};
 
 type Bend = fn(&mut Draft, &mut Rng, &Arena);
 

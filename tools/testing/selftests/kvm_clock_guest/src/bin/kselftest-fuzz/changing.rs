@@ -4,45 +4,21 @@
 //! and what cannot be accessed any more gives `EFAULT`.
 
 use crate::{
-    arena::{
-        Arena,
-        ARRAY,
-        HEADER,
-        PAGE, //
-    },
+    arena::{Arena, ARRAY, HEADER, PAGE},
     draft::Draft,
     expected::errno_name,
-    extremes::{
-        magnitude,
-        one_in,
-        pick,
-        Rng, //
-    },
+    extremes::{magnitude, one_in, pick, Rng},
     fuzz::Fuzz,
     guest,
-    model::{
-        ENTRY,
-        KNOWN, //
-    },
+    model::{ENTRY, KNOWN},
     records::record_for,
-    subject::{
-        ioctl,
-        Subject, //
-    },
-    Host, //
+    subject::{ioctl, Subject},
+    Host,
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use pvclock::abi::{
-    VmClockGuest,
-    KVM_GET_CLOCK_GUEST,
-    KVM_GET_VM_CLOCK_GUEST,
-    KVM_SET_CLOCK_GUEST,
-    KVM_SET_VM_CLOCK_GUEST, //
+    VmClockGuest, KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST,
+    KVM_SET_VM_CLOCK_GUEST,
 };
 use rand::Rng as _;
 use std::{
@@ -50,15 +26,9 @@ use std::{
     mem::offset_of,
     ops::Range,
     os::fd::AsRawFd,
-    sync::atomic::{
-        AtomicBool,
-        Ordering, //
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 use zerocopy::IntoBytes;
 

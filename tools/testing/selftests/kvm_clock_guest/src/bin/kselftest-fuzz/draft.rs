@@ -3,54 +3,19 @@
 //! Arguments of the VM ioctls: sound ones to begin with, of which as much is extreme as can be.
 
 use crate::{
-    arena::{
-        Arena,
-        ARRAY,
-        HEADER,
-        PAGE, //
-    },
-    arithmetic::{
-        is_identity,
-        ratio,
-        reads,
-        scaled, //
-    },
-    extremes::{
-        any32,
-        any64,
-        magnitude,
-        one_in,
-        pick,
-        Rng, //
-    },
-    model::{
-        ENTRY,
-        KNOWN, //
-    },
-    records::{
-        near_factor,
-        record, //
-    },
+    arena::{Arena, ARRAY, HEADER, PAGE},
+    arithmetic::{is_identity, ratio, reads, scaled},
+    extremes::{any32, any64, magnitude, one_in, pick, Rng},
+    model::{ENTRY, KNOWN},
+    records::{near_factor, record},
     state::State,
 };
 use pvclock::abi::{
-    ClockGuest,
-    ClockGuestVcpu,
-    VmClockGuest,
-    FLAGS_KNOWN,
-    FLAG_ALLOW_BACKWARDS,
-    FLAG_ALLOW_RATE_MISMATCH,
-    FLAG_FALLBACK,
-    FLAG_RESLOPE,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    STATUS_KNOWN, //
+    ClockGuest, ClockGuestVcpu, VmClockGuest, FLAGS_KNOWN, FLAG_ALLOW_BACKWARDS,
+    FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
+    STATUS_KNOWN,
 };
-use rand::{
-    seq::SliceRandom,
-    Rng as _, //
-};
+use rand::{seq::SliceRandom, Rng as _};
 use zerocopy::IntoBytes;
 
 /// An argument, before it is put into memory.

@@ -2,10 +2,7 @@
 
 //! Which errnos the documentation has for a call.
 
-use anyhow::{
-    bail,
-    Result, //
-};
+use anyhow::{bail, Result};
 use std::collections::BTreeSet;
 
 /// The errnos whose cause is there, or may be there, as the host's clocks go on.

@@ -4,33 +4,17 @@
 //! copies are most likely to go wrong with. They are judged as all others are.
 
 use crate::{
-    arena::{
-        Arena,
-        PAGE, //
-    },
+    arena::{Arena, PAGE},
     draft::Draft,
     fuzz::Fuzz,
     guest,
-    model::{
-        ENTRY,
-        KNOWN, //
-    },
+    model::{ENTRY, KNOWN},
     subject::Subject,
-    vm_calls,
-    Host, //
+    vm_calls, Host,
 };
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use kvm_clock_guest_selftests::ktap::Case;
-use pvclock::abi::{
-    FLAGS_KNOWN,
-    FLAG_RESLOPE,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{FLAGS_KNOWN, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::mem::offset_of;
 
 /// From what GET told to what is SET.

@@ -3,38 +3,18 @@
 //! Calls that are not for the descriptor they come through, or do not exist; and the capability.
 
 use crate::{
-    arena::{
-        ARRAY,
-        HEADER, //
-    },
+    arena::{ARRAY, HEADER},
     draft::Draft,
     expected::Expected,
-    extremes::{
-        any64,
-        one_in,
-        pick, //
-    },
+    extremes::{any64, one_in, pick},
     fuzz::Fuzz,
-    subject::ioctl, //
+    subject::ioctl,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use pvclock::abi::{
-    CAP_ADVANCE,
-    CAP_EXACT,
-    CAP_FALLBACK,
-    CAP_FREEZE,
-    CAP_RESLOPE,
-    CAP_STEAL,
-    CAP_VCPU,
-    KVM_CAP_VM_CLOCK_GUEST,
-    KVM_GET_CLOCK_GUEST,
-    KVM_GET_VM_CLOCK_GUEST,
-    KVM_SET_CLOCK_GUEST,
-    KVM_SET_VM_CLOCK_GUEST, //
+    CAP_ADVANCE, CAP_EXACT, CAP_FALLBACK, CAP_FREEZE, CAP_RESLOPE, CAP_STEAL, CAP_VCPU,
+    KVM_CAP_VM_CLOCK_GUEST, KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST,
+    KVM_SET_VM_CLOCK_GUEST,
 };
 use rand::Rng as _;
 use std::os::fd::AsRawFd;

@@ -4,36 +4,18 @@
 
 use crate::{
     arena::Arena,
-    expected::{
-        errno_name,
-        Expected, //
-    },
-    extremes::{
-        one_in,
-        Rng, //
-    },
+    expected::{errno_name, Expected},
+    extremes::{one_in, Rng},
     foreign,
     state::State,
     subject::Subject,
-    vcpu_calls,
-    vm_calls,
-    Host, //
+    vcpu_calls, vm_calls, Host,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use kvm_clock_guest_selftests::{
-    ktap::note,
-    require::scales, //
-};
+use anyhow::{ensure, Context, Result};
+use kvm_clock_guest_selftests::{ktap::note, require::scales};
 use kvm_ioctls::Kvm;
 use rand::Rng as _;
-use std::{
-    collections::BTreeMap,
-    time::Instant, //
-};
+use std::{collections::BTreeMap, time::Instant};
 
 /// How often each call ended how.
 #[derive(Debug)]

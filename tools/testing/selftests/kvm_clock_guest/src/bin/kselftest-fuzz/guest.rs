@@ -2,27 +2,10 @@
 
 //! What the guest has to say: at times it runs, and its own readings must be what was SET.
 
-use crate::{
-    fuzz::Fuzz,
-    state::State,
-    subject::Subject, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::measure::{
-    compare,
-    Reading,
-    VcpuReading, //
-};
-use kvm_clock_guest_selftests::clocks::{
-    function,
-    pages,
-    versions,
-    Clocks, //
-};
+use crate::{fuzz::Fuzz, state::State, subject::Subject};
+use anyhow::{ensure, Context, Result};
+use clockguest::measure::{compare, Reading, VcpuReading};
+use kvm_clock_guest_selftests::clocks::{function, pages, versions, Clocks};
 use pvclock::abi::PVCLOCK_TSC_STABLE;
 
 /// Lets the guest run. Fails unless a pinned record stays what it is, and the guest reads that, to

@@ -39,20 +39,12 @@ mod subject;
 mod vcpu_calls;
 mod vm_calls;
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use extremes::Rng;
 use fuzz::Fuzz;
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        note,
-        option,
-        Case, //
-    },
-    require, //
+    ktap::{self, note, option, Case},
+    require,
 };
 use kvm_ioctls::Kvm;
 use rand_chacha::rand_core::SeedableRng;

@@ -3,28 +3,14 @@
 //! What else a VMM may do to a stopped VM's clocks, between the calls.
 
 use crate::{
-    extremes::{
-        any64,
-        one_in,
-        pick, //
-    },
-    fuzz::Fuzz, //
+    extremes::{any64, one_in, pick},
+    fuzz::Fuzz,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::{
-    guest::{
-        code::MSR_KVM_SYSTEM_TIME_NEW,
-        layout::pvclock_page, //
-    },
+    guest::{code::MSR_KVM_SYSTEM_TIME_NEW, layout::pvclock_page},
     vmm::{
-        vm::{
-            set_msr,
-            MSR_IA32_TSC, //
-        },
+        vm::{set_msr, MSR_IA32_TSC},
         Vm,
     },
 };

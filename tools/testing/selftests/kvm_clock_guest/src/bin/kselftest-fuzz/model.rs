@@ -4,37 +4,17 @@
 //! [`plan`](crate::plan) for what depends on the clocks.
 
 use crate::{
-    arena::{
-        Arena,
-        PAGE, //
-    },
-    arithmetic::{
-        hz,
-        is_ahead,
-        is_ratio,
-        ratio,
-        reads,
-        scaled, //
-    },
+    arena::{Arena, PAGE},
+    arithmetic::{hz, is_ahead, is_ratio, ratio, reads, scaled},
     expected::Expected,
     state::State,
 };
 use pvclock::abi::{
-    ClockGuest,
-    ClockGuestVcpu,
-    VmClockGuest,
-    FLAGS_KNOWN,
-    FLAG_FALLBACK,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    STATUS_KNOWN, //
+    ClockGuest, ClockGuestVcpu, VmClockGuest, FLAGS_KNOWN, FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT,
+    MODE_FREEZE, STATUS_KNOWN,
 };
 use std::mem::offset_of;
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of the first version of the structure, which is all there is.
 pub(crate) const KNOWN: usize = size_of::<VmClockGuest>();

@@ -3,49 +3,20 @@
 //! What a call that succeeded should have done.
 
 use crate::{
-    arithmetic::{
-        hz,
-        is_ahead,
-        is_identity,
-        ratio,
-        scaled,
-        ticks_in,
-        Ticks, //
-    },
-    model::{
-        Given,
-        KNOWN, //
-    },
+    arithmetic::{hz, is_ahead, is_identity, ratio, scaled, ticks_in, Ticks},
+    model::{Given, KNOWN},
     plan::is_resloped,
     records::exact_factor,
-    state::{
-        State,
-        Still, //
-    },
+    state::{State, Still},
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     clocks::function,
-    expect::{
-        elapsed_ns,
-        kvmclock_ns,
-        lattice_ticks, //
-    },
+    expect::{elapsed_ns, kvmclock_ns, lattice_ticks},
 };
 use pvclock::abi::{
-    ClockGuest,
-    ClockGuestVcpu,
-    VmClockGuest,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    STATUS_HOST_TSC_STABLE,
-    STATUS_PINNED, //
+    ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
+    STATUS_HOST_TSC_STABLE, STATUS_PINNED,
 };
 
 /// Fails unless GET with the header `asked` told `state`, of some time ago or hence.

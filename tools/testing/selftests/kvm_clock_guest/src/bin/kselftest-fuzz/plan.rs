@@ -4,40 +4,16 @@
 //! that time.
 
 use crate::{
-    arithmetic::{
-        hz,
-        is_ahead,
-        is_identity,
-        khz,
-        ppm,
-        ratio,
-        scaled,
-        ticks_in,
-        Ticks, //
-    },
+    arithmetic::{hz, is_ahead, is_identity, khz, ppm, ratio, scaled, ticks_in, Ticks},
     expected::Expected,
-    model::{
-        is_header_sound,
-        is_record_sound, //
-    },
-    records::{
-        exact_factor,
-        own_factor, //
-    },
+    model::{is_header_sound, is_record_sound},
+    records::{exact_factor, own_factor},
     state::State,
 };
-use kvm_clock_guest_selftests::expect::{
-    elapsed_ns,
-    not_ahead_of, //
-};
+use kvm_clock_guest_selftests::expect::{elapsed_ns, not_ahead_of};
 use pvclock::abi::{
-    ClockGuest,
-    VmClockGuest,
-    FLAG_ALLOW_BACKWARDS,
-    FLAG_ALLOW_RATE_MISMATCH,
-    FLAG_RESLOPE,
-    MODE_ADVANCE,
-    MODE_EXACT, //
+    ClockGuest, VmClockGuest, FLAG_ALLOW_BACKWARDS, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE,
+    MODE_ADVANCE, MODE_EXACT,
 };
 
 /// The tolerance of rates, in millionths; who is closer to it than 1 gets the benefit of the doubt.

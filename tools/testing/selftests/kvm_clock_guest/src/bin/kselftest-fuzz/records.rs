@@ -3,27 +3,13 @@
 //! Random records.
 
 use crate::{
-    arithmetic::{
-        hz,
-        khz,
-        ratio,
-        scaled, //
-    },
-    extremes::{
-        any32,
-        any64,
-        magnitude,
-        pick,
-        Rng, //
-    },
+    arithmetic::{hz, khz, ratio, scaled},
+    extremes::{any32, any64, magnitude, pick, Rng},
     state::State,
 };
 use pvclock::{
-    abi::{
-        ClockGuest,
-        VmClockGuest, //
-    },
-    rate::Factor, //
+    abi::{ClockGuest, VmClockGuest},
+    rate::Factor,
 };
 use rand::Rng as _;
 

@@ -3,22 +3,9 @@
 //! Calls while vCPUs run: a SET of the VM must be refused, and the guest must not notice any of it,
 //! unless its record was SET through a vCPU.
 
-use crate::{
-    extremes::one_in,
-    fuzz::Fuzz,
-    guest,
-    subject::Subject,
-    Host, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::guest::{
-    Backwards,
-    Step, //
-};
+use crate::{extremes::one_in, fuzz::Fuzz, guest, subject::Subject, Host};
+use anyhow::{ensure, Context, Result};
+use clockguest::guest::{Backwards, Step};
 
 /// Calls until the vCPUs are stopped.
 const ROUND: u64 = 500;

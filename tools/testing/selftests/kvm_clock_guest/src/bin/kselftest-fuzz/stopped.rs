@@ -5,30 +5,17 @@
 
 use crate::{
     extremes::one_in,
-    fuzz::{
-        Fuzz,
-        Tally, //
-    },
+    fuzz::{Fuzz, Tally},
     guest,
     meddle::meddle,
     subject::Subject,
-    Host, //
+    Host,
 };
-use anyhow::{
-    anyhow,
-    Context,
-    Result, //
-};
-use kvm_clock_guest_selftests::{
-    clocks::versions,
-    ktap::note, //
-};
+use anyhow::{anyhow, Context, Result};
+use kvm_clock_guest_selftests::{clocks::versions, ktap::note};
 use std::{
-    thread::{
-        self,
-        sleep, //
-    },
-    time::Duration, //
+    thread::{self, sleep},
+    time::Duration,
 };
 
 /// Calls between two runs of the guest.

@@ -2,44 +2,19 @@
 
 //! The VM that the calls are for.
 
-use crate::extremes::{
-    any64,
-    one_in,
-    Rng, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::vmm::{
-    vm::set_msr,
-    Vm, //
-};
+use crate::extremes::{any64, one_in, Rng};
+use anyhow::{ensure, Context, Result};
+use clockguest::vmm::{vm::set_msr, Vm};
 use kvm_clock_guest_selftests::{
-    fixture::{
-        derived,
-        pinned,
-        run_a_little,
-        wait_in_guest, //
-    },
+    fixture::{derived, pinned, run_a_little, wait_in_guest},
     halting::add_vcpu,
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    tsc_offset, //
-};
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
+use kvm_ioctls::{Kvm, VcpuFd};
 use rand::Rng as _;
 use std::{
     io,
-    os::fd::{
-        AsRawFd,
-        RawFd, //
-    },
+    os::fd::{AsRawFd, RawFd},
 };
 
 /// `MSR_KVM_STEAL_TIME`: the address of `struct kvm_steal_time`, and whether there is one.

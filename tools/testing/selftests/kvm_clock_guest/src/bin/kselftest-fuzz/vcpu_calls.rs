@@ -6,43 +6,21 @@ use crate::{
     arena::HEADER,
     arithmetic::ratio,
     expected::Expected,
-    extremes::{
-        any32,
-        any64,
-        one_in,
-        pick,
-        Rng, //
-    },
+    extremes::{any32, any64, one_in, pick, Rng},
     fuzz::Fuzz,
     model,
     outcome::ensure_same_function,
     plan,
     records::record_for,
     state::State,
-    subject::ioctl, //
+    subject::ioctl,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use kvm_bindings::{
-    kvm_device_attr,
-    KVM_VCPU_TSC_CTRL,
-    KVM_VCPU_TSC_OFFSET, //
-};
+use anyhow::{ensure, Context, Result};
+use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET};
 use kvm_clock_guest_selftests::clocks::function;
-use pvclock::abi::{
-    ClockGuest,
-    KVM_GET_CLOCK_GUEST,
-    KVM_SET_CLOCK_GUEST,
-    KVM_VCPU_TSC_SCALE, //
-};
+use pvclock::abi::{ClockGuest, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_VCPU_TSC_SCALE};
 use rand::Rng as _;
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use zerocopy::{FromBytes, IntoBytes};
 
 const LEN: usize = size_of::<ClockGuest>();
 const ATTR_LEN: usize = size_of::<kvm_device_attr>();

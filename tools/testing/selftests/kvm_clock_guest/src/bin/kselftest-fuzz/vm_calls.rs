@@ -8,33 +8,15 @@ use crate::{
     draft::Draft,
     extremes::one_in,
     fuzz::Fuzz,
-    model::{
-        self,
-        Given,
-        ENTRY,
-        KNOWN, //
-    },
-    outcome,
-    plan,
+    model::{self, Given, ENTRY, KNOWN},
+    outcome, plan,
     state::State,
-    subject::ioctl, //
+    subject::ioctl,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::host::rdtsc_ordered;
-use pvclock::abi::{
-    ClockGuestVcpu,
-    VmClockGuest,
-    KVM_GET_VM_CLOCK_GUEST,
-    KVM_SET_VM_CLOCK_GUEST, //
-};
-use std::{
-    mem::offset_of,
-    os::fd::AsRawFd, //
-};
+use pvclock::abi::{ClockGuestVcpu, VmClockGuest, KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST};
+use std::{mem::offset_of, os::fd::AsRawFd};
 use zerocopy::IntoBytes;
 
 /// Bytes around an argument that have to stay what they are.

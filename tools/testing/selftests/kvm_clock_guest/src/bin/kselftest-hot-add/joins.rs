@@ -2,29 +2,15 @@
 
 //! What holds of a vCPU that was just added.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
-    fixture::{
-        get,
-        run_a_little,
-        vcpu_transform, //
-    },
+    clocks::{function, pages},
+    fixture::{get, run_a_little, vcpu_transform},
     halting,
 };
 use kvm_clock_ioctls::VmClock;
-use kvm_ioctls::{
-    Kvm,
-    VcpuFd, //
-};
+use kvm_ioctls::{Kvm, VcpuFd};
 use pvclock::abi::STATUS_PINNED;
 
 /// Fails unless a vCPU that is added to the stopped `vm` joins vCPU 0, before and after it and the

@@ -9,10 +9,7 @@ mod moved;
 mod rates;
 
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        note, //
-    },
+    ktap::{self, note},
     require,
 };
 use std::process::ExitCode;

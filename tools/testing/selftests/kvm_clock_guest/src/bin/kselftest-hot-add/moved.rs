@@ -6,26 +6,13 @@ use crate::joins::ensure_joins;
 use anyhow::Result;
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        move_to_domain,
-        pinned,
-        run_a_little,
-        set, //
-    },
+    fixture::{get, move_to_domain, pinned, run_a_little, set},
     ktap::Case,
     time::HOUR_NS,
-    tsc_writes::{
-        TscWrite,
-        TSC_WRITES, //
-    },
+    tsc_writes::{TscWrite, TSC_WRITES},
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 const VCPUS: u32 = 2;
 /// A host TSC of another domain, far ahead of any of here.

@@ -3,29 +3,16 @@
 //! At rates that the hardware scales to, however the other vCPUs came by theirs.
 
 use crate::joins::ensure_joins;
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        make_consistent,
-        move_to_domain,
-        set,
-        settle, //
-    },
+    fixture::{get, make_consistent, move_to_domain, set, settle},
     ktap::Case,
     time::HOUR_NS,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 const VCPUS: u32 = 2;
 /// The guest's rate as a fraction of the host's.

@@ -3,35 +3,16 @@
 //! ADVANCE takes a guest that booted a moment ago back to before its record, which moves back along
 //! its lattice, below TSC 0.
 
-use crate::state::{
-    ensure_goes_on,
-    prepare,
-    Function,
-    Page, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
+use crate::state::{ensure_goes_on, prepare, Function, Page};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        make_consistent,
-        set,
-        settle, //
-    },
+    fixture::{get, make_consistent, set, settle},
     ktap::Case,
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    FLAG_ALLOW_BACKWARDS,
-    MODE_ADVANCE, //
-};
-use std::{
-    thread::sleep,
-    time::Duration, //
-};
+use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE};
+use std::{thread::sleep, time::Duration};
 
 /// The guest's age when it makes its record.
 const UPTIME: Duration = Duration::from_millis(500);

@@ -9,10 +9,7 @@ mod backwards;
 mod reset;
 mod state;
 
-use kvm_clock_guest_selftests::{
-    ktap,
-    require, //
-};
+use kvm_clock_guest_selftests::{ktap, require};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

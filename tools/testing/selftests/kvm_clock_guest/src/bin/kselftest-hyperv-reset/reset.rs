@@ -2,49 +2,23 @@
 
 //! The TSC falls to near 0.
 
-use crate::state::{
-    ensure_counter,
-    ensure_goes_on,
-    prepare,
-    Function,
-    Page, //
-};
-use anyhow::{
-    ensure,
-    Result, //
-};
+use crate::state::{ensure_counter, ensure_goes_on, prepare, Function, Page};
+use anyhow::{ensure, Result};
 use clockguest::{
     host::rdtsc_ordered,
     vmm::{
-        vm::{
-            set_msr,
-            MSR_IA32_TSC, //
-        },
-        Vm, //
+        vm::{set_msr, MSR_IA32_TSC},
+        Vm,
     },
 };
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        pinned,
-        run_a_little,
-        set,
-        vcpu_transform, //
-    },
+    fixture::{get, pinned, run_a_little, set, vcpu_transform},
     ktap::Case,
     snippet,
-    tsc_writes::{
-        TscWrite,
-        BY_GUEST_ADJUST,
-        BY_OFFSET, //
-    },
+    tsc_writes::{TscWrite, BY_GUEST_ADJUST, BY_OFFSET},
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 /// A guest has run for so long, ticks, when it is reset.
 const UPTIME: u64 = 1 << 42;

@@ -3,29 +3,14 @@
 //! What is done to a stopped guest.
 
 use crate::armed::Armed;
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    fixture::{
-        make_consistent,
-        move_to_domain, //
-    },
+    fixture::{make_consistent, move_to_domain},
     time::HOUR_NS,
 };
 use kvm_clock_ioctls::set_clock_guest;
-use pvclock::abi::{
-    FLAG_ALLOW_BACKWARDS,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
-use std::{
-    thread::sleep,
-    time::Duration, //
-};
+use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use std::{thread::sleep, time::Duration};
 
 /// A timer armed so far ahead fires in no case unless it goes by the new clock.
 const FAR_NS: u64 = 60_000_000_000;

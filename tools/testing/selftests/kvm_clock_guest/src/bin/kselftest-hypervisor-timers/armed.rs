@@ -3,39 +3,20 @@
 //! A stopped guest whose timers are armed, and what must become of them.
 
 use crate::{
-    guest::{
-        code,
-        count,
-        fired,
-        install_handler,
-        turns, //
-    },
+    guest::{code, count, fired, install_handler, turns},
     timer::Timer,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use kvm_bindings::kvm_clock_data;
 use kvm_clock_guest_selftests::{
-    fixture::reference_transform,
-    ktap::note,
-    machine::Machine,
-    time::HOUR_NS, //
+    fixture::reference_transform, ktap::note, machine::Machine, time::HOUR_NS,
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    VmClock, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 const VCPUS: u32 = 2;

@@ -13,19 +13,11 @@ mod guest;
 mod periodic;
 mod timer;
 
-use acts::{
-    Act,
-    AFTER,
-    BEFORE,
-    SHORT_LIST, //
-};
+use acts::{Act, AFTER, BEFORE, SHORT_LIST};
 use anyhow::Result;
 use armed::Armed;
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        Case, //
-    },
+    ktap::{self, Case},
     require,
 };
 use kvm_ioctls::Kvm;

@@ -4,51 +4,20 @@
 //! not make up for the periods that SET leapt over, and goes on with its period.
 
 use crate::{
-    armed::{
-        wait_until,
-        Armed, //
-    },
-    guest::{
-        count,
-        fired,
-        VECTOR, //
-    },
+    armed::{wait_until, Armed},
+    guest::{count, fired, VECTOR},
     timer::Timer,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    fixture::{
-        make_consistent,
-        move_to_domain, //
-    },
-    hyperv::{
-        arm_stimer,
-        Stimer,
-        UNIT_NS, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
-    time::{
-        HOUR_NS,
-        SECOND_NS, //
-    },
+    fixture::{make_consistent, move_to_domain},
+    hyperv::{arm_stimer, Stimer, UNIT_NS},
+    ktap::{note, Case},
+    time::{HOUR_NS, SECOND_NS},
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
-use std::{
-    thread::sleep,
-    time::Duration, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use std::{thread::sleep, time::Duration};
 
 /// A period that ends in no case unless the timer goes by the new clock.
 const LONG_NS: i64 = 60 * SECOND_NS;

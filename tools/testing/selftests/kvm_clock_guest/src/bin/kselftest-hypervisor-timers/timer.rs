@@ -3,20 +3,10 @@
 //! The timers, and how they are armed.
 
 use crate::guest::VECTOR;
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use kvm_clock_guest_selftests::{
-    hyperv::{
-        self,
-        Stimer,
-        UNIT_NS, //
-    },
-    machine::{
-        Machine,
-        FREE, //
-    },
+    hyperv::{self, Stimer, UNIT_NS},
+    machine::{Machine, FREE},
     xen,
 };
 use std::sync::atomic::Ordering;

@@ -2,14 +2,8 @@
 
 //! The module without the KUnit tests of its arithmetic, which would be most of the time of a load.
 
-use anyhow::{
-    Context,
-    Result, //
-};
-use std::{
-    fs,
-    path::Path, //
-};
+use anyhow::{Context, Result};
+use std::{fs, path::Path};
 
 const FILTER: &str = "/sys/module/kunit/parameters/filter_glob";
 const NONE: &str = "none-of-them";

@@ -3,54 +3,23 @@
 //! Unloads and loads while callers of every kind call all the time: each call is served, or meets
 //! no module at all.
 
-use crate::{
-    kunit::WithoutTests,
-    Host, //
-};
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{kunit::WithoutTests, Host};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     descriptors,
-    fixture::{
-        get,
-        pinned, //
-    },
-    ktap::{
-        note,
-        option,
-        Case, //
-    },
-    require,
-    threads, //
+    fixture::{get, pinned},
+    ktap::{note, option, Case},
+    require, threads,
 };
-use kvm_clock_ioctls::{
-    get_clock_guest,
-    get_vm_clock_guest,
-    set_clock_guest,
-    set_vm_clock_guest, //
-};
+use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use std::{
-    sync::atomic::{
-        AtomicBool,
-        AtomicU64,
-        Ordering, //
-    },
-    thread::{
-        scope,
-        sleep, //
-    },
-    time::{
-        Duration,
-        Instant, //
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread::{scope, sleep},
+    time::{Duration, Instant},
 };
 use vmm_sys_util::errno;
 

@@ -11,37 +11,16 @@ mod order;
 mod other_layout;
 mod running;
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        pages,
-        Clocks, //
-    },
-    fixture::{
-        derived,
-        get,
-        pinned,
-        run_a_little,
-        set, //
-    },
+    clocks::{pages, Clocks},
+    fixture::{derived, get, pinned, run_a_little, set},
     halting,
-    ktap::{
-        self,
-        Case, //
-    },
+    ktap::{self, Case},
     refusal::ensure_errno,
-    require, //
+    require,
 };
-use kvm_clock_ioctls::{
-    get_clock_guest,
-    get_vm_clock_guest,
-    set_clock_guest,
-    set_vm_clock_guest, //
-};
+use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_ioctls::Kvm;
 use module::Module;
 use pvclock::abi::MODE_EXACT;

@@ -2,35 +2,19 @@
 
 //! Loads and unloads KVM's modules and the one under test.
 
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     host_module,
     ktap::Skip,
-    references::{
-        is_loaded,
-        vendor,
-        CLOCK_GUEST,
-        KVM, //
-    },
+    references::{is_loaded, vendor, CLOCK_GUEST, KVM},
 };
 use std::{
     env,
     fs::File,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
     process::Command,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// How long a call into the module may keep it from going.

@@ -4,38 +4,19 @@
 //!
 //! `kvm_clock_guest` needs `kvm` alone; without the vendor's module nobody can reach it.
 
-use crate::{
-    module::Module,
-    Host, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{module::Module, Host};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        derived,
-        get,
-        pinned,
-        set, //
-    },
+    fixture::{derived, get, pinned, set},
     ktap::Case,
-    references::{
-        self,
-        is_loaded,
-        References, //
-    },
+    references::{self, is_loaded, References},
 };
 use pvclock::abi::MODE_EXACT;
 use std::{
     path::Path,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 const DEVICE: &str = "/dev/kvm";

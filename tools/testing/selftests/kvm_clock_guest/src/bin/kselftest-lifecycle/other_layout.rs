@@ -5,30 +5,14 @@
 //!
 //! `scripts/build-other-layout` builds it; `--other-layout=FILE` names it.
 
-use crate::{
-    kunit::WithoutTests,
-    Host, //
-};
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{kunit::WithoutTests, Host};
+use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::pinned,
     host_module,
-    ktap::{
-        note,
-        option,
-        Case,
-        Skip, //
-    },
-    references::{
-        is_loaded,
-        CLOCK_GUEST, //
-    },
+    ktap::{note, option, Case, Skip},
+    references::{is_loaded, CLOCK_GUEST},
     require,
 };
 use std::{
@@ -36,10 +20,7 @@ use std::{
     fs::File,
     io::Read,
     os::unix::fs::OpenOptionsExt,
-    path::{
-        Path,
-        PathBuf, //
-    },
+    path::{Path, PathBuf},
 };
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

@@ -3,23 +3,12 @@
 //! The module goes and comes while vCPUs run: their guest notices nothing.
 
 use crate::Host;
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        derived,
-        get,
-        pinned,
-        set, //
-    },
+    fixture::{derived, get, pinned, set},
     flat_out::Progress,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
 };
 use pvclock::abi::MODE_EXACT;
 

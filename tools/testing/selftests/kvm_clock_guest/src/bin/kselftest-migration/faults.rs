@@ -4,33 +4,14 @@
 //! and never at both; and the destination takes the next guest.
 
 use crate::{
-    proxy::{
-        is_kind,
-        Damage,
-        Fault,
-        Proxy,
-        Sender, //
-    },
-    run,
-    send,
-    Destination, //
+    proxy::{is_kind, Damage, Fault, Proxy, Sender},
+    run, send, Destination,
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::stream::Kind;
-use kvm_clock_guest_selftests::ktap::{
-    note,
-    Case, //
-};
+use kvm_clock_guest_selftests::ktap::{note, Case};
 use std::{
-    io::{
-        Read,
-        Write, //
-    },
+    io::{Read, Write},
     net::TcpStream,
 };
 
@@ -79,16 +60,8 @@ const VERSION: fn() -> Damage = || Damage::Version;
 const RESET: fn() -> Damage = || Damage::Reset;
 const TWICE: fn() -> Damage = || Damage::Twice;
 
-use Fate::{
-    Gone,
-    Lost,
-    Resumes,
-    Runs, //
-};
-use Sender::{
-    Destination as Dst,
-    Source as Src, //
-};
+use Fate::{Gone, Lost, Resumes, Runs};
+use Sender::{Destination as Dst, Source as Src};
 
 const ROWS: &[Row] = &[
     row(Src, Kind::Offer, CUT, "truncated", Runs),

@@ -10,34 +10,17 @@ mod faults;
 mod moves;
 mod proxy;
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::{
     method::Method,
-    migration::{
-        migrate,
-        serve,
-        ClockSource,
-        MigrateConfig,
-        ModeChoice,
-        ServeConfig,
-        Summary, //
-    },
+    migration::{migrate, serve, ClockSource, MigrateConfig, ModeChoice, ServeConfig, Summary},
     progress::Progress,
 };
-use kvm_clock_guest_selftests::{
-    ktap,
-    require, //
-};
+use kvm_clock_guest_selftests::{ktap, require};
 use std::{
     net::SocketAddr,
     process::ExitCode,
-    sync::mpsc::{
-        channel,
-        Receiver, //
-    },
+    sync::mpsc::{channel, Receiver},
     thread::spawn,
     time::Duration,
 };

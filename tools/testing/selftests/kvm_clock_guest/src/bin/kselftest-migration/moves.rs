@@ -2,29 +2,13 @@
 
 //! Guests that arrive.
 
-use crate::{
-    run,
-    send,
-    Destination, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{run, send, Destination};
+use anyhow::{ensure, Context, Result};
 use clockguest::{
     method::Method,
-    migration::{
-        ClockSource,
-        MigrateConfig,
-        ModeChoice,
-        Summary, //
-    },
+    migration::{ClockSource, MigrateConfig, ModeChoice, Summary},
 };
-use kvm_clock_guest_selftests::ktap::{
-    note,
-    Case, //
-};
+use kvm_clock_guest_selftests::ktap::{note, Case};
 
 const ROUND_TRIPS: u32 = 2;
 

@@ -2,30 +2,13 @@
 
 //! A connection between source and destination, which damages one frame on the way.
 
-use anyhow::{
-    Context,
-    Result, //
-};
-use clockguest::stream::{
-    Kind,
-    VERSION, //
-};
+use anyhow::{Context, Result};
+use clockguest::stream::{Kind, VERSION};
 use std::{
-    io::{
-        Read,
-        Write, //
-    },
-    net::{
-        Shutdown,
-        SocketAddr,
-        TcpListener,
-        TcpStream, //
-    },
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
-    sync::{
-        Arc,
-        Mutex, //
-    },
+    sync::{Arc, Mutex},
     thread::spawn,
 };
 

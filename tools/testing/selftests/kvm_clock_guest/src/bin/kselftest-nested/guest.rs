@@ -3,15 +3,9 @@
 //! The guest, L1, runs a guest of its own, L2, which reads its TSC for ever. When told to, L2 calls
 //! L1, which reads its TSC and resumes L2.
 
-use clockguest::guest::layout::{
-    CODE,
-    PAGE_SIZE, //
-};
+use clockguest::guest::layout::{CODE, PAGE_SIZE};
 use kvm_clock_guest_selftests::machine::Machine;
-use std::{
-    arch::global_asm,
-    sync::atomic::Ordering, //
-};
+use std::{arch::global_asm, sync::atomic::Ordering};
 
 // In a vCPU's page. In: its VMCB. In and out: not 0 = L2 is to call L1; L2 clears it.
 const VMCB: usize = 0;

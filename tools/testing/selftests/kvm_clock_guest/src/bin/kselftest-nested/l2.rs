@@ -3,46 +3,22 @@
 //! A VM whose vCPUs run L2, and what the two TSCs of each must be.
 
 use crate::{
-    guest::{
-        code,
-        l2_entry,
-        Nested, //
-    },
-    svm::{
-        self,
-        MSR_VM_HSAVE_PA, //
-    },
+    guest::{code, l2_entry, Nested},
+    svm::{self, MSR_VM_HSAVE_PA},
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::host::rdtsc_ordered;
 use kvm_bindings::KVM_STATE_NESTED_GUEST_MODE;
 use kvm_clock_guest_selftests::{
     ktap::note,
-    machine::{
-        copy_vcpu,
-        Machine, //
-    },
+    machine::{copy_vcpu, Machine},
 };
 use kvm_clock_ioctls::VmClock;
-use kvm_ioctls::{
-    Kvm,
-    KvmNestedStateBuffer, //
-};
-use pvclock::tsc::{
-    is_ahead,
-    TscTransform, //
-};
+use kvm_ioctls::{Kvm, KvmNestedStateBuffer};
+use pvclock::tsc::{is_ahead, TscTransform};
 use std::{
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 /// How long the guest may take for anything.

@@ -7,37 +7,19 @@ mod guest;
 mod l2;
 mod svm;
 
-use anyhow::{
-    bail,
-    ensure,
-    Result, //
-};
+use anyhow::{bail, ensure, Result};
 use clockguest::host::Vendor;
 use kvm_clock_guest_selftests::{
     fixture::move_to_domain,
-    ktap::{
-        self,
-        Case,
-        Skip, //
-    },
+    ktap::{self, Case, Skip},
     require,
-    time::HOUR_NS, //
+    time::HOUR_NS,
 };
 use kvm_clock_ioctls::VmClock;
-use kvm_ioctls::{
-    Cap,
-    Kvm, //
-};
+use kvm_ioctls::{Cap, Kvm};
 use l2::Running;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
-use std::{
-    iter::zip,
-    process::ExitCode, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use std::{iter::zip, process::ExitCode};
 
 /// A host TSC of another domain, far ahead of any of here.
 const OTHER_DOMAIN: u64 = 1 << 60;

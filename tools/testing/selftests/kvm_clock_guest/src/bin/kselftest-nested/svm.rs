@@ -2,24 +2,13 @@
 
 //! What L1 hands to the CPU to run L2 by: a VMCB, as AMD's manual volume 2, appendix B has it.
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::{
-    guest::layout::{
-        PAGE_SIZE,
-        PML4, //
-    },
-    vmm::vm::set_msr, //
+    guest::layout::{PAGE_SIZE, PML4},
+    vmm::vm::set_msr,
 };
 use kvm_clock_guest_selftests::machine::{
-    Machine,
-    CODE_SELECTOR,
-    CR0_PE_MP_ET_NE_PG,
-    CR4_PAE,
-    EFER_LME_LMA,
-    FREE, //
+    Machine, CODE_SELECTOR, CR0_PE_MP_ET_NE_PG, CR4_PAE, EFER_LME_LMA, FREE,
 };
 use std::sync::atomic::Ordering;
 

@@ -3,44 +3,23 @@
 //! What makes KVM compute clocks anew.
 
 use crate::host_cpu::change_cpu;
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::{
-    guest::{
-        code::MSR_KVM_SYSTEM_TIME_NEW,
-        layout, //
-    },
+    guest::{code::MSR_KVM_SYSTEM_TIME_NEW, layout},
     vmm::{
-        vm::{
-            get_msr,
-            set_msr,
-            MSR_IA32_TSC, //
-        },
-        Vm, //
+        vm::{get_msr, set_msr, MSR_IA32_TSC},
+        Vm,
     },
 };
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
+    clocks::{function, pages},
     fixture::run_a_little,
-    hyperv,
-    snippet,
-    trace::Updates, //
+    hyperv, snippet,
+    trace::Updates,
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    tsc_offset, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    ClockGuest,
-    PVCLOCK_TSC_STABLE, //
-};
+use pvclock::abi::{ClockGuest, PVCLOCK_TSC_STABLE};
 use std::sync::atomic::Ordering;
 
 /// `MSR_KVM_WALL_CLOCK` and `MSR_KVM_SYSTEM_TIME`, as guests of long ago know them.

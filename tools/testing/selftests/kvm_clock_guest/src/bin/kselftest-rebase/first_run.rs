@@ -3,36 +3,18 @@
 //! SET before the first KVM_RUN, with all that the creation of vCPUs left pending.
 
 use crate::hour_old_at_another_rate;
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
+    clocks::{function, Clocks},
     expect,
-    fixture::{
-        get,
-        reference_offset,
-        set,
-        settle, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    fixture::{get, reference_offset, set, settle},
+    ktap::{note, Case},
     time::HOUR_NS,
     trace::Trace,
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let modes = [

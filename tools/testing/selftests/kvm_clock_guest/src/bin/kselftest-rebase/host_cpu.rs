@@ -2,21 +2,10 @@
 
 //! Where vCPUs run.
 
-use anyhow::{
-    bail,
-    Context,
-    Result, //
-};
+use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    fixture::run_a_little,
-    ktap::Skip, //
-};
-use std::{
-    fs,
-    io,
-    mem::MaybeUninit, //
-};
+use kvm_clock_guest_selftests::{fixture::run_a_little, ktap::Skip};
+use std::{fs, io, mem::MaybeUninit};
 
 /// Runs every vCPU on one host CPU and then on another.
 pub(crate) fn change_cpu(vm: &Vm) -> Result<()> {

@@ -3,21 +3,11 @@
 //! A vCPU that comes later reads the pinned record, and disturbs nobody's.
 
 use crate::pinned;
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
+    clocks::{function, Clocks},
     halting,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
     trace::Trace,
 };
 use kvm_clock_ioctls::tsc_offset;

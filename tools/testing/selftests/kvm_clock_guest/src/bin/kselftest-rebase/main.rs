@@ -13,55 +13,21 @@ mod host_cpu;
 mod hot_add;
 mod replaced;
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use causes::{
-    Cause,
-    CAUSES, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use causes::{Cause, CAUSES};
+use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
+    clocks::{function, Clocks},
     expect,
-    fixture::{
-        at_another_rate,
-        derived,
-        get,
-        make_consistent,
-        run_a_little,
-        set,
-        settle, //
-    },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    fixture::{at_another_rate, derived, get, make_consistent, run_a_little, set, settle},
+    ktap::{self, note, Case},
     require,
     trace::Trace,
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    ClockGuest,
-    MODE_EXACT,
-    PVCLOCK_TSC_STABLE, //
-};
-use std::{
-    process::ExitCode,
-    thread::sleep,
-    time::Duration, //
-};
+use pvclock::abi::{ClockGuest, MODE_EXACT, PVCLOCK_TSC_STABLE};
+use std::{process::ExitCode, thread::sleep, time::Duration};
 
 fn main() -> ExitCode {
     let mut cases: Vec<_> = CAUSES

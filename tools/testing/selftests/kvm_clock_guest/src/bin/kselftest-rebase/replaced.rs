@@ -2,23 +2,12 @@
 
 //! `KVM_SET_CLOCK` replaces the pinned record, as documented.
 
-use crate::{
-    causes::update_master_clock,
-    pinned, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{causes::update_master_clock, pinned};
+use anyhow::{ensure, Context, Result};
 use kvm_bindings::kvm_clock_data;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        derived,
-        get,
-        run_a_little, //
-    },
+    fixture::{derived, get, run_a_little},
     ktap::Case,
 };
 use kvm_ioctls::Kvm;

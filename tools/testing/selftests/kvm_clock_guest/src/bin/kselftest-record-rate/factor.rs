@@ -2,19 +2,10 @@
 
 //! Factors that KVM never makes: their highest bit is 0.
 
-use crate::record::{
-    for_mode,
-    Start,
-    MODES,
-    STARTS,
-    VCPUS, //
-};
+use crate::record::{for_mode, Start, MODES, STARTS, VCPUS};
 use anyhow::Result;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        make_consistent, //
-    },
+    fixture::{get, make_consistent},
     ktap::Case,
     refusal::ensure_refused,
 };

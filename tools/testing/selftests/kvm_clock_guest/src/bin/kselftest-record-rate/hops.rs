@@ -3,38 +3,17 @@
 //! Hop after hop: each takes the record a little further from the TSC's rate. SET refuses the hop
 //! that takes it beyond the tolerance, however small that hop is.
 
-use crate::record::{
-    at_rate,
-    ensure_has_record,
-    for_mode,
-    ppm,
-    MODES,
-    VCPUS, //
-};
-use anyhow::{
-    Context,
-    Result, //
-};
+use crate::record::{at_rate, ensure_has_record, for_mode, ppm, MODES, VCPUS};
+use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        derived,
-        get,
-        set,
-        settle, //
-    },
+    fixture::{derived, get, set, settle},
     ktap::Case,
     refusal::ensure_refused,
 };
-use kvm_clock_ioctls::{
-    set_vm_clock_guest,
-    VmClock, //
-};
+use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT};
 
 const HOPS: i64 = 8;
 /// What a record may be off, ppm.

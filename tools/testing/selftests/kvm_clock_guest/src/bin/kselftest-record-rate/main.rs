@@ -10,10 +10,7 @@ mod rates;
 mod record;
 
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        note, //
-    },
+    ktap::{self, note},
     require,
 };
 use std::process::ExitCode;

@@ -2,22 +2,10 @@
 
 //! Records just inside the tolerance, just outside, and far off.
 
-use crate::record::{
-    at_rate,
-    ensure_has_record,
-    for_mode,
-    ppm,
-    Start,
-    MODES,
-    STARTS,
-    VCPUS, //
-};
+use crate::record::{at_rate, ensure_has_record, for_mode, ppm, Start, MODES, STARTS, VCPUS};
 use anyhow::Result;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        set, //
-    },
+    fixture::{get, set},
     ktap::Case,
     refusal::ensure_refused,
 };

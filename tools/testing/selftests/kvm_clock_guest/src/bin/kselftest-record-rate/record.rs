@@ -2,33 +2,15 @@
 
 //! Records of other rates.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
-    fixture::{
-        derived,
-        get,
-        make_consistent,
-        move_to_domain,
-        pinned,
-        run_a_little, //
-    },
+    clocks::{function, pages},
+    fixture::{derived, get, make_consistent, move_to_domain, pinned, run_a_little},
 };
 use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_PINNED};
 
 pub(crate) const VCPUS: u32 = 2;
 /// A host TSC of another domain, far ahead of any of here.

@@ -5,52 +5,22 @@
 
 mod slope;
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
-    fixture::{
-        derived,
-        get,
-        make_consistent,
-        reference_transform,
-        set,
-        settle, //
-    },
-    ktap::{
-        self,
-        note,
-        Case, //
-    },
+    clocks::{function, Clocks},
+    fixture::{derived, get, make_consistent, reference_transform, set, settle},
+    ktap::{self, note, Case},
     refusal::ensure_refused,
     require,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
-use kvm_clock_ioctls::{
-    set_vm_clock_guest,
-    VmClock, //
-};
+use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
-    CAP_RESLOPE,
-    FLAG_ALLOW_RATE_MISMATCH,
-    FLAG_RESLOPE,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
+    CAP_RESLOPE, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
 };
-use slope::{
-    ensure_continues,
-    ensure_runs_at_1,
-    times, //
-};
+use slope::{ensure_continues, ensure_runs_at_1, times};
 use std::process::ExitCode;
 
 /// vCPUs of the VMs.

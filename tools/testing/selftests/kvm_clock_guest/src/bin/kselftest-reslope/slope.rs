@@ -2,47 +2,21 @@
 
 //! Records of other slopes, and what becomes of kvmclock.
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
+    clocks::{function, pages},
     continued::kvm_ahead_of_raw,
-    expect::{
-        elapsed_ns,
-        ensure_kvm_tells,
-        kvmclock_ns,
-        ticks, //
-    },
-    fixture::{
-        get,
-        reference_transform,
-        run_a_little, //
-    },
+    expect::{elapsed_ns, ensure_kvm_tells, kvmclock_ns, ticks},
+    fixture::{get, reference_transform, run_a_little},
     ktap::note,
 };
 use kvm_clock_ioctls::VmClock;
 use pvclock::{
-    abi::{
-        ClockGuest,
-        VmClockGuest,
-        MODE_ADVANCE,
-        MODE_EXACT, //
-    },
-    rate::{
-        Factor,
-        GuestRate, //
-    },
+    abi::{ClockGuest, VmClockGuest, MODE_ADVANCE, MODE_EXACT},
+    rate::{Factor, GuestRate},
 };
-use std::{
-    thread::sleep,
-    time::Duration, //
-};
+use std::{thread::sleep, time::Duration};
 
 /// How long a clock's rate is watched.
 const WATCH: Duration = Duration::from_secs(3);

@@ -4,52 +4,20 @@
 //! reads.
 
 use crate::{
-    tsc::{
-        ensure_on_function,
-        excludes_host_rate,
-        Tsc, //
-    },
-    Host,
-    Rate,
-    RATES, //
+    tsc::{ensure_on_function, excludes_host_rate, Tsc},
+    Host, Rate, RATES,
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::Vendor,
-    vmm::Vm, //
-};
-use kvm_bindings::{
-    kvm_device_attr,
-    KVM_VCPU_TSC_CTRL, //
-};
+use anyhow::{bail, ensure, Context, Result};
+use clockguest::{host::Vendor, vmm::Vm};
+use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL};
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        run_a_little, //
-    },
+    fixture::{get, run_a_little},
     ktap::Case,
-    refusal::{
-        ensure_changes_nothing,
-        ensure_errno, //
-    },
+    refusal::{ensure_changes_nothing, ensure_errno},
 };
-use pvclock::abi::{
-    VcpuTscScale,
-    KVM_VCPU_TSC_SCALE, //
-};
-use std::time::{
-    Duration,
-    Instant, //
-};
-use vmm_sys_util::{
-    errno,
-    ioctl::ioctl_with_ref, //
-};
+use pvclock::abi::{VcpuTscScale, KVM_VCPU_TSC_SCALE};
+use std::time::{Duration, Instant};
+use vmm_sys_util::{errno, ioctl::ioctl_with_ref};
 
 /// Request numbers.
 mod nr {

@@ -2,42 +2,19 @@
 
 //! Mode exact after a live update: the same counter, of which KVM makes another ratio.
 
-use crate::{
-    exact::ensure_pinned,
-    Host,
-    Rate,
-    RATES,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{exact::ensure_pinned, Host, Rate, RATES, VCPUS};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        get,
-        run_a_little,
-        set, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    fixture::{get, run_a_little, set},
+    ktap::{note, Case},
     refusal::ensure_refused,
 };
-use kvm_clock_ioctls::{
-    set_vm_clock_guest,
-    tsc_scale, //
-};
+use kvm_clock_ioctls::{set_vm_clock_guest, tsc_scale};
 use pvclock::{
     abi::MODE_EXACT,
-    tsc::{
-        Scale,
-        TscTransform, //
-    },
+    tsc::{Scale, TscTransform},
 };
 
 /// Fraction bits of SVM's ratio, and the bits that it has in all; the others are reserved.

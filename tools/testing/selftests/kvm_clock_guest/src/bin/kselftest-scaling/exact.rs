@@ -3,52 +3,23 @@
 //! Mode exact at any ratio: all comes back bit for bit, and KVM_GET_CLOCK is the record's function.
 
 use crate::{
-    tsc::{
-        ensure_on_function,
-        move_to_domain,
-        Tsc, //
-    },
-    Host,
-    Rate,
-    RATES,
-    VCPUS, //
+    tsc::{ensure_on_function, move_to_domain, Tsc},
+    Host, Rate, RATES, VCPUS,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        Clocks, //
-    },
+    clocks::{function, Clocks},
     expect::kvmclock_ns,
-    fixture::{
-        get,
-        run_a_little,
-        set, //
-    },
+    fixture::{get, run_a_little, set},
     halting,
     ktap::Case,
-    refusal::{
-        ensure_changes_nothing,
-        ensure_errno,
-        ensure_refused, //
-    },
+    refusal::{ensure_changes_nothing, ensure_errno, ensure_refused},
 };
-use kvm_clock_ioctls::{
-    get_clock_guest,
-    set_clock_guest,
-    set_vm_clock_guest, //
-};
+use kvm_clock_ioctls::{get_clock_guest, set_clock_guest, set_vm_clock_guest};
 use pvclock::{
-    abi::{
-        ClockGuest,
-        MODE_EXACT, //
-    },
+    abi::{ClockGuest, MODE_EXACT},
     rate::Factor,
 };
 

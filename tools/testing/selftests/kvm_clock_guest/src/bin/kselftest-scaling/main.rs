@@ -10,26 +10,12 @@ mod migration;
 mod moved;
 mod tsc;
 
-use anyhow::{
-    bail,
-    ensure,
-    Result, //
-};
+use anyhow::{bail, ensure, Result};
 use clockguest::vmm::Vm;
-use kvm_bindings::{
-    KVM_CAP_TSC_CONTROL,
-    KVM_CAP_VM_TSC_CONTROL, //
-};
+use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL};
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        run_a_little,
-        set, //
-    },
-    ktap::{
-        self,
-        Skip, //
-    },
+    fixture::{get, run_a_little, set},
+    ktap::{self, Skip},
     require,
 };
 use kvm_ioctls::Kvm;

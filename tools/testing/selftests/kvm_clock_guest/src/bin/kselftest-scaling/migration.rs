@@ -3,47 +3,18 @@
 //! Between guests of different TSC rates: refused, with the difference to the Hz, unless the VMM
 //! takes it or it is within KVM's own tolerance.
 
-use crate::{
-    moved::ensure_moved_as_one,
-    tsc::move_to_domain,
-    Host,
-    Rate,
-    RATES,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{moved::ensure_moved_as_one, tsc::move_to_domain, Host, Rate, RATES, VCPUS};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        get,
-        run_a_little,
-        set, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
-    refusal::{
-        ensure_changes_nothing,
-        ensure_errno, //
-    },
+    fixture::{get, run_a_little, set},
+    ktap::{note, Case},
+    refusal::{ensure_changes_nothing, ensure_errno},
 };
-use kvm_clock_ioctls::{
-    set_vm_clock_guest,
-    VmClock, //
-};
+use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use pvclock::abi::{
-    VmClockGuest,
-    FLAG_ALLOW_RATE_MISMATCH,
-    FLAG_RESLOPE,
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
+    VmClockGuest, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
 };
 
 const MODES: [u32; 3] = [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE];

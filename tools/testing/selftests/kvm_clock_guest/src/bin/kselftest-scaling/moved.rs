@@ -4,45 +4,20 @@
 
 use crate::{
     exact::ensure_kvm_tells,
-    tsc::{
-        ensure_on_function,
-        move_to_domain,
-        Tsc, //
-    },
-    Host,
-    Rate,
-    RATES, //
+    tsc::{ensure_on_function, move_to_domain, Tsc},
+    Host, Rate, RATES,
 };
-use anyhow::{
-    ensure,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Result};
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    expect::{
-        error_ticks,
-        ticks, //
-    },
-    fixture::{
-        get,
-        run_a_little,
-        set, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    expect::{error_ticks, ticks},
+    fixture::{get, run_a_little, set},
+    ktap::{note, Case},
     time::SECOND_NS,
 };
 use kvm_clock_ioctls::VmClock;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_FREEZE};
 
 /// Anchors of the other domain: behind, and far ahead of, any host TSC of here. Scaled, the last
 /// two exceed 64 bits wherever the ratio is above 1.

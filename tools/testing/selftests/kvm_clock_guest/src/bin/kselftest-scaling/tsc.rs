@@ -3,20 +3,9 @@
 //! A vCPU's TSC as a function of the host's, by arithmetic of the test's own, and from what KVM
 //! tells beside the ioctls under test.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    measure::Reading,
-    vmm::Vm, //
-};
-use kvm_clock_ioctls::{
-    tsc_offset,
-    tsc_scale,
-    VmClock, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{measure::Reading, vmm::Vm};
+use kvm_clock_ioctls::{tsc_offset, tsc_scale, VmClock};
 
 /// `((host TSC * ratio) >> frac_bits) + offset`, mod 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,19 +4,10 @@
 //! equal.
 
 use crate::state::ensure_pages;
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    fixture::settle,
-    ktap::Case, //
-};
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    tsc_offset, //
-};
+use kvm_clock_guest_selftests::{fixture::settle, ktap::Case};
+use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::Kvm;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {

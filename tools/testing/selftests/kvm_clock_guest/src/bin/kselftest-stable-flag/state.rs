@@ -2,26 +2,14 @@
 
 //! VMs, and the flag in them.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::pages,
-    fixture::{
-        derived,
-        get,
-        pinned,
-        settle, //
-    },
+    fixture::{derived, get, pinned, settle},
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    PVCLOCK_TSC_STABLE,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{PVCLOCK_TSC_STABLE, STATUS_PINNED};
 
 /// Whose clock a VM has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

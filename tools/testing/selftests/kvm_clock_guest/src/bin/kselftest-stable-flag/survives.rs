@@ -2,33 +2,17 @@
 
 //! The flag comes back as it was, and SET honours it.
 
-use crate::state::{
-    ensure_flag,
-    Clock, //
-};
-use anyhow::{
-    Context,
-    Result, //
-};
+use crate::state::{ensure_flag, Clock};
+use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        get,
-        move_to_domain,
-        run_a_little,
-        set, //
-    },
+    fixture::{get, move_to_domain, run_a_little, set},
     ktap::Case,
     tsc_writes::BY_GUEST_ADJUST,
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    PVCLOCK_TSC_STABLE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, PVCLOCK_TSC_STABLE};
 
 const VCPUS: u32 = 2;
 /// How far the guest moves vCPU 1's TSC, ticks.

@@ -2,25 +2,12 @@
 
 //! TSCs go apart, and together again.
 
-use crate::state::{
-    ensure_flag,
-    ensure_pages,
-    Clock, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::state::{ensure_flag, ensure_pages, Clock};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     ktap::Case,
-    tsc_writes::{
-        TscWrite,
-        BY_GUEST_ADJUST,
-        BY_OFFSET,
-        TSC_WRITES, //
-    },
+    tsc_writes::{TscWrite, BY_GUEST_ADJUST, BY_OFFSET, TSC_WRITES},
 };
 use kvm_ioctls::Kvm;
 

@@ -8,10 +8,7 @@ mod racing;
 mod record;
 mod rounds;
 
-use kvm_clock_guest_selftests::{
-    ktap,
-    require, //
-};
+use kvm_clock_guest_selftests::{ktap, require};
 use std::process::ExitCode;
 
 /// SETs of a case.

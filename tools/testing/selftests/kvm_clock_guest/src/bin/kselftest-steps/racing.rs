@@ -4,36 +4,20 @@
 //! before the first of them gets on.
 
 use crate::SETS;
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        pinned, //
-    },
+    fixture::{get, pinned},
     flat_out::Progress,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
 };
 use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_ADVANCE;
 use std::{
-    sync::atomic::{
-        AtomicBool,
-        Ordering, //
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 const VCPUS: u32 = 4;

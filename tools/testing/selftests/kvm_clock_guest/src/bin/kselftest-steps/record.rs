@@ -3,30 +3,17 @@
 //! `KVM_SET_CLOCK_GUEST` on a vCPU, which puts back the record that it has, while all vCPUs run.
 
 use crate::SETS;
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    apart::{
-        apart,
-        AHEAD, //
-    },
+    apart::{apart, AHEAD},
     clocks::Clocks,
     descriptors,
     fixture::pinned,
     flat_out::Progress,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
 };
-use kvm_clock_ioctls::{
-    get_clock_guest,
-    set_clock_guest, //
-};
+use kvm_clock_ioctls::{get_clock_guest, set_clock_guest};
 use kvm_ioctls::Kvm;
 
 /// SETs between two looks at whether every vCPU gets on.

@@ -3,42 +3,17 @@
 //! Stop, SET, and go on, in every mode in turn.
 
 use crate::SETS;
-use anyhow::{
-    ensure,
-    Result, //
-};
-use clockguest::vmm::{
-    vcpu::Vcpu,
-    Vm, //
-};
+use anyhow::{ensure, Result};
+use clockguest::vmm::{vcpu::Vcpu, Vm};
 use kvm_clock_guest_selftests::{
-    apart::{
-        apart,
-        ensure_apart,
-        AHEAD, //
-    },
-    clocks::{
-        pages,
-        Clocks, //
-    },
-    fixture::{
-        get,
-        move_to_domain,
-        pinned,
-        set, //
-    },
+    apart::{apart, ensure_apart, AHEAD},
+    clocks::{pages, Clocks},
+    fixture::{get, move_to_domain, pinned, set},
     flat_out::Progress,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::time::Instant;
 
 /// SETs of a VM whose vCPUs' TSCs cannot be compared, so that it tells less.

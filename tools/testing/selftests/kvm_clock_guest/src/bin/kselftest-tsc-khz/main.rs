@@ -12,15 +12,8 @@ mod works;
 use anyhow::Result;
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        set,
-        settle, //
-    },
-    ktap::{
-        self,
-        note, //
-    },
+    fixture::{get, set, settle},
+    ktap::{self, note},
     require,
 };
 use kvm_ioctls::Kvm;

@@ -2,28 +2,14 @@
 
 //! What the ioctl returns, and that nothing changes.
 
-use crate::{
-    pinned,
-    pinned_before_run,
-    Rate, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{pinned, pinned_before_run, Rate};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{
-        get,
-        vcpu_transform, //
-    },
+    fixture::{get, vcpu_transform},
     ktap::Case,
     one_clock::ensure_one_clock,
-    refusal::{
-        ensure_changes_nothing,
-        ensure_errno, //
-    },
+    refusal::{ensure_changes_nothing, ensure_errno},
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::STATUS_PINNED;

@@ -2,44 +2,18 @@
 
 //! Whatever the ioctl returns, the guest's clock makes no step.
 
-use crate::{
-    pinned,
-    Rate, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    observe,
-    vmm::Vm, //
-};
+use crate::{pinned, Rate};
+use anyhow::{ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
-    expect::{
-        ensure_reads,
-        kvmclock_ns, //
-    },
-    fixture::{
-        get,
-        vcpu_transform, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    clocks::{function, pages},
+    expect::{ensure_reads, kvmclock_ns},
+    fixture::{get, vcpu_transform},
+    ktap::{note, Case},
     one_clock::ensure_one_clock,
 };
 use kvm_ioctls::Kvm;
-use std::{
-    thread::sleep,
-    time::Duration, //
-};
+use std::{thread::sleep, time::Duration};
 
 /// The clock's age when the ioctl is called, and how long the guest goes on: a function that is
 /// wrong by 200 ppm is off by 0.2 ms then.

@@ -2,21 +2,11 @@
 
 //! Where no clock is pinned, the ioctl works.
 
-use crate::{
-    pinned,
-    Rate, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use crate::{pinned, Rate};
+use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::kvm_clock_data;
-use kvm_clock_guest_selftests::{
-    fixture::settle,
-    ktap::Case, //
-};
+use kvm_clock_guest_selftests::{fixture::settle, ktap::Case};
 use kvm_ioctls::Kvm;
 
 pub(crate) fn cases(start: Rate, others: &[Rate]) -> Vec<Case<Kvm>> {

@@ -6,40 +6,18 @@
 //!
 //! All threads share one CPU of the host, so that no migration of a vCPU makes KVM update a page.
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
+    clocks::{function, pages},
     expect::ensure_reads,
-    fixture::{
-        pinned,
-        run_a_little,
-        settle, //
-    },
-    ktap::{
-        self,
-        Case, //
-    },
+    fixture::{pinned, run_a_little, settle},
+    ktap::{self, Case},
     one_clock::ensure_one_clock,
     require,
     single_cpu::SingleCpu,
     snippet,
-    tsc_writes::{
-        TscWrite,
-        BY_OFFSET,
-        TSC_WRITES, //
-    },
+    tsc_writes::{TscWrite, BY_OFFSET, TSC_WRITES},
 };
 use kvm_ioctls::Kvm;
 use std::process::ExitCode;

@@ -2,10 +2,7 @@
 
 //! Bytes at the end of accessible memory.
 
-use std::{
-    io,
-    ptr::NonNull, //
-};
+use std::{io, ptr::NonNull};
 
 const PAGE: usize = 4096;
 

@@ -7,11 +7,7 @@
 //! that the UAPI header says the same in C is for the module's build to find out
 //! (`abi_check.rs`).
 
-use std::{
-    io,
-    mem::offset_of,
-    os::fd::AsRawFd, //
-};
+use std::{io, mem::offset_of, os::fd::AsRawFd};
 
 /// `struct pvclock_vcpu_time_info`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -16,29 +16,18 @@ mod refuses;
 mod scale;
 mod writes;
 
-use anyhow::{
-    Context,
-    Result, //
-};
+use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
     clocksource,
-    fixture::{
-        derived,
-        pinned, //
-    },
-    ktap,
-    require, //
+    fixture::{derived, pinned},
+    ktap, require,
 };
 use kvm_ioctls::Kvm;
 use list::TimeInfo;
 use pvclock::abi::ClockGuest;
 use std::{
-    os::fd::{
-        AsRawFd,
-        BorrowedFd,
-        OwnedFd, //
-    },
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     process::ExitCode,
 };
 

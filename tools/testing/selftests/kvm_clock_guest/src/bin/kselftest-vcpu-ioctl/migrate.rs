@@ -6,50 +6,21 @@
 
 use crate::{
     get,
-    list::{
-        tsc_attr,
-        Access,
-        TscScale,
-        KVM_VCPU_TSC_SCALE, //
-    },
-    record,
-    set,
-    Host,
-    VCPUS, //
+    list::{tsc_attr, Access, TscScale, KVM_VCPU_TSC_SCALE},
+    record, set, Host, VCPUS,
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::{
-    measure::{
-        compare,
-        ClockError, //
-    },
-    vmm::Vm, //
+    measure::{compare, ClockError},
+    vmm::Vm,
 };
-use kvm_bindings::{
-    kvm_clock_data,
-    KVM_CLOCK_HOST_TSC,
-    KVM_CLOCK_REALTIME, //
-};
+use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    fixture::{
-        derived,
-        run_a_little, //
-    },
-    ktap::{
-        note,
-        Case, //
-    },
+    fixture::{derived, run_a_little},
+    ktap::{note, Case},
 };
-use kvm_clock_ioctls::{
-    set_tsc_offset,
-    tsc_offset, //
-};
+use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::VcpuFd;
 
 /// Times that a guest is carried over.

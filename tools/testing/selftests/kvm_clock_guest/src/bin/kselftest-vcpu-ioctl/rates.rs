@@ -5,21 +5,11 @@
 use crate::{
     get,
     list::TimeInfo,
-    refuses::{
-        ensure_accepted,
-        ensure_refused, //
-    },
-    Host,
-    VCPUS, //
+    refuses::{ensure_accepted, ensure_refused},
+    Host, VCPUS,
 };
-use anyhow::{
-    Context,
-    Result, //
-};
-use kvm_clock_guest_selftests::{
-    fixture::derived,
-    ktap::Case, //
-};
+use anyhow::{Context, Result};
+use kvm_clock_guest_selftests::{fixture::derived, ktap::Case};
 use pvclock::rate::Factor;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

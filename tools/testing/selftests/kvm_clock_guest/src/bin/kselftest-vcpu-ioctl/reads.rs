@@ -4,37 +4,16 @@
 
 use crate::{
     get,
-    list::{
-        get_clock_guest,
-        PVCLOCK_TSC_STABLE_BIT, //
-    },
-    record,
-    second_descriptor,
-    set,
-    Host,
-    VCPUS, //
+    list::{get_clock_guest, PVCLOCK_TSC_STABLE_BIT},
+    record, second_descriptor, set, Host, VCPUS,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        pages,
-        Clocks, //
-    },
-    fixture::{
-        self,
-        pinned,
-        run_a_little, //
-    },
+    clocks::{pages, Clocks},
+    fixture::{self, pinned, run_a_little},
     halting,
-    ktap::Case, //
+    ktap::Case,
 };
 use kvm_clock_ioctls::set_tsc_offset;
 use pvclock::tsc::TscTransform;

@@ -9,38 +9,17 @@ use crate::{
     edge::Edge,
     get,
     list::{
-        get_clock_guest,
-        ioctl,
-        set_clock_guest,
-        TimeInfo,
-        KVM_GET_CLOCK_GUEST,
-        KVM_SET_CLOCK_GUEST, //
+        get_clock_guest, ioctl, set_clock_guest, TimeInfo, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST,
     },
-    record,
-    set,
-    Host,
-    VCPUS, //
+    record, set, Host, VCPUS,
 };
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages,
-        Clocks, //
-    },
+    clocks::{function, pages, Clocks},
     clocksource::WithoutTsc,
-    fixture::{
-        derived,
-        pinned,
-        run_a_little, //
-    },
-    ktap::Case, //
+    fixture::{derived, pinned, run_a_little},
+    ktap::Case,
 };
 use std::io;
 use zerocopy::IntoBytes;

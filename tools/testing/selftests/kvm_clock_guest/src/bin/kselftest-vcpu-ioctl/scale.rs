@@ -4,26 +4,14 @@
 
 use crate::{
     edge::Edge,
-    list::{
-        tsc_attr,
-        Access,
-        TscScale,
-        KVM_VCPU_TSC_SCALE, //
-    },
-    Host, //
+    list::{tsc_attr, Access, TscScale, KVM_VCPU_TSC_SCALE},
+    Host,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{ensure, Context, Result};
 use clockguest::host::Vendor;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
-    ktap::{
-        note,
-        Case, //
-    },
+    ktap::{note, Case},
 };
 use kvm_ioctls::Cap;
 use std::io;

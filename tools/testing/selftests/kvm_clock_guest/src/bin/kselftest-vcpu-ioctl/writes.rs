@@ -4,37 +4,16 @@
 
 use crate::{
     get,
-    list::{
-        set_clock_guest,
-        TimeInfo, //
-    },
-    record,
-    second_descriptor,
-    set,
-    Host,
-    VCPUS, //
+    list::{set_clock_guest, TimeInfo},
+    record, second_descriptor, set, Host, VCPUS,
 };
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages,
-        Clocks, //
-    },
-    fixture::{
-        derived,
-        run_a_little, //
-    },
+    clocks::{function, pages, Clocks},
+    fixture::{derived, run_a_little},
     ktap::Case,
-    time::HOUR_NS, //
+    time::HOUR_NS,
 };
 use kvm_clock_ioctls::set_tsc_offset;
 use pvclock::rate::Factor;

@@ -5,10 +5,7 @@
 
 use clockguest::guest::layout::CODE;
 use kvm_clock_guest_selftests::machine::Machine;
-use std::{
-    arch::global_asm,
-    sync::atomic::Ordering, //
-};
+use std::{arch::global_asm, sync::atomic::Ordering};
 
 // In a vCPU's page. In: its VMXON region, its VMCS, the fields to write and their number.
 const VMXON: usize = 0;

@@ -7,64 +7,30 @@
 mod guest;
 mod vmx;
 
-use anyhow::{
-    bail,
-    ensure,
-    Context,
-    Result, //
-};
+use anyhow::{bail, ensure, Context, Result};
 use clockguest::{
-    host::{
-        rdtsc_ordered,
-        Vendor, //
-    },
+    host::{rdtsc_ordered, Vendor},
     vmm::vm::set_msr,
 };
 use guest::Nested;
-use kvm_bindings::{
-    KVM_STATE_NESTED_GUEST_MODE,
-    KVM_STATE_VMX_PREEMPTION_TIMER_DEADLINE, //
-};
+use kvm_bindings::{KVM_STATE_NESTED_GUEST_MODE, KVM_STATE_VMX_PREEMPTION_TIMER_DEADLINE};
 use kvm_clock_guest_selftests::{
-    ktap::{
-        self,
-        note,
-        Case,
-        Skip, //
-    },
-    machine::{
-        copy_vcpu,
-        Machine, //
-    },
+    ktap::{self, note, Case, Skip},
+    machine::{copy_vcpu, Machine},
     require,
-    time::SECOND_NS, //
+    time::SECOND_NS,
 };
-use kvm_ioctls::{
-    Cap,
-    Kvm,
-    KvmNestedStateBuffer, //
-};
+use kvm_ioctls::{Cap, Kvm, KvmNestedStateBuffer};
 use pvclock::{
-    abi::{
-        MODE_ADVANCE,
-        MODE_EXACT,
-        MODE_FREEZE, //
-    },
+    abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE},
     tsc::is_ahead,
 };
 use std::{
     process::ExitCode,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
-use vmx::{
-    EXIT_PREEMPTION_TIMER,
-    MSR_FEATURE_CONTROL,
-    TIMER_SHIFT, //
-};
+use vmx::{EXIT_PREEMPTION_TIMER, MSR_FEATURE_CONTROL, TIMER_SHIFT};
 
 const MSR_IA32_TSC: u32 = 0x10;
 /// L1's TSC at first, ticks: minutes ahead of that of a new VM.

@@ -3,30 +3,14 @@
 //! What L1 hands to the CPU to run L2 by: the fields of a VMCS, as Intel's manual volume 3, appendix
 //! B has them.
 
-use crate::guest::{
-    l1_exit,
-    l2_entry,
-    Nested,
-    CR4_VMXE, //
-};
+use crate::guest::{l1_exit, l2_entry, Nested, CR4_VMXE};
 use anyhow::Result;
 use clockguest::{
-    guest::layout::{
-        PAGE_SIZE,
-        PML4, //
-    },
-    vmm::vm::{
-        get_msr,
-        set_msr, //
-    },
+    guest::layout::{PAGE_SIZE, PML4},
+    vmm::vm::{get_msr, set_msr},
 };
 use kvm_clock_guest_selftests::machine::{
-    area,
-    Machine,
-    CODE_SELECTOR,
-    CR0_PE_MP_ET_NE_PG,
-    CR4_PAE,
-    FREE, //
+    area, Machine, CODE_SELECTOR, CR0_PE_MP_ET_NE_PG, CR4_PAE, FREE,
 };
 use std::sync::atomic::Ordering;
 

@@ -5,27 +5,11 @@
 //!
 //! All TSCs are one here. KVM is made to believe that the vCPUs saw a later one.
 
-use crate::{
-    ensure_goes_on,
-    get_or_fall_back,
-    Host,
-    Pinned,
-    VCPUS, //
-};
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::Vm, //
-};
+use crate::{ensure_goes_on, get_or_fall_back, Host, Pinned, VCPUS};
+use anyhow::{ensure, Context, Result};
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    continued::{
-        kvm_ahead_of_raw,
-        Span, //
-    },
+    continued::{kvm_ahead_of_raw, Span},
     fixture::derived,
     host_clock::now_ns,
     hotplug::host_cpus,

@@ -14,68 +14,29 @@
 mod lagging;
 mod sets;
 
-use anyhow::{
-    ensure,
-    Context,
-    Result, //
-};
-use clockguest::{
-    observe,
-    vmm::Vm, //
-};
+use anyhow::{ensure, Context, Result};
+use clockguest::{observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{
-        function,
-        pages, //
-    },
+    clocks::{function, pages},
     clocksource,
-    continued::{
-        Continued,
-        Function,
-        Paired, //
-    },
-    fixture::{
-        an_hour_ahead,
-        get,
-        pinned,
-        reference_transform,
-        run_a_little,
-        set, //
-    },
+    continued::{Continued, Function, Paired},
+    fixture::{an_hour_ahead, get, pinned, reference_transform, run_a_little, set},
     host_module,
     hotplug::host_cpus,
-    ktap::{
-        self,
-        note,
-        Case,
-        Skip, //
-    },
+    ktap::{self, note, Case, Skip},
     refusal::ensure_errno,
-    require, //
+    require,
 };
 use kvm_clock_ioctls::{
-    get_clock_guest,
-    get_vm_clock_guest,
-    get_vm_clock_guest_or_fall_back,
-    set_clock_guest,
-    set_vm_clock_guest,
-    VmClock, //
+    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
+    set_vm_clock_guest, VmClock,
 };
 use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    MODE_ADVANCE,
-    MODE_EXACT,
-    MODE_FREEZE,
-    STATUS_HOST_TSC_STABLE,
-    STATUS_PINNED, //
-};
+use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 use std::{
     process::ExitCode,
     thread::sleep,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::{Duration, Instant},
 };
 
 const VCPUS: u32 = 2;
