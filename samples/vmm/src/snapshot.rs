@@ -5,8 +5,8 @@
 use crate::vm::{Reading, Vm, MEMORY, MSR_IA32_TSC_DEADLINE, MSR_KVM_SYSTEM_TIME_NEW};
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::{kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_sregs, Msrs};
-use kvm_clock_ioctls::abi::{FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT};
-use kvm_clock_ioctls::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
+use kvm_clock::abi::{FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT};
+use kvm_clock::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use std::{fs, sync::atomic::Ordering};

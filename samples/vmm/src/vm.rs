@@ -4,7 +4,7 @@
 
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::{kvm_mp_state, kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
-use kvm_clock_ioctls::{abi::ClockGuest, bits, clock_guest_cap, set_tsc_khz};
+use kvm_clock::{abi::ClockGuest, bits, clock_guest_cap, set_tsc_khz};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};

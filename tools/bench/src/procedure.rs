@@ -7,7 +7,7 @@ use crate::vm::Vm;
 use anyhow::{Context, Result};
 use clockguest::{method::legacy_offset, vmm::vm::MSR_IA32_TSC};
 use kvm_bindings::{kvm_clock_data, kvm_msr_entry, Msrs, KVM_CLOCK_REALTIME};
-use kvm_clock_ioctls::{
+use kvm_clock::{
     abi::{ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_EXACT},
     get_clock_guest, raw, set_clock_guest, set_tsc_offset, tsc_offset,
 };

@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use clockguest::progress::Progress;
-use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
+use kvm_clock::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 use std::fmt::Write as _;

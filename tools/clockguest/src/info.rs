@@ -7,7 +7,7 @@ use crate::{
     vmm::{self, error::Context, Vm},
 };
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC};
-use kvm_clock_ioctls::{clock_guest_cap, tsc_scale};
+use kvm_clock::{clock_guest_cap, tsc_scale};
 use kvm_ioctls::{Cap, Kvm};
 use pvclock::{abi, plan::knows_tai};
 use serde::Serialize;

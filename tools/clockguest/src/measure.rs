@@ -64,7 +64,7 @@ pub struct VcpuReading {
     /// The transform in force, read after it was stopped.
     pub tsc: RawTransform,
     /// The record that the guest read last.
-    #[serde(with = "kvm_clock_ioctls::bits")]
+    #[serde(with = "kvm_clock::bits")]
     pub record: ClockGuest,
     /// Readings made meanwhile.
     pub samples: Vec<Bracketed>,
@@ -200,7 +200,7 @@ pub enum Contradiction {
 ///
 /// ```
 /// use clockguest::{guest, measure};
-/// use kvm_clock_ioctls::abi::ClockGuest;
+/// use kvm_clock::abi::ClockGuest;
 ///
 /// let reading = |offset: u64, record: ClockGuest, host_tsc: u64| {
 ///     let tsc = host_tsc + offset;

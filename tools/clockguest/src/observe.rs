@@ -7,7 +7,7 @@ use crate::{
     measure::{Bracketed, RawTransform, Reading, VcpuReading},
     vmm::{error::Context, Error, Result, Vm},
 };
-use kvm_clock_ioctls::tsc_scale;
+use kvm_clock::tsc_scale;
 use kvm_ioctls::VcpuFd;
 use std::{
     thread::sleep,

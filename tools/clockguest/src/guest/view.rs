@@ -21,7 +21,7 @@ pub struct Sample {
     /// kvmclock at that TSC as the guest computed it, ns.
     pub kvmclock_ns: u64,
     /// The record it was computed from, as the guest read it.
-    #[serde(with = "kvm_clock_ioctls::bits")]
+    #[serde(with = "kvm_clock::bits")]
     pub record: ClockGuest,
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Mode, SavedClocks};
 use crate::vmm::{error::Context, Result, Vm};
-use kvm_clock_ioctls::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
+use kvm_clock::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use pvclock::abi::FLAG_FALLBACK;
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@
 
 use super::{atomic, legacy_offset};
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
-use kvm_clock_ioctls::VmClock;
+use kvm_clock::VmClock;
 use pvclock::{
     abi::{ClockGuest, ClockGuestVcpu, VmClockGuest, PVCLOCK_TSC_STABLE},
     rate::{Factor, GuestRate},

@@ -8,7 +8,7 @@
 use super::SavedClocks;
 use crate::vmm::{error::Context, Error, Result, Vm};
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
-use kvm_clock_ioctls::set_tsc_offset;
+use kvm_clock::set_tsc_offset;
 use serde::{Deserialize, Serialize};
 
 /// What the source records.

@@ -11,7 +11,7 @@ use crate::{
     host::Unavailable,
     vmm::{Result, Vm},
 };
-use kvm_clock_ioctls::clock_guest_cap;
+use kvm_clock::clock_guest_cap;
 use pvclock::abi;
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,7 @@
 use super::message::SetAt;
 use crate::trace::{Event, Kprobes};
 use anyhow::{bail, Context, Result};
-use kvm_clock_ioctls::VmClock;
+use kvm_clock::VmClock;
 use vmm_sys_util::errno;
 
 /// `cycles` and `systime` (CLOCK_MONOTONIC here) of `struct system_time_snapshot`, when the function

@@ -52,7 +52,7 @@ impl Hello {
         Ok(Self {
             boot_id: host::boot_id().context("cannot read this boot's id")?,
             tsc_khz: vm.tsc_khz()?,
-            clock_guest_cap: kvm_clock_ioctls::clock_guest_cap(vm.fd()),
+            clock_guest_cap: kvm_clock::clock_guest_cap(vm.fd()),
             can_scale: needed
                 .iter()
                 .all(|&cap| kvm.check_extension_raw(cap.into()) > 0),

@@ -15,7 +15,7 @@ use crate::{
     measure::RawTransform,
     method::{atomic, Mode, Saved},
 };
-use kvm_clock_ioctls::VmClock;
+use kvm_clock::VmClock;
 use pvclock::plan::knows_tai;
 
 const NSEC_PER_SEC: i128 = 1_000_000_000;

@@ -15,7 +15,7 @@ use crate::{
     vmm::Vm,
 };
 use anyhow::{anyhow, bail, Context, Result};
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use pvclock::abi::{
     CAP_ADVANCE,
     CAP_EXACT,

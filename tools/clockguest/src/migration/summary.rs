@@ -13,7 +13,7 @@ use crate::{
     method::{Method, Mode, Saved},
     summary::identical,
 };
-use kvm_clock_ioctls::VmClock;
+use kvm_clock::VmClock;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 

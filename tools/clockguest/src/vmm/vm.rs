@@ -17,7 +17,7 @@ use kvm_bindings::{
     kvm_msr_entry, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId, Msrs,
     KVM_MAX_CPUID_ENTRIES,
 };
-use kvm_clock_ioctls::{set_tsc_khz, tsc_offset};
+use kvm_clock::{set_tsc_khz, tsc_offset};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 /// `IA32_TIME_STAMP_COUNTER`.

@@ -5,7 +5,7 @@
 use crate::fixture::{pinned, run_a_little};
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
-use kvm_clock_ioctls::set_tsc_offset;
+use kvm_clock::set_tsc_offset;
 use kvm_ioctls::Kvm;
 
 /// How far each vCPU's TSC is ahead of the first one's, ticks.

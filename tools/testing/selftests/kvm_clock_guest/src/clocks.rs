@@ -9,7 +9,7 @@ use clockguest::{
     vmm::Vm,
 };
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
-use kvm_clock_ioctls::{get_vm_clock_guest, VmClock};
+use kvm_clock::{get_vm_clock_guest, VmClock};
 use pvclock::abi::{ClockGuest, STATUS_PINNED};
 
 /// TSC offsets, the record as KVM reports it, the records as the guest has them, and

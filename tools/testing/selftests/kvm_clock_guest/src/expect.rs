@@ -6,7 +6,7 @@ use crate::{fixture::reference_transform, time::SECOND_NS};
 use anyhow::{ensure, Context, Result};
 use clockguest::{measure::Reading, vmm::Vm};
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
-use kvm_clock_ioctls::VmClock;
+use kvm_clock::VmClock;
 use pvclock::abi::{ClockGuest, VmClockGuest};
 
 /// Guest ticks in `ns` at the rate of `header`, rounded towards 0, by the definition of the rate.

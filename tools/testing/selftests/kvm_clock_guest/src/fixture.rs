@@ -6,7 +6,7 @@ use crate::time::HOUR_NS;
 use anyhow::{bail, Context, Result};
 use clockguest::host::rdtsc_ordered;
 use clockguest::{measure::Reading, observe, vmm::Vm};
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, tsc_offset, tsc_scale, VmClock};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, tsc_offset, tsc_scale, VmClock};
 use kvm_ioctls::{Kvm, VcpuFd};
 use pvclock::{
     abi::{ClockGuest, MODE_EXACT},

@@ -25,7 +25,7 @@ use kvm_bindings::{
     kvm_dtable, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_segment, kvm_userspace_memory_region,
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pvclock::tsc::TscTransform;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,7 +3,7 @@
 //! Arguments of the ioctls in pages of their own, so that they can end at an inaccessible address,
 //! be longer than the structure, or be write-protected.
 
-use kvm_clock_ioctls::{raw, VmClock};
+use kvm_clock::{raw, VmClock};
 use kvm_ioctls::VmFd;
 use pvclock::abi::{ClockGuestVcpu, VmClockGuest};
 use std::{ffi::c_void, io, mem::offset_of, ptr::NonNull};

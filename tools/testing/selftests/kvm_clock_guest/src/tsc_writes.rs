@@ -11,7 +11,7 @@ use clockguest::{
         Vm,
     },
 };
-use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
+use kvm_clock::{set_tsc_offset, tsc_offset};
 
 /// `IA32_TSC_ADJUST`: what the guest adds to its TSC.
 pub const MSR_IA32_TSC_ADJUST: u32 = 0x3b;

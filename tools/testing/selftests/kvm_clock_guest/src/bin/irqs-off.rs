@@ -9,11 +9,11 @@
 
 use anyhow::{bail, ensure, Context, Result};
 use clockguest::host::{tracefs_with, TRACEFS};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     ktap::{self, note, Case, Skip},
     require,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pvclock::abi::MODE_EXACT;
 use std::{

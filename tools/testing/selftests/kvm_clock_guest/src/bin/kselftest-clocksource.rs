@@ -6,6 +6,7 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::{observe, vmm::Vm};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     clocksource::{self, run_until_noticed, WithoutTsc},
@@ -15,7 +16,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_errno,
     require,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_EXACT, STATUS_PINNED};
 use std::process::ExitCode;

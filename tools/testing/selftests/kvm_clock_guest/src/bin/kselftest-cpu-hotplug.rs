@@ -5,6 +5,7 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{at_another_rate, derived, get, run_a_little, set},
@@ -13,7 +14,6 @@ use kvm_clock_guest_selftests::{
     ktap::{self, note, Case},
     require,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use std::process::ExitCode;

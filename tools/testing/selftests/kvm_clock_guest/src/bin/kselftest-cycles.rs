@@ -6,6 +6,7 @@
 
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     expect::{ensure_reads, ticks},
@@ -14,7 +15,6 @@ use kvm_clock_guest_selftests::{
     require,
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::{process::ExitCode, time::Instant};

@@ -10,6 +10,10 @@
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::KVM_CLOCK_TSC_STABLE;
+use kvm_clock::{
+    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
+    set_vm_clock_guest, VmClock,
+};
 use kvm_clock_guest_selftests::{
     clocks::{pages, Clocks},
     clocksource::{self, run_until_noticed, Derived, WithoutTsc},
@@ -20,10 +24,6 @@ use kvm_clock_guest_selftests::{
     ktap::{self, note, Case},
     refusal::ensure_errno,
     require,
-};
-use kvm_clock_ioctls::{
-    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
-    set_vm_clock_guest, VmClock,
 };
 use kvm_ioctls::Kvm;
 use pvclock::{

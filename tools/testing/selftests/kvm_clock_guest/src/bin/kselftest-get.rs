@@ -5,6 +5,7 @@
 
 use anyhow::{ensure, Result};
 use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::{pages, Clocks},
     fixture::{derived, get, pinned, reference_transform, run_a_little},
@@ -13,7 +14,6 @@ use kvm_clock_guest_selftests::{
     require,
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::{
     abi::{PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},

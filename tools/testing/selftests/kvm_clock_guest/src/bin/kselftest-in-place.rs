@@ -4,6 +4,7 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_tsc_offset, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::versions,
     fixture::{get, pinned, set, wait_in_guest},
@@ -11,7 +12,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_errno,
     require,
 };
-use kvm_clock_ioctls::{set_tsc_offset, set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use std::process::ExitCode;

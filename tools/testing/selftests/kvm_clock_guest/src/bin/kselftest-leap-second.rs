@@ -6,6 +6,7 @@
 
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::pages,
     expect::{ensure_reads, error_ticks, ticks},
@@ -17,7 +18,6 @@ use kvm_clock_guest_selftests::{
     require,
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_ADVANCE;
 use std::{

@@ -10,13 +10,13 @@ use clockguest::vmm::{
     vm::{get_msr, set_msr},
     Vm,
 };
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     fixture::{derived, get, pinned, run_a_little, set},
     ktap::{self, Case},
     refusal::ensure_errno,
     require, snippet,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{CAP_STEAL, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::{process::ExitCode, sync::atomic::Ordering};

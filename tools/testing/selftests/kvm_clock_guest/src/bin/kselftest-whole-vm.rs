@@ -5,6 +5,7 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{
     apart::{apart, ensure_apart, AHEAD},
     clocks::{without_version, Clocks},
@@ -15,7 +16,6 @@ use kvm_clock_guest_selftests::{
     require,
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::{tsc_offset, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::{process::ExitCode, thread::sleep, time::Duration};

@@ -13,6 +13,7 @@ use crate::{
 use anyhow::{bail, ensure, Context, Result};
 use clockguest::{observe, vmm::Vm};
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_clock::tsc_offset;
 use kvm_clock_guest_selftests::{
     clocks::pages,
     fixture::{an_hour_ahead, get, reference_transform, run_a_little},
@@ -21,7 +22,6 @@ use kvm_clock_guest_selftests::{
     last_host_tsc,
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::tsc_offset;
 use pvclock::{
     abi::{PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
     tsc::TscTransform,

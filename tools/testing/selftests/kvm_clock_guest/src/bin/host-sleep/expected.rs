@@ -4,12 +4,12 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, measure::Reading, observe, vmm::Vm};
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     expect,
     flat_out::Progress,
 };
-use kvm_clock_ioctls::VmClock;
 use pvclock::abi::ClockGuest;
 
 /// pvclock flag that tells the guest it was stopped: KVM sets it when the host goes to sleep.

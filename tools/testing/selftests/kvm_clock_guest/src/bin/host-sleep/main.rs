@@ -22,13 +22,13 @@ mod unstable;
 
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{at_another_rate, get, run_a_little, set, settle},
     ktap::{self, note, Case},
     require,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use sleep::{HostTsc, NotBehind};

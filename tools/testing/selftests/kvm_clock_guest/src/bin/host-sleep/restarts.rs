@@ -9,6 +9,7 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::{observe, vmm::Vm};
+use kvm_clock::{get_vm_clock_guest, get_vm_clock_guest_or_fall_back, tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{derived, get, reference_transform, run_a_little},
@@ -16,7 +17,6 @@ use kvm_clock_guest_selftests::{
     ktap::{note, Case},
     refusal::ensure_errno,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, get_vm_clock_guest_or_fall_back, tsc_offset, VmClock};
 use pvclock::abi::{ClockGuest, PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

@@ -10,6 +10,7 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     expect,
@@ -17,7 +18,6 @@ use kvm_clock_guest_selftests::{
     ktap::Case,
     refusal::ensure_errno,
 };
-use kvm_clock_ioctls::{set_clock_guest, set_vm_clock_guest, VmClock};
 use pvclock::abi::{VmClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_PINNED};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

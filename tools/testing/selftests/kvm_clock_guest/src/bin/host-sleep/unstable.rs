@@ -13,6 +13,7 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::{observe, vmm::Vm};
+use kvm_clock::{get_vm_clock_guest, get_vm_clock_guest_or_fall_back};
 use kvm_clock_guest_selftests::{
     clocksource,
     fixture::{an_hour_ahead, get, pinned, run_a_little, set},
@@ -23,7 +24,6 @@ use kvm_clock_guest_selftests::{
     require,
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, get_vm_clock_guest_or_fall_back};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 use std::{

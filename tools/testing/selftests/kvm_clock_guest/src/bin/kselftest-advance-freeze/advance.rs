@@ -4,6 +4,7 @@
 
 use crate::{moved::ensure_advances, DOMAINS, VCPUS};
 use anyhow::{ensure, Result};
+use kvm_clock::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     expect::ticks,
     fixture::{derived, get, move_to_domain},
@@ -12,7 +13,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_refused,
     time::{HOUR_NS, SECOND_NS, WEEK_NS},
 };
-use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE};
 

@@ -5,13 +5,13 @@
 
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     expect::{elapsed_ns, ensure_kvm_tells, ensure_reads, error_ticks, not_ahead_of, ticks},
     fixture::{get, reference_offset, reference_transform, run_a_little, set},
     ktap::note,
 };
-use kvm_clock_ioctls::VmClock;
 use pvclock::abi::{ClockGuest, MODE_ADVANCE};
 
 /// A VM about to be SET.

@@ -13,12 +13,12 @@ mod race;
 
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     fixture::{derived, get, pinned, run_a_little, unlike},
     ktap, require,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::process::ExitCode;

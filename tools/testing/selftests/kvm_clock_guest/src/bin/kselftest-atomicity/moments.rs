@@ -6,6 +6,7 @@
 use crate::{both, ensure_done, request, Host, MANY_VCPUS, MODES, VCPUS};
 use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{get_clock_guest, set_clock_guest};
 use kvm_clock_guest_selftests::{
     clocks::{function, versions, Clocks},
     fault::{Faults, Kind},
@@ -15,7 +16,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_changes_nothing,
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::{get_clock_guest, set_clock_guest};
 use pvclock::abi::{VmClockGuest, MODE_EXACT};
 use vmm_sys_util::errno;
 

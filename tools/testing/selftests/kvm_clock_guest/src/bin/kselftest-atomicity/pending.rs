@@ -6,6 +6,7 @@
 use crate::{both, request, Host, VCPUS};
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_tsc_offset, set_vm_clock_guest, tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::pages,
     fixture::{get, make_consistent, wait_in_guest},
@@ -15,7 +16,6 @@ use kvm_clock_guest_selftests::{
     time::HOUR_NS,
     trace::{Trace, Updates},
 };
-use kvm_clock_ioctls::{set_tsc_offset, set_vm_clock_guest, tsc_offset, VmClock};
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 /// pvclock flag that tells the guest it was stopped.

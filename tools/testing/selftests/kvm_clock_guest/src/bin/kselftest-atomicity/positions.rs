@@ -4,6 +4,7 @@
 
 use crate::{ensure_done, request, Host, MODES, VCPUS};
 use anyhow::{Context, Result};
+use kvm_clock::{set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{make_consistent, wait_in_guest},
@@ -11,7 +12,6 @@ use kvm_clock_guest_selftests::{
     payload::Payload,
     refusal::{ensure_errno, ensure_refused},
 };
-use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use pvclock::abi::ClockGuestVcpu;
 
 /// No vCPU has this id.

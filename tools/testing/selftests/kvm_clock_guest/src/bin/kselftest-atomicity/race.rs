@@ -5,13 +5,13 @@
 use crate::{request, Host, VCPUS};
 use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{get, pinned},
     ktap::{note, Case},
     threads,
 };
-use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use pvclock::abi::{ClockGuest, ClockGuestVcpu, MODE_EXACT};
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},

@@ -4,12 +4,12 @@
 //! finish, and the VM goes with the last of them.
 
 use anyhow::{bail, ensure, Context, Result};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     ktap::{note, option, Case},
     references::References,
     threads,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pvclock::abi::{ClockGuest, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, MODE_EXACT};
 use std::{

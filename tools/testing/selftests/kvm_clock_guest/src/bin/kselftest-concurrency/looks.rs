@@ -5,8 +5,8 @@
 use crate::{states::States, tally::Tally};
 use anyhow::{Context, Result};
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use kvm_clock::{get_clock_guest, get_vm_clock_guest};
 use kvm_clock_guest_selftests::{clocks::without_version, descriptors};
-use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::{
     sync::atomic::{AtomicBool, Ordering},

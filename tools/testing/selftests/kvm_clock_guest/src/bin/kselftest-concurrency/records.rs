@@ -10,6 +10,7 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_clock_guest, set_vm_clock_guest};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     descriptors,
@@ -19,7 +20,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_errno,
     threads,
 };
-use kvm_clock_ioctls::{set_clock_guest, set_vm_clock_guest};
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::{
     thread::{scope, sleep},

@@ -4,11 +4,11 @@
 
 use anyhow::{bail, ensure, Result};
 use clockguest::{guest::Sample, vmm::Vm};
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::function,
     fixture::{at_another_rate, get, make_consistent, reference_offset, reference_transform},
 };
-use kvm_clock_ioctls::VmClock;
 use pvclock::{
     abi::{
         ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED,

@@ -10,6 +10,7 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     descriptors,
@@ -17,7 +18,6 @@ use kvm_clock_guest_selftests::{
     flat_out::Progress,
     threads,
 };
-use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::{
     thread::{scope, sleep},

@@ -6,12 +6,12 @@
 use crate::{looks::Stop, states::States, tally::Counter};
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     fixture::pinned,
     ktap::{note, option, Case},
     threads,
 };
-use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 use std::thread::scope;
 

@@ -4,11 +4,11 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::set_tsc_offset;
 use kvm_clock_guest_selftests::{
     fixture::{at_another_rate, get, move_to_domain, reference_transform, run_a_little, set},
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::set_tsc_offset;
 use kvm_ioctls::Kvm;
 use pvclock::{
     abi::{ClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE},

@@ -5,8 +5,8 @@
 use crate::guest::{code, install_handler, Timer, Wait, MSR_TSC_DEADLINE};
 use anyhow::{bail, ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, vmm::vm::get_msr};
+use kvm_clock::{set_tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{ktap::note, machine::Machine, time::SECOND_NS};
-use kvm_clock_ioctls::{set_tsc_offset, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::{abi::MODE_EXACT, tsc::is_ahead};
 use std::{

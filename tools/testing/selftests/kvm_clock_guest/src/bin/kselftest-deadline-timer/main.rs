@@ -13,13 +13,13 @@ mod restore;
 use anyhow::{Context, Result};
 use armed::{Armed, Guest, MSEC_NS};
 use guest::Wait;
+use kvm_clock::{set_tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{
     fixture::move_to_domain,
     ktap::{self, note, Case},
     require,
     time::{HOUR_NS, SECOND_NS},
 };
-use kvm_clock_ioctls::{set_tsc_offset, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::{process::ExitCode, thread::sleep, time::Duration};

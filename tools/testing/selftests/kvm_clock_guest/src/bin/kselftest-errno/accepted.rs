@@ -4,13 +4,13 @@
 
 use crate::{Host, VCPUS};
 use anyhow::{ensure, Context, Result};
+use kvm_clock::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{derived, get, run_a_little},
     ktap::Case,
     payload::{Payload, PAGE},
 };
-use kvm_clock_ioctls::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use pvclock::abi::{
     ClockGuest, VmClockGuest, FLAGS_KNOWN, FLAG_ALLOW_RATE_MISMATCH, MODE_ADVANCE, MODE_EXACT,
     MODE_FREEZE, STATUS_KNOWN,

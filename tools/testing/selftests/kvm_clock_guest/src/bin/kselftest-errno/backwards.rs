@@ -6,6 +6,7 @@
 use crate::{Host, VCPUS};
 use anyhow::{ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use kvm_clock::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     expect,
@@ -14,7 +15,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_refused,
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::set_vm_clock_guest;
 use pvclock::{
     abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE},
     tsc::is_ahead,

@@ -4,13 +4,13 @@
 
 use crate::Host;
 use anyhow::Result;
+use kvm_clock::{set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     fixture::{get, make_consistent, unlike},
     ktap::Case,
     payload::Payload,
     refusal::{ensure_errno, ensure_refused},
 };
-use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use pvclock::abi::{
     ClockGuestVcpu, FLAG_ALLOW_BACKWARDS, FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK, MODE_ADVANCE,
     MODE_EXACT, MODE_FREEZE,

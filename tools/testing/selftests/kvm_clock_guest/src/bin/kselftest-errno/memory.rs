@@ -5,13 +5,13 @@
 use crate::Host;
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     fixture::{get, unlike},
     ktap::Case,
     payload::{Payload, PAGE},
     refusal::ensure_refused,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::VmFd;
 use pvclock::abi::{VmClockGuest, MODE_EXACT};
 use vmm_sys_util::errno;

@@ -8,6 +8,7 @@
 use crate::{Host, VCPUS};
 use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{get, unlike},
@@ -15,7 +16,6 @@ use kvm_clock_guest_selftests::{
     ktap::Case,
     refusal::ensure_errno,
 };
-use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use pvclock::abi::MODE_EXACT;
 use std::os::fd::AsRawFd;
 

@@ -4,6 +4,7 @@
 
 use crate::{Host, VCPUS};
 use anyhow::{ensure, Context, Result};
+use kvm_clock::{get_vm_clock_guest, set_tsc_offset, set_vm_clock_guest, tsc_offset};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{derived, get, make_consistent, run_a_little, unlike, wait_in_guest},
@@ -11,7 +12,6 @@ use kvm_clock_guest_selftests::{
     refusal::{ensure_errno, ensure_refused},
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_tsc_offset, set_vm_clock_guest, tsc_offset};
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

@@ -13,10 +13,10 @@ mod precision;
 
 use anyhow::{ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use kvm_clock::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::pages, clocksource, fixture::reference_transform, ktap, refusal::ensure_errno, require,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{ClockGuest, FLAG_FALLBACK, MODE_EXACT};
 use std::process::ExitCode;

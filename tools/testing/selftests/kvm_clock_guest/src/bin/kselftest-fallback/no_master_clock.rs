@@ -6,6 +6,7 @@
 use crate::{ensure_no_data, ensure_sound, Host, VCPUS};
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{get_clock_guest, get_vm_clock_guest, set_tsc_offset};
 use kvm_clock_guest_selftests::{
     clocks::{pages, Clocks},
     clocksource::{run_until_noticed, WithoutTsc},
@@ -14,7 +15,6 @@ use kvm_clock_guest_selftests::{
     ktap::Case,
     snippet,
 };
-use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_tsc_offset};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{ClockGuest, MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 

@@ -6,6 +6,7 @@
 use crate::{ensure_no_data, ensure_sound, get_or_fall_back, Host, VCPUS};
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{get_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::{function, pages},
     clocksource::{run_until_noticed, WithoutTsc},
@@ -13,7 +14,6 @@ use kvm_clock_guest_selftests::{
     fixture::{an_hour_ahead, get, pinned, reference_transform, run_a_little, set},
     ktap::Case,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, VmClock};
 use pvclock::abi::{MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

@@ -7,6 +7,7 @@ use crate::{ensure_no_data, get_or_fall_back, set_exact, set_or_fall_back, Host,
 use anyhow::{ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_bindings::kvm_clock_data;
+use kvm_clock::{set_tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{
     clocksource::WithoutTsc,
     continued::{Continued, Function, Paired},
@@ -17,7 +18,6 @@ use kvm_clock_guest_selftests::{
     ktap::{note, Case},
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::{set_tsc_offset, VmClock};
 use pvclock::{
     abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
     tsc::TscTransform,

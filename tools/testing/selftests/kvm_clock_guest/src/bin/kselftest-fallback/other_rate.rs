@@ -5,13 +5,13 @@
 use crate::{ensure_no_data, set_exact, set_or_fall_back, Host, VCPUS};
 use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{
+    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest, VmClock,
+};
 use kvm_clock_guest_selftests::{
     fixture::{derived, get, run_a_little, set},
     ktap::Case,
     require,
-};
-use kvm_clock_ioctls::{
-    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest, VmClock,
 };
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 

@@ -4,10 +4,10 @@
 
 use crate::{each, Host};
 use anyhow::{ensure, Result};
+use kvm_clock::tsc_scale;
 use kvm_clock_guest_selftests::{
     fault::Kind, fixture::pinned, ktap::note, refusal::ensure_changes_nothing,
 };
-use kvm_clock_ioctls::tsc_scale;
 use vmm_sys_util::errno;
 
 /// KVM reads which attribute it is, and then writes it: two accesses.

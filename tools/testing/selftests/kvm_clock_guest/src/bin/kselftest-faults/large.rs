@@ -6,12 +6,12 @@
 
 use crate::{each, Host};
 use anyhow::{ensure, Context, Result};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     fault::Kind,
     fixture::{make_consistent, unlike},
     ktap::{note, Case},
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pvclock::abi::{ClockGuest, ClockGuestVcpu, MODE_EXACT, STATUS_PINNED};
 use vmm_sys_util::errno;

@@ -6,6 +6,7 @@
 
 use crate::{each, hushed::Hushed, Host};
 use anyhow::{ensure, Context, Result};
+use kvm_clock::get_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     fault::Kind,
     fixture::{derived, get},
@@ -15,7 +16,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_errno,
     require,
 };
-use kvm_clock_ioctls::get_vm_clock_guest;
 use std::{env, fs, io};
 
 pub(crate) fn each_fault(host: &Host) -> Result<()> {

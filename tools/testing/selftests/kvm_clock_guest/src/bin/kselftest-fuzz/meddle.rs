@@ -15,8 +15,8 @@ use clockguest::{
     },
 };
 use kvm_bindings::kvm_clock_data;
+use kvm_clock::set_tsc_offset;
 use kvm_clock_guest_selftests::refusal::ensure_errno;
-use kvm_clock_ioctls::set_tsc_offset;
 use kvm_ioctls::VcpuFd;
 use rand::Rng as _;
 

@@ -5,8 +5,8 @@
 use crate::subject::Subject;
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_clock::{get_vm_clock_guest_or_fall_back, VmClock};
 use kvm_clock_guest_selftests::{clocks::function, fixture::reference_transform};
-use kvm_clock_ioctls::{get_vm_clock_guest_or_fall_back, VmClock};
 use pvclock::abi::{ClockGuest, ClockGuestVcpu, VmClockGuest, STATUS_PINNED};
 
 /// The clocks of a VM at one instant.

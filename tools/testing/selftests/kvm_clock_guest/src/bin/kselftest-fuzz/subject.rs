@@ -5,11 +5,11 @@
 use crate::extremes::{any64, one_in, Rng};
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::{vm::set_msr, Vm};
+use kvm_clock::{set_tsc_offset, tsc_offset};
 use kvm_clock_guest_selftests::{
     fixture::{derived, pinned, run_a_little, wait_in_guest},
     halting::add_vcpu,
 };
-use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::{Kvm, VcpuFd};
 use rand::Rng as _;
 use std::{

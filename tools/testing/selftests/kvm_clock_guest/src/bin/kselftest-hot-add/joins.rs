@@ -4,12 +4,12 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::{function, pages},
     fixture::{get, run_a_little, vcpu_transform},
     halting,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::{Kvm, VcpuFd};
 use pvclock::abi::STATUS_PINNED;
 

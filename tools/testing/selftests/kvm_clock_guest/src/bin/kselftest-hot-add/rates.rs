@@ -5,12 +5,12 @@
 use crate::joins::ensure_joins;
 use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     fixture::{get, make_consistent, move_to_domain, set, settle},
     ktap::Case,
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 

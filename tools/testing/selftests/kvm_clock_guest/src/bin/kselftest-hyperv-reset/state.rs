@@ -4,12 +4,12 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     expect::kvmclock_ns,
     fixture::{get, reference_transform, run_a_little, vcpu_transform},
     hyperv::{enable, enable_tsc_page, reference_count, TscPage, UNIT_NS},
 };
-use kvm_clock_ioctls::VmClock;
 use pvclock::{abi::ClockGuest, tsc::TscTransform};
 
 /// When the guest enables the TSC page.

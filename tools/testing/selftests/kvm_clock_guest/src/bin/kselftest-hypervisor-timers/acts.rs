@@ -4,11 +4,11 @@
 
 use crate::armed::Armed;
 use anyhow::{ensure, Context, Result};
+use kvm_clock::set_clock_guest;
 use kvm_clock_guest_selftests::{
     fixture::{make_consistent, move_to_domain},
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::set_clock_guest;
 use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 use std::{thread::sleep, time::Duration};
 

@@ -8,10 +8,10 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::kvm_clock_data;
+use kvm_clock::{set_tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{
     fixture::reference_transform, ktap::note, machine::Machine, time::HOUR_NS,
 };
-use kvm_clock_ioctls::{set_tsc_offset, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use std::{

@@ -6,6 +6,7 @@
 use crate::{kunit::WithoutTests, Host};
 use anyhow::{bail, ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     descriptors,
@@ -13,7 +14,6 @@ use kvm_clock_guest_selftests::{
     ktap::{note, option, Case},
     require, threads,
 };
-use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_EXACT;
 use std::{

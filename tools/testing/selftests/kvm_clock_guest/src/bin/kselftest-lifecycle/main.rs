@@ -12,6 +12,7 @@ mod other_layout;
 mod running;
 
 use anyhow::{ensure, Context, Result};
+use kvm_clock::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_clock_guest_selftests::{
     clocks::{pages, Clocks},
     fixture::{derived, get, pinned, run_a_little, set},
@@ -20,7 +21,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_errno,
     require,
 };
-use kvm_clock_ioctls::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_ioctls::Kvm;
 use module::Module;
 use pvclock::abi::MODE_EXACT;

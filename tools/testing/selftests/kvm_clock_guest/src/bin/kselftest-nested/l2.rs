@@ -9,11 +9,11 @@ use crate::{
 use anyhow::{bail, ensure, Context, Result};
 use clockguest::host::rdtsc_ordered;
 use kvm_bindings::KVM_STATE_NESTED_GUEST_MODE;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     ktap::note,
     machine::{copy_vcpu, Machine},
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::{Kvm, KvmNestedStateBuffer};
 use pvclock::tsc::{is_ahead, TscTransform};
 use std::{

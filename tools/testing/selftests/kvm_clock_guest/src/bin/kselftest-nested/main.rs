@@ -9,13 +9,13 @@ mod svm;
 
 use anyhow::{bail, ensure, Result};
 use clockguest::host::Vendor;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     fixture::move_to_domain,
     ktap::{self, Case, Skip},
     require,
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::{Cap, Kvm};
 use l2::Running;
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};

@@ -11,13 +11,13 @@ use clockguest::{
         Vm,
     },
 };
+use kvm_clock::{set_tsc_offset, tsc_offset};
 use kvm_clock_guest_selftests::{
     clocks::{function, pages},
     fixture::run_a_little,
     hyperv, snippet,
     trace::Updates,
 };
-use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{ClockGuest, PVCLOCK_TSC_STABLE};
 use std::sync::atomic::Ordering;

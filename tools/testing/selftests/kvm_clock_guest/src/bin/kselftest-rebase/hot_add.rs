@@ -4,13 +4,13 @@
 
 use crate::pinned;
 use anyhow::{ensure, Context, Result};
+use kvm_clock::tsc_offset;
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     halting,
     ktap::{note, Case},
     trace::Trace,
 };
-use kvm_clock_ioctls::tsc_offset;
 use kvm_ioctls::Kvm;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {

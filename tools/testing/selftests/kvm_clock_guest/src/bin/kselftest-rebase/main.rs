@@ -16,6 +16,7 @@ mod replaced;
 use anyhow::{ensure, Context, Result};
 use causes::{Cause, CAUSES};
 use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     expect,
@@ -24,7 +25,6 @@ use kvm_clock_guest_selftests::{
     require,
     trace::Trace,
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{ClockGuest, MODE_EXACT, PVCLOCK_TSC_STABLE};
 use std::{process::ExitCode, thread::sleep, time::Duration};

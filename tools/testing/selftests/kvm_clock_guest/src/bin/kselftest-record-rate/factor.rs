@@ -4,12 +4,12 @@
 
 use crate::record::{for_mode, Start, MODES, STARTS, VCPUS};
 use anyhow::Result;
+use kvm_clock::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     fixture::{get, make_consistent},
     ktap::Case,
     refusal::ensure_refused,
 };
-use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {

@@ -6,12 +6,12 @@
 use crate::record::{at_rate, ensure_has_record, for_mode, ppm, MODES, VCPUS};
 use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     fixture::{derived, get, set, settle},
     ktap::Case,
     refusal::ensure_refused,
 };
-use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT};
 

@@ -4,12 +4,12 @@
 
 use crate::record::{at_rate, ensure_has_record, for_mode, ppm, Start, MODES, STARTS, VCPUS};
 use anyhow::Result;
+use kvm_clock::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     fixture::{get, set},
     ktap::Case,
     refusal::ensure_refused,
 };
-use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 
 /// KVM's own record is off as well, by up to a kHz: 20 ppm of a slow TSC.

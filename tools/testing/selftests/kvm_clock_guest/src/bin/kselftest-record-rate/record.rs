@@ -4,11 +4,11 @@
 
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::{function, pages},
     fixture::{derived, get, make_consistent, move_to_domain, pinned, run_a_little},
 };
-use kvm_clock_ioctls::VmClock;
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_PINNED};
 

@@ -7,6 +7,7 @@ mod slope;
 
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     fixture::{derived, get, make_consistent, reference_transform, set, settle},
@@ -15,7 +16,6 @@ use kvm_clock_guest_selftests::{
     require,
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use kvm_ioctls::Kvm;
 use pvclock::abi::{
     CAP_RESLOPE, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,

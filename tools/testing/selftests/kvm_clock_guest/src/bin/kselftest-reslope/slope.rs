@@ -4,6 +4,7 @@
 
 use anyhow::{ensure, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::{function, pages},
     continued::kvm_ahead_of_raw,
@@ -11,7 +12,6 @@ use kvm_clock_guest_selftests::{
     fixture::{get, reference_transform, run_a_little},
     ktap::note,
 };
-use kvm_clock_ioctls::VmClock;
 use pvclock::{
     abi::{ClockGuest, VmClockGuest, MODE_ADVANCE, MODE_EXACT},
     rate::{Factor, GuestRate},

@@ -5,13 +5,13 @@
 use crate::{exact::ensure_pinned, Host, Rate, RATES, VCPUS};
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_vm_clock_guest, tsc_scale};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{get, run_a_little, set},
     ktap::{note, Case},
     refusal::ensure_refused,
 };
-use kvm_clock_ioctls::{set_vm_clock_guest, tsc_scale};
 use pvclock::{
     abi::MODE_EXACT,
     tsc::{Scale, TscTransform},

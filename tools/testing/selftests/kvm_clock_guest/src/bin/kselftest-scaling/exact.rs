@@ -9,6 +9,7 @@ use crate::{
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_clock::{get_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_clock_guest_selftests::{
     clocks::{function, Clocks},
     expect::kvmclock_ns,
@@ -17,7 +18,6 @@ use kvm_clock_guest_selftests::{
     ktap::Case,
     refusal::{ensure_changes_nothing, ensure_errno, ensure_refused},
 };
-use kvm_clock_ioctls::{get_clock_guest, set_clock_guest, set_vm_clock_guest};
 use pvclock::{
     abi::{ClockGuest, MODE_EXACT},
     rate::Factor,

@@ -6,13 +6,13 @@
 use crate::{moved::ensure_moved_as_one, tsc::move_to_domain, Host, Rate, RATES, VCPUS};
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{get, run_a_little, set},
     ktap::{note, Case},
     refusal::{ensure_changes_nothing, ensure_errno},
 };
-use kvm_clock_ioctls::{set_vm_clock_guest, VmClock};
 use pvclock::abi::{
     VmClockGuest, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
 };

@@ -9,6 +9,7 @@ use crate::{
 };
 use anyhow::{ensure, Result};
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     expect::{error_ticks, ticks},
@@ -16,7 +17,6 @@ use kvm_clock_guest_selftests::{
     ktap::{note, Case},
     time::SECOND_NS,
 };
-use kvm_clock_ioctls::VmClock;
 use pvclock::abi::{MODE_ADVANCE, MODE_FREEZE};
 
 /// Anchors of the other domain: behind, and far ahead of, any host TSC of here. Scaled, the last

@@ -5,7 +5,7 @@
 
 use anyhow::{ensure, Context, Result};
 use clockguest::{measure::Reading, vmm::Vm};
-use kvm_clock_ioctls::{tsc_offset, tsc_scale, VmClock};
+use kvm_clock::{tsc_offset, tsc_scale, VmClock};
 
 /// `((host TSC * ratio) >> frac_bits) + offset`, mod 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@
 use crate::state::ensure_pages;
 use anyhow::{Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{set_tsc_offset, tsc_offset};
 use kvm_clock_guest_selftests::{fixture::settle, ktap::Case};
-use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::Kvm;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {

@@ -6,12 +6,12 @@
 use crate::SETS;
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::set_vm_clock_guest;
 use kvm_clock_guest_selftests::{
     fixture::{get, pinned},
     flat_out::Progress,
     ktap::{note, Case},
 };
-use kvm_clock_ioctls::set_vm_clock_guest;
 use kvm_ioctls::Kvm;
 use pvclock::abi::MODE_ADVANCE;
 use std::{

@@ -5,6 +5,7 @@
 use crate::SETS;
 use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
+use kvm_clock::{get_clock_guest, set_clock_guest};
 use kvm_clock_guest_selftests::{
     apart::{apart, AHEAD},
     clocks::Clocks,
@@ -13,7 +14,6 @@ use kvm_clock_guest_selftests::{
     flat_out::Progress,
     ktap::{note, Case},
 };
-use kvm_clock_ioctls::{get_clock_guest, set_clock_guest};
 use kvm_ioctls::Kvm;
 
 /// SETs between two looks at whether every vCPU gets on.

@@ -15,12 +15,12 @@ use clockguest::{
     vmm::Vm,
 };
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
+use kvm_clock::{set_tsc_offset, tsc_offset};
 use kvm_clock_guest_selftests::{
     clocks::Clocks,
     fixture::{derived, run_a_little},
     ktap::{note, Case},
 };
-use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::VcpuFd;
 
 /// Times that a guest is carried over.

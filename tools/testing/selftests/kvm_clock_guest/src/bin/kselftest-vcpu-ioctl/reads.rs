@@ -9,13 +9,13 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::{observe, vmm::Vm};
+use kvm_clock::set_tsc_offset;
 use kvm_clock_guest_selftests::{
     clocks::{pages, Clocks},
     fixture::{self, pinned, run_a_little},
     halting,
     ktap::Case,
 };
-use kvm_clock_ioctls::set_tsc_offset;
 use pvclock::tsc::TscTransform;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {

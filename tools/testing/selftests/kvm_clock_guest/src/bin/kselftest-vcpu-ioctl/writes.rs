@@ -9,13 +9,13 @@ use crate::{
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::{observe, vmm::Vm};
+use kvm_clock::set_tsc_offset;
 use kvm_clock_guest_selftests::{
     clocks::{function, pages, Clocks},
     fixture::{derived, run_a_little},
     ktap::Case,
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::set_tsc_offset;
 use pvclock::rate::Factor;
 
 /// By how much the last vCPU's TSC is ahead of the first's, ticks.

@@ -16,6 +16,10 @@ mod sets;
 
 use anyhow::{ensure, Context, Result};
 use clockguest::{observe, vmm::Vm};
+use kvm_clock::{
+    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
+    set_vm_clock_guest, VmClock,
+};
 use kvm_clock_guest_selftests::{
     clocks::{function, pages},
     clocksource,
@@ -26,10 +30,6 @@ use kvm_clock_guest_selftests::{
     ktap::{self, note, Case, Skip},
     refusal::ensure_errno,
     require,
-};
-use kvm_clock_ioctls::{
-    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
-    set_vm_clock_guest, VmClock,
 };
 use kvm_ioctls::Kvm;
 use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};

@@ -5,6 +5,7 @@
 use crate::{get_or_fall_back, Host, Pinned, TOLERANCE_NS, VCPUS};
 use anyhow::{ensure, Context, Result};
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest};
 use kvm_clock_guest_selftests::{
     continued::{Continued, Function, Paired},
     fixture::{make_consistent, move_to_domain, reference_transform, run_a_little},
@@ -12,7 +13,6 @@ use kvm_clock_guest_selftests::{
     refusal::ensure_errno,
     time::HOUR_NS,
 };
-use kvm_clock_ioctls::{get_vm_clock_guest, set_vm_clock_guest};
 use pvclock::{
     abi::{FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE},
     tsc::TscTransform,

@@ -5,7 +5,7 @@
 //! # Example
 //!
 //! ```
-//! use kvm_clock_ioctls::{abi::ClockGuest, bits};
+//! use kvm_clock::{abi::ClockGuest, bits};
 //!
 //! #[derive(serde::Serialize, serde::Deserialize)]
 //! struct Saved(#[serde(with = "bits")] ClockGuest);

@@ -54,7 +54,7 @@ impl VmClock {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::{abi::CAP_EXACT, clock_guest_cap};
+/// # use kvm_clock::{abi::CAP_EXACT, clock_guest_cap};
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// assert!(clock_guest_cap(&vm) & CAP_EXACT != 0, "the kvm_clock_guest module is not loaded");
@@ -80,7 +80,7 @@ pub fn clock_guest_cap(vm: &VmFd) -> u32 {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::get_vm_clock_guest;
+/// # use kvm_clock::get_vm_clock_guest;
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpus = [vm.create_vcpu(0).unwrap(), vm.create_vcpu(1).unwrap()];
@@ -105,7 +105,7 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::get_vm_clock_guest_or_fall_back;
+/// # use kvm_clock::get_vm_clock_guest_or_fall_back;
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
@@ -169,7 +169,7 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::{abi::MODE_EXACT, get_vm_clock_guest, set_vm_clock_guest};
+/// # use kvm_clock::{abi::MODE_EXACT, get_vm_clock_guest, set_vm_clock_guest};
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
@@ -197,7 +197,7 @@ pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::set_tsc_khz;
+/// # use kvm_clock::set_tsc_khz;
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// set_tsc_khz(&vm, 2_000_000).unwrap();

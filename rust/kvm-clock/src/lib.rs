@@ -19,8 +19,8 @@
 //! The clocks' part of saving a guest, and of restoring it in another process or on another host:
 //!
 //! ```no_run
-//! use kvm_clock_ioctls::abi::{MODE_ADVANCE, MODE_EXACT};
-//! use kvm_clock_ioctls::{get_vm_clock_guest, set_tsc_khz, set_vm_clock_guest, VmClock};
+//! use kvm_clock::abi::{MODE_ADVANCE, MODE_EXACT};
+//! use kvm_clock::{get_vm_clock_guest, set_tsc_khz, set_vm_clock_guest, VmClock};
 //! use kvm_ioctls::{Error, VcpuFd, VmFd};
 //!
 //! /// The vCPUs are stopped.
@@ -51,7 +51,7 @@
 //! by vCPU. (A ratio comes on top where the host scales, see [`pvclock::tsc`].)
 //!
 //! ```
-//! use kvm_clock_ioctls::{abi, VmClock};
+//! use kvm_clock::{abi, VmClock};
 //!
 //! fn clocks(saved: &VmClock, vcpu: usize, host_tsc: u64) -> (u64, u64) {
 //!     let ref_id = saved.header.ref_vcpu_id;

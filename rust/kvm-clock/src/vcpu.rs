@@ -39,7 +39,7 @@ mod nr {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::get_clock_guest;
+/// # use kvm_clock::get_clock_guest;
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
@@ -71,7 +71,7 @@ pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::{get_clock_guest, set_clock_guest};
+/// # use kvm_clock::{get_clock_guest, set_clock_guest};
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
@@ -99,7 +99,7 @@ pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> 
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::tsc_offset;
+/// # use kvm_clock::tsc_offset;
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
@@ -120,7 +120,7 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::tsc_scale;
+/// # use kvm_clock::tsc_scale;
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
@@ -142,7 +142,7 @@ pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
 /// # Example
 ///
 /// ```no_run
-/// # use kvm_clock_ioctls::{set_tsc_offset, tsc_offset};
+/// # use kvm_clock::{set_tsc_offset, tsc_offset};
 /// # use kvm_ioctls::Kvm;
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
