@@ -147,6 +147,7 @@ impl SetRequest {
     /// # Errors
     ///
     /// All of [`Invalid`] but those that [`match_vcpus`](Self::match_vcpus) finds.
+    #[inline]
     pub fn new(mut header: VmClockGuest) -> Result<Self, Invalid> {
         let mode = Mode::from_abi(header.mode).ok_or(Invalid::UnknownMode)?;
         if header.flags & !abi::FLAGS_KNOWN != 0 || header.status & !abi::STATUS_KNOWN != 0 {
@@ -200,25 +201,19 @@ impl SetRequest {
         if present.len() != entries.len() {
             return Err(Invalid::Vcpus);
         }
-        let mut rest = &mut *entries;
-        for vcpu in present {
-            // GET lists vCPUs in the VM's order, so the first is nearly always the one.
-            let found = rest
-                .iter()
-                .position(|entry| entry.vcpu_id == vcpu.vcpu_id)
-                .ok_or(Invalid::Vcpus)?;
-            if found != 0 {
-                rest.swap(0, found);
-            }
-            rest = rest.split_first_mut().ok_or(Invalid::Vcpus)?.1;
-        }
-
         let paused_ns = match self.mode {
             Mode::Exact | Mode::Advance => self.saved.paused_ns,
             Mode::Freeze => 0,
         };
         let mut ref_offset = None;
-        for entry in entries {
+        let mut rest = &mut *entries;
+        for vcpu in present {
+            // GET lists vCPUs in the VM's order, so the first is nearly always the one.
+            if rest.first().map(|entry| entry.vcpu_id) != Some(vcpu.vcpu_id) {
+                let found = rest.iter().position(|entry| entry.vcpu_id == vcpu.vcpu_id);
+                rest.swap(0, found.ok_or(Invalid::Vcpus)?);
+            }
+            let (entry, others) = rest.split_first_mut().ok_or(Invalid::Vcpus)?;
             if entry.pad != 0 {
                 return Err(Invalid::Padding);
             }
@@ -230,6 +225,7 @@ impl SetRequest {
             if entry.vcpu_id == self.saved.ref_vcpu_id {
                 ref_offset = Some(entry.tsc_offset);
             }
+            rest = others;
         }
         let offset = ref_offset.ok_or(Invalid::Vcpus)?;
         self.check_reference(offset)?;
