@@ -3,14 +3,20 @@
 //! `KVM_GET_VM_CLOCK_GUEST`: reads all clocks of a VM at one instant, and changes nothing.
 
 use crate::{
-    kvm::Vm,
+    kvm::{
+        State,
+        Vm, //
+    },
     pvclock::{
         abi::VmClockGuest,
         request::GetRequest, //
     },
     report,
     user,
-    vcpus::Vcpus, //
+    vcpus::{
+        Few,
+        Vcpus, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -21,10 +27,10 @@ use kernel::{
 ///
 /// # Errors
 ///
-/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, those of [`VmGuard::read`](crate::kvm::VmGuard) and
-/// [`report::precision_ns`], `EINTR`, `ENOMEM`.
+/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, those of [`VmGuard::read`](crate::kvm::VmGuard),
+/// [`State::new`] and [`report::precision_ns`], `EINTR`, `ENOMEM`.
 pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
-    let mut header = user::read_header(arg)?;
+    let header = user::read_header(arg)?;
     let request = GetRequest::new(&header).map_err(|_| EINVAL)?;
 
     let guard = vm.lock()?;
@@ -34,14 +40,18 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
         user::write_nr_vcpus(arg, nr_vcpus)?;
         return Err(E2BIG);
     }
-    let mut vcpus = Vcpus::new(nr_vcpus)?;
-    let state = guard.read(0, Some(&mut vcpus), request.fallback)?;
+    let mut few = Few::default();
+    let mut vcpus = Vcpus::new(&mut few, nr_vcpus)?;
+    let raw = guard.read(0, Some(&mut vcpus), false)?;
     drop(guard);
+    let state = State::new(&raw, request.fallback)?;
 
     let precision_ns = report::precision_ns(&state, request.fallback)?;
     let now = state.now;
     let guest_tsc = state.transform.guest_tsc(now.host_tsc);
-    header = VmClockGuest {
+    let header = VmClockGuest {
+        // CAST: The size of a small structure.
+        size: size_of::<VmClockGuest>() as u32,
         status: report::status(&state),
         nr_vcpus,
         ref_vcpu_id: state.ref_vcpu_id,
@@ -60,5 +70,5 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
         ..Default::default()
     };
     user::write_vcpus(&header, &vcpus)?;
-    user::write_header(arg, &mut header)
+    user::write_header(arg, &header)
 }

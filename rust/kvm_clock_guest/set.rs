@@ -27,7 +27,10 @@ use crate::{
     },
     report,
     user,
-    vcpus::Vcpus, //
+    vcpus::{
+        Few,
+        Vcpus, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -39,37 +42,51 @@ use kernel::{
 /// # Errors
 ///
 /// `EINVAL`, `E2BIG`, `EFAULT` for the payload, `EBUSY` while a vCPU runs, those of
-/// [`VmGuard::read`], `ERANGE`, `ESTALE`, `ETIME` for what the request asks, `EINTR`, `ENOMEM`.
-/// Nothing is changed then, except that `rate_diff_hz` was written if it was known.
+/// [`VmGuard::read`] and [`State::new`], `ERANGE`, `ESTALE`, `ETIME` for what the request asks,
+/// `EINTR`, `ENOMEM`. Nothing is changed then, except that `rate_diff_hz` was written if it was
+/// known.
 pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
-    let header = user::read_header(arg)?;
+    let mut header = user::read_header(arg)?;
     let request = SetRequest::new(header).map_err(|_| EINVAL)?;
     // More entries than vCPUs means duplicates or unknown ones; fewer, that some are missing.
     if header.nr_vcpus == 0 || header.nr_vcpus != vm.nr_vcpus() {
         return Err(EINVAL);
     }
-    let mut entries = user::read_vcpus(&header)?;
+    let mut few_entries = Few::default();
+    let mut entries = Vcpus::new(&mut few_entries, header.nr_vcpus)?;
+    user::read_vcpus(&header, &mut entries)?;
 
     let guard = vm.lock()?;
-    let mut present = Vcpus::new(guard.nr_vcpus())?;
+    let mut few = Few::default();
+    let mut present = Vcpus::new(&mut few, guard.nr_vcpus())?;
     // Without locked vCPUs, as nothing may have to be written.
-    let seen = guard.read(0, Some(&mut present), request.fallback);
+    let raw = guard.read(0, Some(&mut present), true)?;
     let ref_offset = request
         .match_vcpus(&present, &mut entries)
         .map_err(|_| EINVAL)?;
-    if let Ok(state) = &seen {
-        if let Some(plan) = plan_in_place(&request, ref_offset, state, &present, &entries) {
-            user::write_rate_diff(arg, plan::rate_diff_hz(&request, state.rate))?;
-            return user::write_outcome(arg, report::status(state), plan.precision_ns);
+    if let Ok(state) = State::new(&raw, request.fallback) {
+        if let Some(plan) = plan_in_place(&request, ref_offset, &state, &present, &entries) {
+            header.rate_diff_hz = plan::rate_diff_hz(&request, state.rate);
+            header.precision_ns = plan.precision_ns;
+            header.status = report::status(&state);
+            return user::write_header(arg, &header);
         }
     }
 
     let locked = guard.trylock_all_vcpus()?;
-    let state = guard.read(0, None, request.fallback)?;
+    let state = State::new(&guard.read(0, None, false)?, request.fallback)?;
+    header.rate_diff_hz = plan::rate_diff_hz(&request, state.rate);
+    let plan = match plan(&request, ref_offset, &state) {
+        Ok(plan) => plan,
+        Err(error) => {
+            user::write_header(arg, &header)?;
+            return Err(error);
+        }
+    };
+    header.precision_ns = plan.precision_ns;
+    header.status = abi::STATUS_PINNED | abi::STATUS_HOST_TSC_STABLE;
     // Before the commit, so that a fault here changes nothing.
-    user::write_rate_diff(arg, plan::rate_diff_hz(&request, state.rate))?;
-    let plan = plan(&request, ref_offset, &state)?;
-    user::write_outcome(arg, report::status(&state), plan.precision_ns)?;
+    user::write_header(arg, &header)?;
 
     // The commit: no vCPU runs before it is done.
     let transform = TscTransform {
@@ -79,14 +96,11 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let is_pinned = locked.commit(&plan.record, transform, &entries, plan.offset_shift)?;
     drop(locked);
 
-    let (status, precision_ns) = if is_pinned {
-        let status = abi::STATUS_PINNED | abi::STATUS_HOST_TSC_STABLE;
-        (status, plan.precision_ns)
-    } else {
-        outcome_unpinned(&guard, transform, &plan)
-    };
-    // The caller could write there a moment ago. If it cannot any more, it does not learn this.
-    let _ = user::write_outcome(arg, status, precision_ns);
+    if !is_pinned {
+        (header.status, header.precision_ns) = outcome_unpinned(&guard, transform, &plan);
+        // The caller could write there a moment ago. If it cannot any more, it does not learn this.
+        let _ = user::write_header(arg, &header);
+    }
     Ok(())
 }
 
@@ -138,7 +152,8 @@ fn plan_in_place(
 /// `STATUS_*` after a commit to a host whose TSC cannot carry the clock, and how far the clocks may
 /// be from what was asked for, ns.
 fn outcome_unpinned(guard: &VmGuard<'_>, transform: TscTransform, plan: &Plan) -> (u32, u32) {
-    let Ok(state) = guard.read(0, None, true) else {
+    let state = guard.read(0, None, false);
+    let Ok(state) = state.and_then(|raw| State::new(&raw, true)) else {
         return (0, u32::MAX);
     };
     let guest_tsc = state.transform.guest_tsc(state.now.host_tsc);

@@ -3,12 +3,12 @@
 //! The ioctls' payload in user memory. What is used was read once.
 
 use crate::{
+    kvm::Payload,
     pvclock::abi::{
         ClockGuest,
         ClockGuestVcpu,
         VmClockGuest, //
     },
-    vcpus::Vcpus, //
 };
 use core::mem::offset_of;
 use kernel::{
@@ -27,16 +27,15 @@ const KNOWN: usize = size_of::<VmClockGuest>();
 ///
 /// # Errors
 ///
-/// - `EINVAL` if it is smaller than the first version of the structure,
-/// - `E2BIG` if it is larger than a page, or has something in a part that this kernel ignores,
-/// - `EFAULT` if it cannot be read.
+/// - `EFAULT` if it, or the first version of the structure, cannot be read,
+/// - `EINVAL` if it is smaller than that,
+/// - `E2BIG` if it is larger than a page, or has something in a part that this kernel ignores.
 pub(crate) fn read_header(arg: UserPtr) -> Result<VmClockGuest> {
-    let mut size = 0u32;
-    UserSlice::new(arg, size_of::<u32>())
+    let Payload(header) = UserSlice::new(arg, KNOWN)
         .reader()
-        .read_slice(size.as_mut_bytes())?;
+        .read::<Payload<VmClockGuest>>()?;
     // CAST: `usize` has 64 bits.
-    let len = size as usize;
+    let len = header.size as usize;
     if len < KNOWN {
         return Err(EINVAL);
     }
@@ -44,12 +43,15 @@ pub(crate) fn read_header(arg: UserPtr) -> Result<VmClockGuest> {
         return Err(E2BIG);
     }
 
-    let mut reader = UserSlice::new(arg, len).reader();
-    let mut header = VmClockGuest::default();
-    reader.read_slice(header.as_mut_bytes())?;
-    // What was checked is what counts, whatever the caller made of it since.
-    header.size = size;
+    if len > KNOWN {
+        check_tail(arg.wrapping_byte_add(KNOWN), len - KNOWN)?;
+    }
+    Ok(header)
+}
 
+/// Checks that a part that this kernel ignores is 0.
+fn check_tail(arg: UserPtr, len: usize) -> Result {
+    let mut reader = UserSlice::new(arg, len).reader();
     let mut tail = [0u8; 64];
     while !reader.is_empty() {
         let part = &mut tail[..reader.len().min(64)];
@@ -58,13 +60,11 @@ pub(crate) fn read_header(arg: UserPtr) -> Result<VmClockGuest> {
             return Err(E2BIG);
         }
     }
-    Ok(header)
+    Ok(())
 }
 
 /// Writes back what this kernel knows of the header.
-pub(crate) fn write_header(arg: UserPtr, header: &mut VmClockGuest) -> Result {
-    // CAST: The size of a small structure.
-    header.size = KNOWN as u32;
+pub(crate) fn write_header(arg: UserPtr, header: &VmClockGuest) -> Result {
     UserSlice::new(arg, KNOWN)
         .writer()
         .write_slice(header.as_bytes())
@@ -72,25 +72,19 @@ pub(crate) fn write_header(arg: UserPtr, header: &mut VmClockGuest) -> Result {
 
 /// Writes back how many vCPUs the VM has, and nothing else.
 pub(crate) fn write_nr_vcpus(arg: UserPtr, nr_vcpus: u32) -> Result {
-    write_at(arg, offset_of!(VmClockGuest, nr_vcpus), nr_vcpus.as_bytes())
-}
-
-/// Writes back what SET did: `STATUS_*`, and the precision, ns.
-pub(crate) fn write_outcome(arg: UserPtr, status: u32, precision_ns: u32) -> Result {
-    write_at(arg, offset_of!(VmClockGuest, status), status.as_bytes())?;
-    write_at(
-        arg,
-        offset_of!(VmClockGuest, precision_ns),
-        precision_ns.as_bytes(),
+    UserSlice::new(
+        arg.wrapping_byte_add(offset_of!(VmClockGuest, nr_vcpus)),
+        size_of::<u32>(),
     )
+    .writer()
+    .write_slice(nr_vcpus.as_bytes())
 }
 
 /// Reads a record.
 pub(crate) fn read_record(arg: UserPtr) -> Result<ClockGuest> {
-    let mut record = ClockGuest::default();
-    UserSlice::new(arg, size_of::<ClockGuest>())
+    let Payload(record) = UserSlice::new(arg, size_of::<ClockGuest>())
         .reader()
-        .read_slice(record.as_mut_bytes())?;
+        .read::<Payload<ClockGuest>>()?;
     Ok(record)
 }
 
@@ -101,27 +95,12 @@ pub(crate) fn write_record(arg: UserPtr, record: &ClockGuest) -> Result {
         .write_slice(record.as_bytes())
 }
 
-/// Writes back the difference of the TSC rates, and nothing else.
-pub(crate) fn write_rate_diff(arg: UserPtr, hz: i64) -> Result {
-    write_at(arg, offset_of!(VmClockGuest, rate_diff_hz), hz.as_bytes())
-}
-
-fn write_at(arg: UserPtr, offset: usize, bytes: &[u8]) -> Result {
-    UserSlice::new(arg.wrapping_byte_add(offset), bytes.len())
-        .writer()
-        .write_slice(bytes)
-}
-
 /// Reads the vCPU array that `header` points to.
-///
-/// The caller has made sure that `nr_vcpus` is no more than a VM can have.
-pub(crate) fn read_vcpus(header: &VmClockGuest) -> Result<Vcpus> {
-    let mut vcpus = Vcpus::new(header.nr_vcpus)?;
+pub(crate) fn read_vcpus(header: &VmClockGuest, vcpus: &mut [ClockGuestVcpu]) -> Result {
     let bytes = vcpus.as_mut_bytes();
     UserSlice::new(array(header), bytes.len())
         .reader()
-        .read_slice(bytes)?;
-    Ok(vcpus)
+        .read_slice(bytes)
 }
 
 /// Writes the vCPU array that `header` points to.

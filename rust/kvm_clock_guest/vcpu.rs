@@ -6,7 +6,10 @@
 //! Neither waits for the vCPU to leave KVM_RUN.
 
 use crate::{
-    kvm::Vm,
+    kvm::{
+        State,
+        Vm, //
+    },
     pvclock::{
         abi::{
             ClockGuest,
@@ -30,9 +33,10 @@ const TOLERANCE_KHZ: u64 = 1;
 ///
 /// # Errors
 ///
-/// `EFAULT`, those of [`VmGuard::read`](crate::kvm::VmGuard) and [`report::precision_ns`], `EINTR`.
+/// `EFAULT`, those of [`VmGuard::read`](crate::kvm::VmGuard), [`State::new`] and
+/// [`report::precision_ns`], `EINTR`.
 pub(crate) fn get(vm: &Vm, index: u32, arg: UserPtr) -> Result {
-    let state = vm.lock()?.read(index, None, false)?;
+    let state = State::new(&vm.lock()?.read(index, None, false)?, false)?;
     report::precision_ns(&state, false)?;
     user::write_record(arg, &state.record)
 }
@@ -44,13 +48,13 @@ pub(crate) fn get(vm: &Vm, index: u32, arg: UserPtr) -> Result {
 /// - `EFAULT`,
 /// - `EINVAL` for a malformed record, or one that lies ahead of the vCPU's TSC,
 /// - `ERANGE` if it is for another rate than the vCPU's TSC runs at,
-/// - those of [`VmGuard::read`](crate::kvm::VmGuard), `EINTR`.
+/// - those of [`VmGuard::read`](crate::kvm::VmGuard) and [`State::new`], `EINTR`.
 ///
 /// Nothing is changed then.
 pub(crate) fn set(vm: &Vm, index: u32, arg: UserPtr) -> Result {
     let record = request::check_record(&user::read_record(arg)?).map_err(|_| EINVAL)?;
     let guard = vm.lock()?;
-    let state = guard.read(index, None, false)?;
+    let state = State::new(&guard.read(index, None, false)?, false)?;
     let implied_khz = record.factor().khz().unwrap_or(u64::MAX);
     if implied_khz.abs_diff(state.rate.khz()) > TOLERANCE_KHZ {
         return Err(ERANGE);

@@ -9,50 +9,51 @@ use core::ops::{
 };
 use kernel::prelude::*;
 
-/// vCPUs that fit the stack.
-const FEW: usize = 8;
+/// A few vCPUs, for the stack.
+pub(crate) type Few = [ClockGuestVcpu; 4];
 
 /// An array with an element for each vCPU.
-pub(crate) enum Vcpus {
-    /// This many, on the stack.
-    Few(usize, [ClockGuestVcpu; FEW]),
+pub(crate) enum Vcpus<'a> {
+    /// No more than [`Few`].
+    Few(&'a mut [ClockGuestVcpu]),
     /// More than that.
     Many(KVVec<ClockGuestVcpu>),
 }
 
-impl Vcpus {
-    /// Room for `nr` vCPUs, zeroed.
+impl<'a> Vcpus<'a> {
+    /// Room for `nr` vCPUs, zeroed: in `few`, which is, if it is large enough.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(nr: u32) -> Result<Self> {
+    pub(crate) fn new(few: &'a mut Few, nr: u32) -> Result<Self> {
         // CAST: `usize` has 64 bits.
         let len = nr as usize;
-        Ok(if len <= FEW {
-            Self::Few(len, [ClockGuestVcpu::default(); FEW])
-        } else {
-            let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
-            Self::Many(KVVec::from_elem(ClockGuestVcpu::default(), len, flags)?)
+        Ok(match few.get_mut(..len) {
+            Some(few) => Self::Few(few),
+            None => {
+                let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
+                Self::Many(KVVec::from_elem(ClockGuestVcpu::default(), len, flags)?)
+            }
         })
     }
 }
 
-impl Deref for Vcpus {
+impl Deref for Vcpus<'_> {
     type Target = [ClockGuestVcpu];
 
     fn deref(&self) -> &Self::Target {
         match self {
-            Self::Few(len, vcpus) => &vcpus[..*len],
+            Self::Few(vcpus) => vcpus,
             Self::Many(vcpus) => vcpus,
         }
     }
 }
 
-impl DerefMut for Vcpus {
+impl DerefMut for Vcpus<'_> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         match self {
-            Self::Few(len, vcpus) => &mut vcpus[..*len],
+            Self::Few(vcpus) => vcpus,
             Self::Many(vcpus) => vcpus,
         }
     }

@@ -21,10 +21,12 @@ mod abi_check;
 mod bindings;
 #[cfg(CONFIG_KUNIT)]
 pub(crate) mod oracle;
+mod payload;
 mod registration;
 mod state;
 mod vm;
 
+pub(crate) use payload::Payload;
 pub(crate) use registration::{
     ClockGuestOps,
     Registration, //

@@ -51,6 +51,9 @@ pub(crate) struct State {
     pub(crate) is_busy: bool,
 }
 
+/// The clocks of a VM and of its host at one instant, in KVM's form.
+pub(crate) struct RawState(pub(super) bindings::kvm_clock_guest_state);
+
 impl State {
     /// What KVM reports, if these are clocks that one record can serve.
     ///
@@ -60,7 +63,8 @@ impl State {
     /// - `ENODATA` if the vCPUs' TSCs do not run at one hardware rate; or if the host does not keep
     ///   time by a stable TSC, and `fallback` is not set,
     /// - `EBUSY` if the host's TSC rate is not known at the moment.
-    pub(super) fn new(raw: &bindings::kvm_clock_guest_state, fallback: bool) -> Result<Self> {
+    #[inline]
+    pub(crate) fn new(RawState(raw): &RawState, fallback: bool) -> Result<Self> {
         let has = |flag: u32| raw.flags & flag != 0;
 
         if has(bindings::KVM_CLOCK_GUEST_STATE_PROTECTED) {

@@ -4,7 +4,7 @@
 
 use super::{
     bindings,
-    state::State, //
+    state::RawState, //
 };
 use crate::pvclock::{
     abi::{
@@ -92,17 +92,18 @@ impl VmGuard<'_> {
 
     /// Reads the clocks of the VM and its host at one instant. The state is about vCPU number
     /// `reference`; `vcpus`, if any, has an element for each vCPU, in the order of their numbers.
+    /// vCPUs inside an ioctl are looked for if `find_busy`.
     ///
     /// # Errors
     ///
-    /// `ENODATA` without such a vCPU, `EBUSY` if the guest keeps writing its TSCs, those of
-    /// [`State::new`], `EINVAL` if `vcpus` has another length.
+    /// `ENODATA` without such a vCPU, `EBUSY` if the guest keeps writing its TSCs, `EINVAL` if
+    /// `vcpus` has another length.
     pub(crate) fn read(
         &self,
         reference: u32,
         vcpus: Option<&mut [ClockGuestVcpu]>,
-        fallback: bool,
-    ) -> Result<State> {
+        find_busy: bool,
+    ) -> Result<RawState> {
         let vcpus = match vcpus {
             // CAST: `usize` has 64 bits.
             Some(vcpus) if vcpus.len() != self.nr_vcpus() as usize => return Err(EINVAL),
@@ -110,14 +111,15 @@ impl VmGuard<'_> {
             Some(vcpus) => vcpus.as_mut_ptr().cast(),
             None => ptr::null_mut(),
         };
-        let mut state = MaybeUninit::<bindings::kvm_clock_guest_state>::zeroed();
-        // SAFETY: By the type invariant this is a valid VM whose lock is held. `state` is valid for
+        let mut state = MaybeUninit::uninit();
+        let (kvm, raw) = (self.as_raw(), state.as_mut_ptr());
+        // SAFETY: By the type invariant this is a valid VM whose lock is held. `raw` is valid for
         // writes, and so is `vcpus`, if it is not null, for as many elements as there are vCPUs.
         to_result(unsafe {
-            bindings::kvm_clock_guest_read(self.as_raw(), reference, state.as_mut_ptr(), vcpus)
+            bindings::kvm_clock_guest_read(kvm, reference, find_busy, raw, vcpus)
         })?;
-        // SAFETY: The structure holds integers only, and was zeroed.
-        State::new(unsafe { state.assume_init_ref() }, fallback)
+        // SAFETY: KVM returned 0, and thus wrote the structure.
+        Ok(RawState(unsafe { state.assume_init() }))
     }
 
     /// Makes a record the clock of the VM, for a vCPU whose TSC is `transform`, and leaves all TSCs
