@@ -1,25 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Every input that was kept goes through its target: `corpus/` reaches what a fuzzer has reached,
-//! `regressions/` is what once found something.
+//! Replays every kept input through its target: `corpus/` reaches the code that a fuzzer has
+//! reached, `regressions/` has the inputs that once failed. `inputs.py` documents the files.
 
 use kvm_clock_guest_fuzz::TARGETS;
-use std::{
-    fs,
-    io::ErrorKind,
-    panic::catch_unwind,
-    path::{Path, PathBuf},
-};
+use std::{fs, io::ErrorKind, panic::catch_unwind, path::Path};
 
-/// The files of `folder`, none if there is no such folder.
-fn inputs(folder: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = match fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
-        Err(error) if error.kind() == ErrorKind::NotFound => vec![],
-        Err(error) => panic!("{}: {error}", folder.display()),
+/// The inputs of a file by `name=` or line number; none if there is no such file.
+fn inputs(file: &Path) -> Vec<(String, Vec<u8>)> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return vec![],
+        Err(error) => panic!("{}: {error}", file.display()),
     };
-    files.sort();
-    files
+    let lines = text.lines().zip(1..);
+    let inputs = lines.filter(|(line, _)| !line.starts_with('#'));
+    let input = |(line, number): (&str, u32)| {
+        let (name, quoted) = line.split_at(line.find('"')?);
+        let name = match name {
+            "" => number.to_string(),
+            _ => name.strip_suffix('=')?.to_owned(),
+        };
+        let bytes = unescape(quoted.strip_prefix('"')?.strip_suffix('"')?)?;
+        Some((format!("{}: {name}", file.display()), bytes))
+    };
+    let all: Option<Vec<_>> = inputs.map(input).collect();
+    all.unwrap_or_else(|| panic!("{}: a line is no input", file.display()))
+}
+
+/// The bytes of `text`, in which `\x` and two hexadecimal digits stand for one.
+fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut parts = text.split('\\');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.strip_prefix('x')?.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend(rest.as_bytes());
+    }
+    Some(bytes)
 }
 
 fn replay(name: &str) {
@@ -27,17 +45,17 @@ fn replay(name: &str) {
         .iter()
         .find(|(known, _)| *known == name)
         .unwrap_or_else(|| panic!("no target {name}"));
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let corpus = inputs(&here.join("corpus").join(name));
+    let read = |kind| {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        inputs(&here.join(kind).join(name).with_extension("txt"))
+    };
+    let (corpus, regressions) = (read("corpus"), read("regressions"));
     assert!(!corpus.is_empty(), "no corpus of {name}");
-    let regressions = inputs(&here.join("regressions").join(name));
     let failed: Vec<_> = corpus
         .iter()
         .chain(&regressions)
-        .filter(|path| {
-            let input = fs::read(path).unwrap();
-            catch_unwind(|| target(&input)).is_err()
-        })
+        .filter(|(_, input)| catch_unwind(|| target(input)).is_err())
+        .map(|(name, _)| name)
         .collect();
     assert!(failed.is_empty(), "these fail: {failed:#?}");
     println!("{} inputs", corpus.len() + regressions.len());
@@ -56,6 +74,14 @@ macro_rules! replays {
             assert_eq!(known, [$(stringify!($name)),*]);
         }
     };
+}
+
+#[test]
+fn escapes_are_bytes() {
+    let bytes = [b"{\"a\": ", &[0, 0xff, b'\\'][..], b"1}"].concat();
+    assert_eq!(unescape(r#"{"a": \x00\xff\x5c1}"#), Some(bytes));
+    assert_eq!(unescape(r"\n"), None);
+    assert_eq!(unescape(r"\x0"), None);
 }
 
 replays!(arithmetic validation plan stream migration update_file);
