@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ties models and source together: both must give the results of the vectors."""
+"""The checks that tie models and source together: both must give the results of the vectors."""
 
 import z3
 from z3 import BitVecVal, IntVal
@@ -7,17 +7,17 @@ from z3 import BitVecVal, IntVal
 import reference
 import vectors
 from engine import full_product
-from models import NSEC_PER_SEC, Record, Scale, Source
+from models import NSEC_PER_SEC, Factor, Record, Scale, Source
 
 
 def vectors_are_checked_in():
-    """What the Rust tests run is what the generator prints."""
+    """The vectors of the Rust tests are those that the generator prints."""
     same = vectors.FILE.exists() and vectors.FILE.read_text() == vectors.render()
     return same, vectors.FILE.name if same else f"{vectors.FILE} is out of date: run tools/prove/vectors.py --write"
 
 
 def number(value):
-    """The number that a term of constants is."""
+    """The value of a term of constants."""
     value = z3.simplify(value)
     if z3.is_bool(value):
         return z3.is_true(value)
@@ -64,14 +64,19 @@ def ticks(m, khz, ratio, frac_bits, ns, expected):
     return option(some, value) == expected == by_digits
 
 
-def factor(m, hz, expected, implied):
+def factor_of(m, hz):
+    """Factor::of_hz: (mul, shift), or None"""
     if hz == 0:
-        return expected is None
+        return None
     # Term by term, so that no loop's terms grow.
     scaled, ticks, shift, ended = map(z3.simplify, m.of_hz_loops(u64(hz)))
-    mul = number(m.of_hz_mul(IntVal(number(scaled)), IntVal(number(ticks))))
-    shift = shift.as_signed_long()
-    return number(ended) and (mul, shift) == expected and implies(m, mul, shift, implied)
+    assert number(ended)
+    return number(m.of_hz_mul(IntVal(number(scaled)), IntVal(number(ticks)))), shift.as_signed_long()
+
+
+def factor(m, hz, expected, implied):
+    found = factor_of(m, hz)
+    return found == expected and (found is None or implies(m, *found, implied))
 
 
 def implies(m, mul, shift, expected):
@@ -84,19 +89,45 @@ def close(m, mul, shift, hz, ppm, expected):
     return number(m.is_close_to(IntVal(mul), shift, IntVal(hz), IntVal(ppm))) == expected
 
 
-def reslope(m, mode, khz_there, khz_here, factor, guest_tsc, kvmclock_ns, elapsed, expected):
+def factors_of(m, khz, ratio, frac_bits):
+    """Of a rate: (Hz, KVM's own factor, that of the rate in Hz)."""
+    hz = number(m.rate_hz(IntVal(khz), IntVal(ratio or 1), frac_bits))
+    some, own_hz = m.own_hz(m.rate_khz(IntVal(khz), IntVal(ratio or 1), frac_bits))
+    return hz, factor_of(m, number(own_hz)) if number(some) else None, factor_of(m, hz)
+
+
+def rate(m, khz, ratio, frac_bits, expected_hz, expected_factor):
+    hz, own, _ = factors_of(m, khz, ratio, frac_bits)
+    return (hz, own) == (expected_hz, expected_factor)
+
+
+def accepted(m, khz, ratio, frac_bits, factor, ppm, expected):
+    hz, own, _ = factors_of(m, khz, ratio, frac_bits)
+    is_close = m.is_close_to(IntVal(factor[0]), factor[1], IntVal(hz), IntVal(ppm))
+    return number(m.accepts(z3.BoolVal(own == factor), is_close)) == expected
+
+
+def reslope(m, mode, khz_there, khz_here, ratio, frac_bits, factor, guest_tsc, kvmclock_ns, elapsed, expected):
     """By the parts of the plan."""
-    own = reference.factor_of_hz(khz_here * 1000)
+
+    def bits(factor):
+        mul, shift = factor or (0, 0)
+        return z3.BoolVal(factor is not None), Factor(BitVecVal(mul, 32), BitVecVal(shift, 8))
+
+    _, own, exact = factors_of(m, khz_here, ratio, frac_bits)
+    asked, unused = z3.BoolVal(True), z3.BoolVal(False)
+    is_ok, is_resloped, other = m.other_factor(asked, bits(factor)[1], bits(own), bits(exact), unused)
+    if not number(is_ok):
+        return expected is None
     elapsed = elapsed if mode == reference.ADVANCE else 0
-    some, count = m.ticks(IntVal(khz_there), IntVal(1), 0, IntVal(abs(elapsed)))
+    some, count = m.ticks(IntVal(khz_there), IntVal(ratio or 1), frac_bits, IntVal(abs(elapsed)))
     tsc = z3.simplify(u64(guest_tsc) + m.signed_ticks(IntVal(elapsed), u64(number(count))))
     record = record_of(guest_tsc, kvmclock_ns, *factor)
-    if own == factor:
+    if number(is_resloped):
+        record = m.resloped(record, tsc, u64(kvmclock_ns), u64(elapsed), *other)
+    else:
         has_room, record = m.not_ahead_of(record, tsc)
         some = z3.And(some, has_room)
-    else:
-        mul, shift = BitVecVal(own[0], 32), BitVecVal(own[1], 8)
-        record = m.resloped(record, tsc, u64(kvmclock_ns), u64(elapsed), mul, shift)
     shift = z3.simplify(record.shift).as_signed_long()
     return number(some) and (*map(number, record[:3]), shift) == expected
 
@@ -114,12 +145,13 @@ def precision(m, read_window, khz, expected):
 
 EVALUATORS = {
     "KVMCLOCK": kvmclock, "NOT_AHEAD": not_ahead, "TRANSFORM": transform, "TICKS": ticks, "FACTOR": factor,
-    "IMPLIED": implies, "CLOSE": close, "ADVANCE": advance, "RESLOPE": reslope, "PRECISION": precision,
+    "IMPLIED": implies, "CLOSE": close, "ADVANCE": advance, "RATE": rate, "ACCEPTED": accepted, "RESLOPE": reslope,
+    "PRECISION": precision,
 }
 
 
 def models_agree_with_vectors(model=Source):
-    """Every model gives what the vectors say, and meets its own obligations there."""
+    """Every model gives the results of the vectors, and meets its obligations there."""
     count = 0
     for name, rows in vectors.generate().items():
         for row in rows:

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a theorem is, and how one is proved and attacked.
+"""Theorems, their proofs and the attacks on them.
 
-A theorem is a function of a `Proof`. It names its inputs, says what is given, and asks for claims; each claim is one
+A theorem is a function of a `Proof`. It names its inputs, states what is given, and makes claims; each claim is one
 question to z3: is there an input for which it does not hold? "unsat" proves it, "sat" is a counterexample, and
-"unknown" (the time ran out) is a failure like it.
+"unknown" (the time ran out) is a failure as well.
 
-The same function runs against broken models: then a claim must fail, else the theorem says less than it seems to.
+The same function runs against broken models: then a claim must fail, or the theorem states less than it seems to.
 
-Products of two unknowns are hard for a solver. A proof sees them as a function it knows nothing of but the facts it is
-given, all of which are theorems of their own (`theorems/products.py`). An attack sees true products, so that every
-counterexample is real.
+Products of two unknowns are hard for a solver. A proof sees them as an unknown function with given facts, which are
+theorems of their own (`theorems/products.py`). An attack sees true products, so that every counterexample is real.
 """
 
 from dataclasses import dataclass, field
 
 import z3
 
-# Seconds for one question. The hardest takes a few; a busy machine makes it many.
+# Seconds for one question. The hardest takes a few on an idle machine.
 QUESTION_TIMEOUT = 300
 
 
@@ -30,7 +29,7 @@ class Break:
 
     says: str
     model: type = None
-    where: dict = field(default_factory=dict)  # Inputs to look at alone, to spare the solver a search.
+    where: dict = field(default_factory=dict)  # Values of inputs, which spare the solver a search.
     parameters: dict = field(default_factory=dict)
 
 
@@ -40,7 +39,7 @@ class Theorem:
 
     name: str
     function: object
-    source: str  # file:function of rust/pvclock that it speaks of.
+    source: str  # file:function of rust/pvclock that it is about.
     inputs: str
     breaks: list
 
@@ -54,7 +53,7 @@ THEOREMS = []
 
 def theorem(source, inputs, breaks):
     """Registers the function below as a theorem."""
-    assert breaks, "a theorem that nothing breaks says nothing"
+    assert breaks, "a theorem needs attacks"
 
     def register(function):
         THEOREMS.append(Theorem(function.__name__, function, source, inputs, breaks))
@@ -69,7 +68,7 @@ def full_product(a, b):
 
 
 def unknown_product(a, b):
-    """A function that stands for `full_product`, of which only facts that a proof is given are known."""
+    """A function in place of `full_product`, of which a proof knows only the facts that it is given."""
     sorts = z3.BitVecSort(a.size()), z3.BitVecSort(b.size()), z3.BitVecSort(a.size() + b.size())
     return z3.Function(f"product{a.size()}x{b.size()}", *sorts)(a, b)
 
@@ -118,12 +117,12 @@ class Proof:
             return
         if answer != z3.unsat:
             raise TimeoutError(f"{label}: z3 gave up after {QUESTION_TIMEOUT} s")
-        # Of nothing, everything is true: some input must fulfil the conditions.
+        # Everything is true of no input: some input must fulfil the conditions.
         if conditions and ask(conditions)[0] != z3.sat:
             raise Disproved(f"{label}: no input, or none that z3 finds, fulfils the conditions")
 
     def claim_no_overflow(self, **options):
-        """Claims that no operation of the model ran into what would be a panic in Rust."""
+        """Claims that no operation of the model would panic in Rust."""
         goals, self.model.obligations = self.model.obligations, []
         assert goals, "the model has no obligations"
         self.claim(z3.And(*goals), label="no overflow", **options)
@@ -147,7 +146,7 @@ def ask(conditions):
 
 
 def prove(theorem, model):
-    """Proves the theorem of the source as it is: (whether it holds, why)."""
+    """Proves the theorem for the model of the source: (whether it holds, why)."""
     proof = Proof(model)
     try:
         theorem.function(proof)
@@ -157,7 +156,7 @@ def prove(theorem, model):
 
 
 def refute(theorem, broken, model, verbose):
-    """Looks for the counterexample that the break must have: (whether there is one, which)."""
+    """Looks for a counterexample, which the break must have: (whether there is one, which)."""
     proof = Proof(broken.model or model, attack=True, where=broken.where)
     try:
         theorem.function(proof, **broken.parameters)

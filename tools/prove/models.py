@@ -2,11 +2,11 @@
 """The arithmetic of rust/pvclock for z3, written line by line from the Rust source.
 
 Bit vectors where Rust has fixed widths that matter; integers (z3.Int) where a division makes bit vectors hopeless: then
-every result is an obligation to fit its type. Operations that would panic in Rust with overflow checks, as the kernel
-has them, add an obligation; wrapping ones do not.
+every result has the obligation to fit its type. Operations that would panic in Rust with overflow checks, which the
+kernel has, add an obligation; wrapping ones do not.
 
-The methods bear the Rust functions' names. `make prove` evaluates them on the vectors that the Rust code is tested
-with, so that model and source cannot part unseen.
+The methods have the Rust functions' names. `make prove` evaluates them on the vectors that the Rust code is tested
+with, so that a difference of model and source is found.
 """
 
 from typing import NamedTuple
@@ -29,12 +29,22 @@ class Scale(NamedTuple):
 
 
 class Record(NamedTuple):
-    """abi.rs: ClockGuest, what counts of it."""
+    """abi.rs: ClockGuest, without flags and padding."""
 
     tsc_timestamp: object  # u64
     system_time: object  # u64
     mul: object  # u32
     shift: object  # i8
+
+
+class Factor(NamedTuple):
+    """rate.rs: Factor."""
+
+    mul: object  # u32
+    shift: object  # i8
+
+    def is_same(self, other):
+        return And(self.mul == other.mul, self.shift == other.shift)
 
 
 def trailing_zeros(value):
@@ -56,6 +66,11 @@ def leading_zeros(value):
 def unsigned_abs(shift):
     """i8::unsigned_abs, as 32 bits."""
     return ZeroExt(24, If(shift < 0, -shift, shift))
+
+
+def saturating_add(total, more):
+    """u32::saturating_add"""
+    return If(z3.BVAddNoOverflow(total, more, False), total + more, BitVecVal(BASE - 1, 32))
 
 
 class Source:
@@ -215,6 +230,24 @@ class Source:
         self.must(host_khz * 1000 < 2**64)
         return self.mul_mul_shr_div(ns, host_khz * 1000, ratio, frac_bits, NSEC_PER_SEC)
 
+    def rate_hz(self, host_khz, ratio, frac_bits):
+        """GuestRate::hz, for a known number of fraction bits; no scaling is a ratio of 1 without any"""
+        some, ticks = self.ticks(host_khz, ratio, frac_bits, z3.IntVal(NSEC_PER_SEC))
+        return If(ratio == 2**frac_bits, host_khz * 1000, If(some, ticks, 2**64 - 1))
+
+    def rate_khz(self, host_khz, ratio, frac_bits):
+        """GuestRate::khz, likewise"""
+        return If(ratio == 2**frac_bits, host_khz, host_khz * ratio / 2**frac_bits % 2**64)
+
+    def own_hz(self, khz):
+        """GuestRate::factor: (is some, the Hz that it is the factor of)"""
+        hz = If(khz == 0, 1, khz) * 1000
+        return hz < 2**64, hz
+
+    def accepts(self, is_own, is_close):
+        """GuestRate::accepts, of its two comparisons"""
+        return Or(is_own, is_close)
+
     def factor_khz(self, mul, shift):
         """Factor::khz for a known shift: (is some, the value)"""
         bits = abs(shift)
@@ -280,10 +313,7 @@ class Source:
         diff = actual_ns - expected_ns
         total = If(diff < 0, -diff, diff)  # unsigned_abs
         total = If(UGT(total, BASE - 1), BitVecVal(BASE - 1, 32), Extract(31, 0, total))
-        for more in (now_precision_ns, plan_precision_ns):
-            fits = z3.BVAddNoOverflow(total, more, False)
-            total = If(fits, total + more, BitVecVal(BASE - 1, 32))
-        return total
+        return saturating_add(saturating_add(total, now_precision_ns), plan_precision_ns)
 
     def knows_tai(self, tai_offset_s):
         """knows_tai"""
@@ -312,6 +342,19 @@ class Source:
     def offset_shift(self, scale, now_host_tsc, guest_tsc, ref_offset):
         """plan: Plan::offset_shift"""
         return self.through(scale, now_host_tsc, guest_tsc) - ref_offset
+
+    def other_factor(self, is_asked, factor, of_khz, of_hz, is_close):
+        """other_factor: (is Ok, is Ok(Some), the factor there); `of_khz` and `of_hz` are (is some, factor), `is_close` is
+        Factor::is_close_to of the TSC's rate here"""
+        (has_khz, of_khz), (has_hz, of_hz) = of_khz, of_hz
+        is_own = And(has_khz, factor.is_same(of_khz))
+        is_ok = If(is_asked, And(has_khz, has_hz), self.accepts(is_own, is_close))
+        return is_ok, And(is_asked, is_ok, Not(factor.is_same(of_khz)), Not(factor.is_same(of_hz))), of_hz
+
+    def plan_precision_ns(self, saved_ns, pairing_ns, is_resloped):
+        """plan: Plan::precision_ns"""
+        rounding_ns = If(is_resloped, BitVecVal(1, 32), BitVecVal(0, 32))
+        return saturating_add(saturating_add(saved_ns, pairing_ns), rounding_ns)
 
     def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
         """plan: the record with another factor; `elapsed_ns` is mod 2^64"""

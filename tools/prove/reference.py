@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the arithmetic of rust/pvclock should give, with Python's integers and fractions: no width, no shift, no mask
-but a final mod 2^64. Written from the ABI's definitions, not from the Rust source."""
+"""The arithmetic of rust/pvclock with Python's integers and fractions: no width, no shift, and no mask but a final mod
+2^64. Written from the ABI's definitions, not from the Rust source."""
 
 from fractions import Fraction
 from math import ceil, floor
@@ -9,7 +9,7 @@ U64 = 2**64
 
 
 def signed(value, bits=64):
-    """`value` mod 2^bits as a signed number: which way, and how far, around the ring."""
+    """`value` mod 2^bits as a signed number."""
     value %= 2**bits
     return value - 2**bits if value >= 2 ** (bits - 1) else value
 
@@ -53,7 +53,7 @@ def not_ahead_of(tsc_timestamp, system_time, mul, shift, guest_tsc):
 
 def rate_hz(khz, ratio, frac_bits):
     """A guest's rate, exactly."""
-    return khz * 1000 * (Fraction(ratio, 2**frac_bits) if ratio else 1)
+    return khz * 1000 * Fraction(ratio or 1, 2**frac_bits)
 
 
 def ticks(khz, ratio, frac_bits, ns):
@@ -75,6 +75,17 @@ def factor_of_hz(hz):
     return 10**9 * 2**32 // hz, shift
 
 
+def whole_hz(khz, ratio, frac_bits):
+    """A guest's rate in whole Hz, at most 2^64 - 1."""
+    return min(floor(rate_hz(khz, ratio, frac_bits)), U64 - 1)
+
+
+def own_factor(khz, ratio, frac_bits):
+    """(mul, shift) that KVM gives a guest of this rate: that of whole kHz mod 2^64, at least 1. None from 2^64 Hz on."""
+    hz = max(scaled(ratio, frac_bits, khz), 1) * 1000
+    return factor_of_hz(hz) if hz < U64 else None
+
+
 def hz_of_factor(mul, shift):
     """The rate that a factor is for, exactly: a tick lasts mul * 2^shift / 2^32 ns."""
     return 10**9 / (mul * Fraction(2) ** shift / 2**32)
@@ -89,8 +100,13 @@ def khz_of_factor(mul, shift):
 
 
 def is_close(mul, shift, hz, ppm):
-    """Whether the rate that a factor is for is within ppm parts per million of hz."""
-    return mul != 0 and abs(hz_of_factor(mul, shift) - hz) <= Fraction(hz * ppm, 10**6)
+    """Whether the rate that a factor is for is within ppm parts per million of hz; no other shift is a record's."""
+    return mul != 0 and abs(shift) <= 31 and abs(hz_of_factor(mul, shift) - hz) <= Fraction(hz * ppm, 10**6)
+
+
+def accepts(khz, ratio, frac_bits, factor, ppm):
+    """Whether a record with this factor is for a TSC of this rate."""
+    return factor == own_factor(khz, ratio, frac_bits) or is_close(*factor, whole_hz(khz, ratio, frac_bits), ppm)
 
 
 def precision_ns(read_window, khz):
@@ -99,7 +115,7 @@ def precision_ns(read_window, khz):
 
 
 def elapsed_ns(saved_tai, saved_offset, now_tai, now_offset):
-    """Elapsed time; of UTC, if one side alone knows TAI - UTC."""
+    """Elapsed time; in UTC, if only one side knows TAI - UTC."""
     if (saved_offset < 10) == (now_offset < 10):
         return now_tai - saved_tai
     return (now_tai - now_offset * 10**9) - (saved_tai - saved_offset * 10**9)
@@ -117,20 +133,16 @@ def advance_ticks(saved_tai, saved_offset, now_tai, now_offset, khz, ratio, frac
 EXACT, ADVANCE, FREEZE = 1, 2, 3
 
 
-def resloped(mode, khz_there, khz_here, factor, guest_tsc, kvmclock_ns, elapsed):
+def resloped(mode, khz_there, khz_here, ratio, frac_bits, factor, guest_tsc, kvmclock_ns, elapsed):
     """(tsc_timestamp, system_time, mul, shift) of the record that continues kvmclock with the slope of the TSC here; the
-    saved one was made at the anchor. Without a ratio the rate is of whole kHz, as KVM's own factor is."""
-    own = factor_of_hz(khz_here * 1000)
-    if own == factor:
-        elapsed = elapsed if mode == ADVANCE and elapsed < 0 else 0
-        tsc_timestamp = guest_tsc + signed_ticks(khz_there, elapsed)
-        return *not_ahead_of(guest_tsc, kvmclock_ns, *factor, tsc_timestamp % U64), *factor
+    saved one was made at the anchor. None if the rate here has no factor, or its whole kHz have none."""
+    own, exact = own_factor(khz_here, ratio, frac_bits), factor_of_hz(whole_hz(khz_here, ratio, frac_bits))
+    if own is None or exact is None:
+        return None
     if mode != ADVANCE:
         elapsed = 0
-    return (guest_tsc + signed_ticks(khz_there, elapsed)) % U64, (kvmclock_ns + elapsed) % U64, *own
-
-
-def signed_ticks(khz, elapsed):
-    """Whole ticks in elapsed ns, towards 0."""
-    count = ticks(khz, 0, 0, abs(elapsed))
-    return count if elapsed >= 0 else -count
+    count = ticks(khz_there, ratio, frac_bits, abs(elapsed))
+    tsc_timestamp = (guest_tsc + (count if elapsed >= 0 else -count)) % U64
+    if factor in (own, exact):
+        return *not_ahead_of(guest_tsc, kvmclock_ns, *factor, tsc_timestamp), *factor
+    return tsc_timestamp, (kvmclock_ns + elapsed) % U64, *exact

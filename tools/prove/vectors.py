@@ -10,6 +10,7 @@ import pathlib
 import random
 import sys
 import textwrap
+from fractions import Fraction
 from math import floor
 
 sys.dont_write_bytecode = True
@@ -27,6 +28,8 @@ KHZ = 2_596_100
 HALF, ONE, ONE_AND_A_HALF = 1 << 31, 1 << 32, 0x1_8000_0000  # SVM's ratios have 32 fraction bits, VMX's 48.
 SCALES = [(0, 0), (ONE, 32), (ONE_AND_A_HALF, 32), (HALF, 32), (0x9_4D65, 32), (1 << 48, 48), (3 << 47, 48),
           (0x94CF_7F5F_0B71, 48), (MAX, 32), (MAX, 63), (1, 1), (1, 63)]
+# A rate that is 0.666 kHz above whole kHz, so that KVM's own factor is not that of the rate in Hz.
+ABOVE_WHOLE_KHZ = 3 * ONE // 4 + 286, 32
 MULS = [1, 3, 1 << 31, (1 << 32) - 1, 3_308_699_862, 0xC530_0000]
 SHIFTS = [-31, -2, -1, 0, 1, 4, 31]
 
@@ -128,20 +131,52 @@ def close_rows(numbers):
     return rows
 
 
+def rate_rows(numbers):
+    """kHz, ratio, frac_bits; Hz, and the factor that KVM gives a guest of this rate"""
+    rates = [(khz, *scale) for scale in [*SCALES, ABOVE_WHOLE_KHZ] for khz in (1, KHZ, 2**32 - 1, numbers.bits(32))]
+    rates += [(numbers.bits(32), numbers.bits(64) or 1, numbers.randrange(1, 64)) for _ in range(8)]
+    return [(*rate, reference.whole_hz(*rate), reference.own_factor(*rate)) for rate in rates]
+
+
+def accepted_rows(numbers):
+    """kHz, ratio, frac_bits; mul and shift, ppm, whether that record is for that TSC"""
+    rows = []
+    for scale in ((0, 0), (ONE, 32), (3 << 47, 48), ABOVE_WHOLE_KHZ, (1, 32), (MAX, 1)):
+        hz = reference.whole_hz(KHZ, *scale) or 1
+        exact = reference.factor_of_hz(hz)
+        own = reference.own_factor(KHZ, *scale) or exact
+        for ppm in (0, 250):
+            # The last mul on one side of each edge of the tolerance, and the first on the other.
+            shifted = hz * Fraction(2) ** exact[1]
+            edges = [floor(2**32 * 10**9 / (shifted * (1 + Fraction(off, 10**6)))) for off in (ppm, -ppm)]
+            muls = [(edge + more, exact[1]) for edge in edges for more in (0, 1) if edge + more < 2**32]
+            rows += [(KHZ, *scale, factor, ppm) for factor in dict.fromkeys([own, exact, *muls])]
+    return [(*row, reference.accepts(*row)) for row in rows]
+
+
 def reslope_rows(numbers):
-    """mode, kHz there and here, the saved factor, guest TSC and kvmclock at the anchor, TAI elapsed; the record"""
-    own = reference.factor_of_hz(KHZ * 1000)
-    bent = own[0] * 3 // 4, own[1] + 1  # 3/2 of it, as KVM would write that.
+    """mode, kHz there and here, ratio, frac_bits, the saved factor, guest TSC and kvmclock at the anchor, TAI elapsed; the
+    record"""
+    rates = [(khz, (0, 0)) for khz in (KHZ, KHZ * 2 // 3, KHZ + 1, 1, 2**32 - 1)]
+    rates += [(KHZ, ABOVE_WHOLE_KHZ), (KHZ - 1, ABOVE_WHOLE_KHZ), (KHZ, (3 << 47, 48)), (KHZ + 7, (0x9_4D65, 32)),
+              (2**32 - 1, (MAX, 32)), (2_600_000, (0x94CF_7F5F_0B71, 48))]
+    there = reference.factor_of_hz(KHZ * 1000)
+    other = there[0] * 3 // 4, there[1] + 1  # 3/2 of that rate, as KVM would write it.
     rows = []
     for mode in (reference.EXACT, reference.ADVANCE, reference.FREEZE):
-        for here in (KHZ, KHZ * 2 // 3, KHZ + 1, 1, 2**32 - 1):
-            for factor in (own, bent, (1 << 31, 0), (1 << 31, 31), reference.factor_of_hz(here * 1000)):
+        for here, scale in rates:
+            own = reference.own_factor(here, *scale) or there
+            exact = reference.factor_of_hz(reference.whole_hz(here, *scale))
+            for factor in dict.fromkeys((there, other, (1 << 31, 0), (1 << 31, 31), own, exact)):
                 ns = numbers.choice((0, 1, -1, 10**9, -(10**9), WEEK_NS, -WEEK_NS, numbers.bits(60)))
                 # A record that is not for the TSC here can go back however far; the other has room for some days.
                 guest, kvmclock = numbers.choice((5, 10**15, MAX - 5)), numbers.choice((0, 10**15, MAX))
-                if factor == reference.factor_of_hz(here * 1000) and factor[1] > 0:
+                if factor in (own, exact) and factor[1] > 0:
                     ns = abs(ns)
-                rows.append((mode, KHZ, here, factor, guest, kvmclock, ns))
+                # No row takes 2^62 ticks.
+                ns = min(ns, 2**62 * 10**9 // reference.whole_hz(KHZ, *scale))
+                if -31 <= factor[1] <= 31:
+                    rows.append((mode, KHZ, here, *scale, factor, guest, kvmclock, ns))
     return [(*row, reference.resloped(*row)) for row in rows]
 
 
@@ -164,9 +199,9 @@ def advance_rows(numbers):
 
 
 def precision_rows(numbers):
-    spreads = [0, 1, 2, 3, 100, KHZ, 2**45, 2**46, MAX - 1, MAX] + [numbers.bits(64) for _ in range(6)]
+    windows = [0, 1, 2, 3, 100, KHZ, 2**45, 2**46, MAX - 1, MAX] + [numbers.bits(64) for _ in range(6)]
     rates = [1, 1_000_000, KHZ, 2**32 - 1, 0]
-    return [(read_window, khz, reference.precision_ns(read_window, khz)) for read_window in spreads for khz in rates]
+    return [(read_window, khz, reference.precision_ns(read_window, khz)) for read_window in windows for khz in rates]
 
 
 # name, types of the fields, what the fields are, and the generator
@@ -186,9 +221,13 @@ TABLES = [
      close_rows),
     ("ADVANCE", "i64 i32 i64 i32 u32 u64 u32 Option<u64>",
      "Saved TAI (ns) and TAI - UTC (s), the same now; kHz, ratio, fraction bits; guest ticks to add.", advance_rows),
-    ("RESLOPE", "u32 u32 u32 (u32,i8) u64 u64 i64 (u64,u64,u32,i8)",
-     "Mode, kHz saved and here; `mul` and `shift`, guest TSC and kvmclock (ns) at the anchor, TAI elapsed (ns); "
-     "`tsc_timestamp`, `system_time`, `mul` and `shift` with the slope of the TSC here.", reslope_rows),
+    ("RATE", "u32 u64 u32 u64 Option<(u32,i8)>",
+     "kHz, ratio, fraction bits; Hz; `mul` and `shift` that KVM gives a guest of this rate.", rate_rows),
+    ("ACCEPTED", "u32 u64 u32 (u32,i8) u32 bool",
+     "kHz, ratio, fraction bits; `mul` and `shift`, ppm; whether that record is for that TSC.", accepted_rows),
+    ("RESLOPE", "u32 u32 u32 u64 u32 (u32,i8) u64 u64 i64 Option<(u64,u64,u32,i8)>",
+     "Mode, kHz saved and here, ratio and fraction bits of both; `mul` and `shift`, guest TSC and kvmclock (ns) at the "
+     "anchor, TAI elapsed (ns); `tsc_timestamp`, `system_time`, `mul` and `shift` with the slope of the TSC here.", reslope_rows),
     ("PRECISION", "u64 u32 u32", "Read window (ticks), kHz; ns.", precision_rows),
 ]
 
@@ -217,10 +256,13 @@ def render():
              "//! Made by kvm-clock-guest's `tools/prove/vectors.py --write`; do not edit."]
     for name, kinds, fields, _ in TABLES:
         kinds = kinds.split()
-        row_type = ", ".join(kind.replace(",", ", ") for kind in kinds)
         row = name.title().replace("_", "") + "Row"
+        types = [kind.replace(",", ", ") for kind in kinds]
+        row_type = f"pub(crate) type {row} = ({', '.join(types)});"
+        if len(row_type) > 100:  # As rustfmt has it.
+            row_type = "\n".join([f"pub(crate) type {row} = (", *(f"    {kind}," for kind in types), ");"])
         lines += ["", *textwrap.wrap(fields, 100, initial_indent="/// ", subsequent_indent="/// "),
-                  f"pub(crate) type {row} = ({row_type});", "",
+                  row_type, "",
                   "#[rustfmt::skip]", f"pub(crate) const {name}: &[{row}] = &["]
         for row in tables[name]:
             lines += textwrap.wrap("({}),".format(", ".join(map(rust, row, kinds))), 100,

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Every theorem; importing a module here registers its own."""
 
-from . import products, tsc, record, wide, rate, plan  # noqa: F401
+from . import products, tsc, record, wide, rate, plan, reslope  # noqa: F401

@@ -7,7 +7,6 @@ from z3 import And, BitVecVal, If, Not, ZeroExt
 from engine import Break, theorem
 from models import BASE, NSEC_PER_MSEC, NSEC_PER_SEC, Source
 
-from .record import any_record
 from .tsc import any_scale
 
 
@@ -178,41 +177,3 @@ def unpinned_precision_adds_up(p):
     total = ZeroExt(6, distance) + ZeroExt(38, now) + ZeroExt(38, plan)
     sum_ns = If(z3.ULT(total, BASE), z3.Extract(31, 0, total), BitVecVal(BASE - 1, 32))
     p.claim(m.precision_unpinned_ns(expected, actual, now, plan) == sum_ns)
-
-
-class KeepsTimestamp(Source):
-    def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
-        return record._replace(system_time=kvmclock_ns + elapsed_ns, mul=mul, shift=shift)
-
-
-class KeepsSystemTime(Source):
-    def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
-        return record._replace(tsc_timestamp=guest_tsc, mul=mul, shift=shift)
-
-
-class LosesElapsedTime(Source):
-    def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):
-        return super().resloped(record, guest_tsc, kvmclock_ns, BitVecVal(0, 64), mul, shift)
-
-
-@theorem(
-    source="plan.rs:plan (reslope)",
-    inputs="every record and factor of any bit pattern, guest TSC, kvmclock and elapsed time, mod 2^64",
-    breaks=[
-        Break("the timestamp stays", KeepsTimestamp, {"mul": 1 << 31, "shift": 1}),
-        Break("system_time stays", KeepsSystemTime, {"mul": 1 << 31, "shift": 1}),
-        Break("elapsed time is lost", LosesElapsedTime, {"mul": 1 << 31, "shift": 1}),
-    ],
-)
-def reslope_continues_kvmclock(p):
-    """A resloped record reads, at its timestamp, the saved kvmclock plus elapsed time, with no rounding; it has the
-    factor that it is given, and is never ahead of the guest's TSC."""
-    m, record = p.model, any_record(p)
-    guest_tsc, kvmclock, elapsed = p.bits("guest_tsc", 64), p.bits("kvmclock_ns", 64), p.bits("elapsed_ns", 64)
-    mul, shift = p.bits("own_mul", 32), p.bits("own_shift", 8)
-    moved = m.resloped(record, guest_tsc, kvmclock, elapsed, mul, shift)
-    ns = m.kvmclock_ns(moved, guest_tsc)
-    p.claim(m.shifted(moved, guest_tsc - moved.tsc_timestamp) == 0, label="no ticks have passed")
-    p.claim(ns == kvmclock + elapsed, facts=[p.mul(BitVecVal(0, 64), mul) == 0], label="continues")
-    p.claim(And(moved.mul == mul, moved.shift == shift), label="slope")
-    p.claim(Not(m.is_ahead(moved.tsc_timestamp, guest_tsc)), label="not ahead")

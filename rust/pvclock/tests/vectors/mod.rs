@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Runs the vectors: in the kernel (KUnit, `kvm_clock_guest/tests.rs`), and on the host that a
-//! change of the arithmetic is made on.
+//! Runs the vectors: in the kernel (KUnit, `kvm_clock_guest/tests.rs`), and on the host
+//! (`big_integers.rs`).
 //!
-//! The parent brings the crate's modules into scope. Nothing here panics: each table answers with
-//! the index of the first row that is wrong.
+//! The parent brings the crate's modules into scope. Nothing here panics: each table returns the
+//! index of the first wrong row.
 
 mod rows;
 
@@ -29,6 +29,8 @@ pub(crate) const TABLES: &[Table] = &[
     ("implied", implied),
     ("close", close),
     ("advance", advance),
+    ("rate", rate),
+    ("accepted", accepted),
     ("reslope", reslope),
     ("precision", precision),
 ];
@@ -48,7 +50,7 @@ fn kvmclock() -> Option<usize> {
         .iter()
         .position(|&(tsc_timestamp, system_time, mul, shift, tsc, ns)| {
             let record = record(tsc_timestamp, system_time, mul, shift);
-            // Any difference of offsets will do.
+            // Any difference of offsets is right here.
             let other = record.shifted_by(ns);
             record.kvmclock_ns(tsc) != ns || other.kvmclock_ns(tsc.wrapping_add(ns)) != ns
         })
@@ -80,10 +82,7 @@ fn ticks() -> Option<usize> {
     rows::TICKS
         .iter()
         .position(|&(host_khz, ratio, frac_bits, ns, ticks)| {
-            let Some(scale) = Scale::new(ratio, frac_bits) else {
-                return true;
-            };
-            GuestRate { host_khz, scale }.ticks(ns) != ticks
+            guest_rate(host_khz, ratio, frac_bits).is_none_or(|rate| rate.ticks(ns) != ticks)
         })
 }
 
@@ -109,7 +108,7 @@ fn close() -> Option<usize> {
 }
 
 fn advance() -> Option<usize> {
-    /// Guest TSC and host TSC that the ticks are counted from.
+    /// Guest TSC and host TSC from which the ticks count.
     const SAVED_TSC: u64 = 0xfedc_ba98_7654_3210;
     const NOW_TSC: u64 = 987_654_321;
     const OFFSET: u64 = 0x8000_0000_0000_0001;
@@ -118,7 +117,7 @@ fn advance() -> Option<usize> {
         let &(saved_tai, saved_offset, now_tai, now_offset, khz, ratio, frac_bits, expected) = row;
         let saved = VmClockGuest {
             mode: abi::MODE_ADVANCE,
-            // The record is for another rate than most rows have.
+            // Most rows have another rate than the record.
             flags: abi::FLAG_ALLOW_BACKWARDS | abi::FLAG_RESLOPE,
             guest_tsc: SAVED_TSC,
             tai_ns: saved_tai,
@@ -139,7 +138,7 @@ fn advance() -> Option<usize> {
             return true;
         };
         let scale = request.rate.scale;
-        // Without the flag, backwards is refused, and nothing else is.
+        // Without the flag, the plan fails for going backwards only.
         let mut forwards = request;
         forwards.allow_backwards = false;
         let forwards = plan(&forwards, OFFSET, &now, request.rate, 0);
@@ -153,12 +152,36 @@ fn advance() -> Option<usize> {
                 let ticks = transform.guest_tsc(NOW_TSC).wrapping_sub(SAVED_TSC);
                 Some(ticks) != expected
                     || forwards.is_ok_and(|forwards| forwards != plan)
-                    || forwards.is_err_and(|refusal| refusal != PlanError::Backwards)
+                    || forwards.is_err_and(|error| error != PlanError::Backwards)
             }
-            Err(refusal) => refusal != PlanError::Unrepresentable || expected.is_some(),
+            Err(error) => error != PlanError::Unrepresentable || expected.is_some(),
         }
     };
     rows::ADVANCE.iter().position(wrong)
+}
+
+/// The rate of a row; `None` if its ratio is none.
+fn guest_rate(host_khz: u32, ratio: u64, frac_bits: u32) -> Option<GuestRate> {
+    Scale::new(ratio, frac_bits).map(|scale| GuestRate { host_khz, scale })
+}
+
+fn rate() -> Option<usize> {
+    rows::RATE
+        .iter()
+        .position(|&(khz, ratio, frac_bits, hz, factor)| {
+            let factor = factor.map(|(mul, shift)| Factor { mul, shift });
+            guest_rate(khz, ratio, frac_bits)
+                .is_none_or(|rate| rate.hz() != hz || rate.factor() != factor)
+        })
+}
+
+fn accepted() -> Option<usize> {
+    rows::ACCEPTED
+        .iter()
+        .position(|&(khz, ratio, frac_bits, (mul, shift), ppm, is_accepted)| {
+            guest_rate(khz, ratio, frac_bits)
+                .is_none_or(|rate| rate.accepts(Factor { mul, shift }, ppm) != is_accepted)
+        })
 }
 
 fn reslope() -> Option<usize> {
@@ -166,16 +189,8 @@ fn reslope() -> Option<usize> {
     const TAI_NS: i64 = 1_795_000_000_000_000_000;
 
     let wrong = |row: &rows::ReslopeRow| {
-        let &(
-            mode,
-            khz_there,
-            khz_here,
-            (mul, shift),
-            guest_tsc,
-            kvmclock_ns,
-            elapsed_ns,
-            expected,
-        ) = row;
+        let &(mode, khz_there, khz_here, ratio, frac_bits, (mul, shift), ..) = row;
+        let &(.., guest_tsc, kvmclock_ns, elapsed_ns, expected) = row;
         let saved = VmClockGuest {
             mode,
             flags: abi::FLAG_ALLOW_BACKWARDS | abi::FLAG_ALLOW_RATE_MISMATCH | abi::FLAG_RESLOPE,
@@ -184,6 +199,8 @@ fn reslope() -> Option<usize> {
             kvmclock_ns,
             tai_ns: TAI_NS,
             host_tsc_khz: khz_there,
+            tsc_ratio: ratio,
+            tsc_frac_bits: frac_bits,
             record: record(guest_tsc, kvmclock_ns, mul, shift),
             precision_ns: 7,
             ..Default::default()
@@ -193,19 +210,21 @@ fn reslope() -> Option<usize> {
             tai_ns: TAI_NS.wrapping_add(elapsed_ns),
             ..Default::default()
         };
-        let here = GuestRate {
-            host_khz: khz_here,
-            scale: Scale::IDENTITY,
-        };
         let Ok(request) = SetRequest::new(saved) else {
             return true;
         };
-        let (tsc_timestamp, system_time, mul, shift) = expected;
+        let here = GuestRate {
+            host_khz: khz_here,
+            scale: request.rate.scale,
+        };
+        let offset = TscTransform::through(here.scale, HOST_TSC, guest_tsc).offset;
+        let planned = plan(&request, offset, &now, here, 0);
+        let Some((tsc_timestamp, system_time, mul, shift)) = expected else {
+            return planned != Err(PlanError::RecordRate);
+        };
         let expected = record(tsc_timestamp, system_time, mul, shift);
-        // The TSC is the host's at the anchor, but for this offset.
-        let offset = guest_tsc.wrapping_sub(HOST_TSC);
         let is_same = expected.factor() == saved.record.factor();
-        plan(&request, offset, &now, here, 0).map_or(true, |plan| {
+        planned.map_or(true, |plan| {
             plan.record != expected || plan.precision_ns != if is_same { 7 } else { 8 }
         })
     };
