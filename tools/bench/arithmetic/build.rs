@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Compiles the kernel's C: headers as they are, and the functions of KVM that are in none.
+//! Compiles the kernel's C: unchanged headers, and functions of KVM that are in no header.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
 
-/// Headers that are included as they are; what they include in turn is in `c/stubs`.
+/// Headers that are included unchanged; `c/stubs` has the headers that these include.
 const HEADERS: &[(&str, &str)] = &[
     ("arch/x86/include/asm/pvclock.h", "asm/pvclock.h"),
     ("arch/x86/include/asm/pvclock-abi.h", "asm/pvclock-abi.h"),
@@ -15,7 +15,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("include/linux/math64.h", "linux/math64.h"),
 ];
 
-/// What is taken out of a file: its first line begins and its last line is like this.
+/// Excerpts: a file, how the first line begins, and the last line.
 const EXCERPTS: &[(&str, &str, &str)] = &[
     ("arch/x86/kvm/x86.h", "#define do_shl32_div32(", "\t })"),
     ("arch/x86/kvm/x86.c", "static uint32_t div_frac(", "}"),
@@ -24,8 +24,7 @@ const EXCERPTS: &[(&str, &str, &str)] = &[
     ("arch/x86/kvm/x86.c", "u64 kvm_scale_tsc(", "}"),
 ];
 
-/// As the kernel is compiled, as far as it shapes these functions: see `Makefile` and
-/// `arch/x86/Makefile` there.
+/// The kernel's flags that matter for these functions: see its `Makefile` and `arch/x86/Makefile`.
 const FLAGS: &[&str] = &[
     "-std=gnu11",
     "-mgeneral-regs-only",
@@ -52,7 +51,7 @@ fn excerpt(text: &str, first: &str, last: &str) -> Option<String> {
 fn main() {
     println!("cargo:rerun-if-env-changed=KERNEL_SOURCE");
     println!("cargo:rerun-if-changed=c");
-    // rust/pvclock is a part of this crate, as it is of the module.
+    // rust/pvclock is a part of this crate as it is of the module.
     println!("cargo:rustc-check-cfg=cfg(CONFIG_RUST)");
     println!("cargo:rustc-cfg=CONFIG_RUST");
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The kernel's C, one function for each conversion that it has; their argument is in memory.
+ * The kernel's C, one function for each conversion; the argument is in memory.
  *
- * kvm.h is made by build.rs: what arch/x86/kvm has in no header that could be included here.
+ * build.rs makes kvm.h, of the parts of arch/x86/kvm that are in no header.
  */
 #include <linux/types.h>
 #include <linux/math64.h>
 #include <asm/pvclock.h>
 
-/* As KVM sets it on SVM; not static, or it would be taken for a constant. */
+/* KVM's values on SVM; not static, so that the compiler takes it for no constant. */
 struct {
 	u64 default_tsc_scaling_ratio;
 	u8 tsc_scaling_ratio_frac_bits;
@@ -18,7 +18,7 @@ struct {
 
 #include "kvm.h"
 
-/* Shared of src/inputs.rs. */
+/* Shared in src/inputs.rs. */
 struct shared {
 	struct pvclock_vcpu_time_info record;
 	u64 guest_tsc;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The conversions, each a function of its own that nothing is folded into.
+//! The conversions, each in a function of its own that is not inlined.
 //!
-//! Callgrind knows them by their names: `rust_` or `c_` and [`Conversion::id`].
+//! Callgrind finds them by name: `rust_` or `c_`, and [`Conversion::id`].
 
 use crate::{
     inputs::{Input, Shared},
@@ -19,32 +19,32 @@ const TOLERANCE_PPM: u32 = 250;
 
 /// The kernel's function for a conversion.
 pub struct Kernel {
-    /// What it is called there.
+    /// Its name there.
     pub name: &'static str,
     function: unsafe extern "C" fn(&Shared) -> u64,
 }
 
 impl Kernel {
-    /// Calls it.
+    /// Calls the function.
     pub fn call(&self, input: &Input) -> u64 {
-        // SAFETY: They are the functions declared below, which read their argument and nothing else.
+        // SAFETY: All are declared below, and only read their argument.
         unsafe { black_box(self.function)(black_box(&input.shared)) }
     }
 }
 
-/// What is measured.
+/// A conversion to measure.
 pub struct Conversion {
     /// Its name here.
     pub id: &'static str,
     /// The function of `rust/pvclock`.
     pub name: &'static str,
-    /// What the kernel has for it.
+    /// The kernel's counterpart.
     pub kernel: Option<Kernel>,
     function: fn(&Input) -> u64,
 }
 
 impl Conversion {
-    /// Calls ours. A refusal is `u64::MAX`.
+    /// Calls the function of `rust/pvclock`; an error is `u64::MAX`.
     pub fn call(&self, input: &Input) -> u64 {
         black_box(self.function)(black_box(input))
     }
@@ -52,7 +52,7 @@ impl Conversion {
 
 macro_rules! conversions {
     ($($id:ident, $rust:ident, $name:literal, $kernel:expr, |$input:ident| $body:expr;)*) => {
-        /// All that is measured.
+        /// All conversions.
         pub const CONVERSIONS: &[Conversion] = &[$(Conversion {
             id: stringify!($id),
             name: $name,
@@ -102,7 +102,7 @@ conversions! {
             .map_or(u64::MAX, |factor| u64::from(factor.shift as u8) << 32 | u64::from(factor.mul));
     factor_is_close_to, rust_factor_is_close_to, "Factor::is_close_to", None,
         |input| u64::from(input.shared.record.factor().is_close_to(input.shared.hz, TOLERANCE_PPM));
-    // C's has no third factor, i.e. no scaling, and dies of a quotient of more than 64 bits.
+    // C's has no third factor, so no scaling, and faults if the quotient exceeds 64 bits.
     ticks, rust_ticks, "GuestRate::ticks, ratio 1",
         kernel("mul_u64_u64_div_u64", c_ticks),
         |input| input.rate.ticks(input.shared.ns).unwrap_or(u64::MAX);
@@ -120,7 +120,7 @@ conversions! {
 
 #[inline(always)]
 fn planned(input: &Input, request: &SetRequest, here: GuestRate) -> u64 {
-    // All of the plan is to be made, not the one field that is returned.
+    // The whole plan must be computed, not only the field that is returned.
     let made: Result<Plan, PlanError> = black_box(plan(
         request,
         input.shared.offset,

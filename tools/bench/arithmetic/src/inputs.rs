@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the conversions are given: guests of 0.5 to 5 GHz, saved and restored within a day.
+//! Inputs of the conversions: guests of 0.5 to 5 GHz, saved and restored within a day.
 
 use crate::pvclock::{
     abi::{self, ClockGuest, VmClockGuest},
@@ -10,13 +10,13 @@ use crate::pvclock::{
     tsc::{Scale, TscTransform},
 };
 
-/// How many different inputs are measured: few enough to stay in a first-level cache.
+/// The number of inputs to measure: few enough to stay in a first-level cache.
 pub const MEASURED: u64 = 32;
 
-/// Fraction bits of an SVM ratio, as `c/conversions.c` has them.
+/// Fraction bits of an SVM ratio, as in `c/conversions.c`.
 const FRAC_BITS: u32 = 32;
 
-/// What both languages read: `struct shared` of `c/conversions.c`.
+/// The input of both languages: `struct shared` of `c/conversions.c`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Shared {
@@ -28,9 +28,9 @@ pub struct Shared {
     pub host_tsc: u64,
     /// TSC offset, ticks mod 2^64.
     pub offset: u64,
-    /// Scaling ratio of a guest as fast as its host.
+    /// Scaling ratio of a guest with the rate of its host.
     pub ratio_identity: u64,
-    /// Scaling ratio of a guest that is not.
+    /// Scaling ratio of a guest with another rate.
     pub ratio_scaled: u64,
     /// The host's TSC rate, Hz.
     pub hz: u64,
@@ -41,25 +41,25 @@ pub struct Shared {
 /// Arguments of each conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct Input {
-    /// What C gets as well.
+    /// The part that C reads.
     pub shared: Shared,
-    /// `shared`'s TSC of a guest as fast as its host.
+    /// The TSC of `shared` with `ratio_identity`.
     pub identity: TscTransform,
-    /// `shared`'s TSC of one that is not.
+    /// The TSC of `shared` with `ratio_scaled`.
     pub scaled: TscTransform,
-    /// `shared.hz`, without scaling.
+    /// `shared.hz`, unscaled.
     pub rate: GuestRate,
     /// The same, scaled.
     pub rate_scaled: GuestRate,
-    /// To restore it on its own host.
+    /// A SET on the same host.
     pub exact: SetRequest,
-    /// To restore it on another.
+    /// A SET on another host.
     pub advance: SetRequest,
-    /// The same, if that host scales its TSC.
+    /// The same, with a scaled TSC.
     pub advance_scaled: SetRequest,
-    /// The same, with the slope of the host's TSC to be replaced.
+    /// The same, with [`abi::FLAG_RESLOPE`] and a record of another slope.
     pub advance_resloped: SetRequest,
-    /// When that is.
+    /// The time of these SETs.
     pub now: ClockSnapshot,
 }
 
@@ -81,7 +81,7 @@ impl Random {
 }
 
 impl Input {
-    /// Another input for each `seed`, always the same for one.
+    /// The input of `seed`, always the same.
     pub fn new(seed: u64) -> Self {
         let mut random = Random(seed << 32);
         let host_khz = 500_000 + random.below(4_500_000) as u32;
@@ -158,7 +158,7 @@ impl Input {
             advance_scaled: request(abi::MODE_ADVANCE, scaled.scale, 0, record_scaled),
             advance_resloped: request(abi::MODE_ADVANCE, scaled.scale, abi::FLAG_RESLOPE, record),
             now: ClockSnapshot {
-                // The counter of this host or another; later, at any rate.
+                // Later than the anchor, as exact demands.
                 host_tsc: host_tsc + ns,
                 tai_ns: header.tai_ns + ns as i64,
                 tai_offset_s: header.tai_offset_s,
@@ -167,7 +167,7 @@ impl Input {
         }
     }
 
-    /// Those that are measured.
+    /// The inputs to measure.
     pub fn measured() -> Vec<Self> {
         (0..MEASURED).map(Self::new).collect()
     }

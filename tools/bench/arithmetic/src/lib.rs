@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the host-side arithmetic costs, beside the kernel's C where that computes the same.
+//! Measures the host-side arithmetic, and the kernel's C where it computes the same.
 //!
-//! [`conversions`] has what is measured, [`inputs`] what it is measured with. Instructions are
-//! counted in the program of this package, under callgrind, ns by `benches/ns.rs`, with criterion;
-//! `run` does both and prints the table.
+//! [`conversions`] has the functions, [`inputs`] their arguments. Callgrind counts the instructions of
+//! this package's program, criterion measures the ns in `benches/ns.rs`; `run` runs both and prints
+//! the table.
 
-// A part of this crate, as it is of the module: so the compiler may inline what it may there.
+// A part of this crate as it is of the module, so that the compiler can inline as much.
 #[allow(dead_code)]
 #[path = "../../../../rust/pvclock/lib.rs"]
 pub mod pvclock;

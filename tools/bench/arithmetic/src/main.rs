@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Checks the conversions, or calls each so that callgrind can count; `run` uses it.
+//! Checks the conversions, or calls each for callgrind; see `run`.
 //!
-//! - `check`: ours and the kernel's give the same for 100,000 inputs, none is refused, and none
-//!   of ours allocates; exit status 1 if that is not so. Prints how many inputs were compared.
-//! - `list`: id, name and the kernel's name of each, by tabs.
-//! - `call`: each with each of the inputs that are measured, once.
+//! - `check`: compares ours with the kernel's for 100,000 inputs; exit status 1 if two differ, or one
+//!   of ours fails or allocates. Prints the number of inputs.
+//! - `list`: prints id, name and the kernel's name of each, separated by tabs.
+//! - `call`: calls each once for each input to measure.
 
 use bench_arithmetic::{
     conversions::{Conversion, CONVERSIONS},
@@ -13,7 +13,7 @@ use bench_arithmetic::{
 };
 use std::{env, hint::black_box, process::ExitCode};
 
-/// How many inputs `check` compares.
+/// The number of inputs that `check` compares.
 const COMPARED: u64 = 100_000;
 
 fn check(conversion: &Conversion, seed: u64) -> Result<(), String> {
@@ -37,7 +37,7 @@ fn check(conversion: &Conversion, seed: u64) -> Result<(), String> {
 }
 
 fn check_all() -> Result<(), String> {
-    // What counts must be seen to count.
+    // The counter itself must work.
     if allocation_counter::measure(|| drop(black_box(Box::new(1)))).count_total != 1 {
         return Err("an allocation was not counted".into());
     }

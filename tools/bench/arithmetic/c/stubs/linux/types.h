@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the kernel's headers take for granted, for user space on x86-64. */
+/* Names that the kernel's headers expect, for user space on x86-64. */
 #ifndef BENCH_LINUX_TYPES_H
 #define BENCH_LINUX_TYPES_H
 
@@ -19,7 +19,7 @@ typedef unsigned long ulong;
 #define CONFIG_ARCH_SUPPORTS_INT128 1
 #define SMP_CACHE_BYTES 64
 
-/* libc's says less. */
+/* libc's is weaker. */
 #undef __always_inline
 #define __always_inline inline __attribute__((__always_inline__))
 #define unlikely(x) __builtin_expect(!!(x), 0)

@@ -1,3 +1,3 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Nothing of it is needed. */
+/* The headers under test need nothing of it. */
 #include <linux/types.h>
