@@ -78,7 +78,7 @@ macro_rules! replays {
 
 #[test]
 fn escapes_are_bytes() {
-    let bytes = [b"{\"a\": ", &[0, 0xff, b'\\'][..], b"1}"].concat();
+    let bytes = b"{\"a\": \x00\xff\\1}".to_vec();
     assert_eq!(unescape(r#"{"a": \x00\xff\x5c1}"#), Some(bytes));
     assert_eq!(unescape(r"\n"), None);
     assert_eq!(unescape(r"\x0"), None);
