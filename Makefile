@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# The front door: everything the repository can build, run and check.
+# Builds, runs and checks everything in the repository. A target with ## is listed by `make help`, the others in
+# CONTRIBUTING.rst.
 #
-# Heavy things live in $XDG_CACHE_HOME/kvm-clock-guest (see scripts/lib.sh), outputs in build/.
-# KDIR=/path/to/tree uses a kernel of your own instead of the one in the cache.
+# Toolchain, kernels and emulators are in $XDG_CACHE_HOME/kvm-clock-guest (see scripts/lib.sh), outputs in build/.
+# KDIR=/path/to/tree uses that kernel instead of the one in the cache.
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -11,60 +12,54 @@ MAKEFLAGS += --no-print-directory
 KDIR ?=
 override KDIR := $(if $(KDIR),$(abspath $(KDIR)))
 kdir_option := $(if $(KDIR),--kdir '$(KDIR)')
-# The test host whose CPU scales a guest's TSC.
+# SCALING=1: the test host has a CPU that scales a guest's TSC.
 SCALING ?=
 scaling_option := $(if $(SCALING),--scaling)
-# QEMU for guests inside the test host; never by a variable of the environment.
+# The options below come from the command line only, never from the environment.
+# QEMU=1: the QEMUs that run guests inside the test host.
 QEMU :=
 qemu_option := $(if $(QEMU),--qemu)
-# Kernels that look closer at the module; never by a variable of the environment.
+# DEBUG=1: kernels with KASAN, lockdep and KCSAN.
 DEBUG :=
 debug_option := $(if $(DEBUG),--debug)
-# Debian's own kernel; never by a variable of the environment.
+# DEBIAN=1: Debian's own kernel.
 DEBIAN :=
 debian_option := $(if $(DEBIAN),--debian)
-# What fuzzes on this machine.
+# FUZZ=1: cargo-fuzz.
 FUZZ :=
 fuzz_option := $(if $(FUZZ),--fuzz)
-# Kernels to be measured.
+# BENCH=1: the kernels that 'make bench' measures.
 BENCH :=
 bench_option := $(if $(BENCH),--bench)
-# What looks at the page of a report.
+# BROWSER=1: the browser that tests the page of a report.
 BROWSER :=
 browser_option := $(if $(BROWSER),--browser)
-# Known only after setup, hence asked for in the recipes.
+# Known only after setup, so each recipe asks for it.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
 CARGO := scripts/env -- cargo
 rust_files = $$(find rust tools samples -name '*.rs' ! -name '*generated*' 2>/dev/null)
-# A page is as old as the last change to what it tells of, where git knows it.
+# A man page has the date of the last change to clockguest, if git knows it.
 page_date = $(addprefix --date ,$(shell git log -1 --format=%cs -- tools/clockguest 2>/dev/null))
-# Where below build/ the module for this kernel goes.
+# The folder below build/ for the module.
 MODULE := module
 # $(call kbuild,FOLDER,ARGUMENTS): build the module into build/FOLDER.
 kbuild = mkdir -p build/$(1) && \
 	scripts/env --kdir $(kdir) -- $(MAKE) -C $(kdir) M='$(CURDIR)' MO='$(CURDIR)/build/$(1)' $(2)
 
 .PHONY: help
-help: ## this text
-	@echo "kvm-clock-guest: a KVM guest's TSC and kvmclock, saved and restored as one"
+help: # prints what it lists
+	@echo "kvm-clock-guest: save and restore a KVM guest's TSC and kvmclock as one"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  KDIR=/path/to/tree   use a kernel tree of your own (in place, or its O= folder)"
-	@echo "  RUN='command'        what 'make vm' runs; without it, a shell"
-	@echo "  SCALING=1            'make vm' and 'make setup' with a CPU that scales a guest's TSC"
-	@echo "  QEMU=1               'make setup' with the two QEMUs that 'make qemu-check' compares"
-	@echo "  SECONDS=N            how long 'make fuzz' gives each target ($(SECONDS))"
-	@echo "  DEBUG=1              'make setup' with the kernels of 'make check-debug'"
-	@echo "  DEBIAN=1             'make setup' with the kernel of 'make check-debian'"
-	@echo "  CYCLES=N             how often 'make demo' saves and restores ($(CYCLES))"
+	@echo "CONTRIBUTING.rst has the variables (KDIR, RUN, ...) and the rarer targets."
 
-# Enough to see the difference; the promise is tested with more.
+# Enough to show the difference; the tests use more.
 CYCLES ?= 20
 
 .PHONY: demo
-demo: modules tools ## the main job: a guest's clocks over pause, snapshot and migration
+demo: modules tools ## measure a guest's clocks over pause, snapshot, migration
 	@rm -f build/demo/demo.json; \
 	tools/vm/run $(kdir_option) --timeout 1800 --results build/demo \
 		'target/release/clockguest demo --cycles $(CYCLES) --json-file build/demo/demo.json'; \
@@ -80,58 +75,47 @@ demo: modules tools ## the main job: a guest's clocks over pause, snapshot and m
 
 .PHONY: check
 check: browser_option := --browser
-check: setup ## every test; the last line counts them
+check: setup ## run the tests that every change must pass (11 min)
 	@scripts/check $(kdir_option)
 
 .PHONY: check-scaling
 check-scaling: scaling_option := --scaling
-check-scaling: setup ## the tests in a test host whose CPU scales a guest's TSC (5 min)
+check-scaling: setup ## run the tests on a CPU that scales the TSC (5 min)
 	@scripts/check $(kdir_option) scaling
 
 .PHONY: check-intel
 check-intel: intel_option := --intel
-check-intel: setup ## the tests that one CPU is enough for, on an emulated Intel CPU (4 min)
+check-intel: setup ## run the tests on an emulated Intel CPU (4 min)
 	@scripts/check $(kdir_option) intel
 
 .PHONY: check-migrations
 check-migrations: scaling_option := --scaling
-check-migrations: setup ## all migrations between two emulated hosts, and live updates (10 min)
+check-migrations: setup ## move guests between hosts, update kernels (10 min)
 	@scripts/check $(kdir_option) migrations
 
-.PHONY: qemu-check
-qemu-check: qemu_option := --qemu
-qemu-check: setup ## Linux guests in QEMU, stock and with samples/qemu (15 min; first 3 to build it)
+.PHONY: check-qemu
+check-qemu: qemu_option := --qemu
+check-qemu: setup ## test Linux guests in QEMU (15 min)
 	@scripts/check $(kdir_option) qemu
 
 .PHONY: check-debug
 check-debug: debug_option := --debug
 check-debug: scaling_option := --scaling
-check-debug: setup ## the test host's tests, longer, on kernels with KASAN, lockdep, KCSAN (80 min; first 30 to build)
+check-debug: setup ## run the tests with KASAN, lockdep and KCSAN (80 min)
 	@scripts/check $(kdir_option) debug kcsan
-
-.PHONY: bench
-bench: bench_option := --bench
-bench: tools ## what it costs, in instructions of the test host (5 min; first 12 min to build its kernels)
-	@$(MAKE) KDIR="$$(scripts/env kdir-bench)" MODULE=module-bench modules
-	@tools/bench/run
 
 .PHONY: check-debian
 check-debian: debian_option := --debian
-check-debian: setup ## the test host's tests on Debian's own kernel, with KVM patched out of tree (12 min; first 10 to build)
+check-debian: setup ## run the tests on Debian's own kernel (12 min)
 	@scripts/check $(kdir_option) debian
 
-.PHONY: bench-arithmetic
-bench-arithmetic: setup ## the arithmetic's instructions and ns beside the kernel's C, on this machine (1 min)
-	@scripts/get-packages valgrind
-	@tools/bench/arithmetic/run $(kdir_option)
+.PHONY: check-series
+check-series: setup ## apply, build and boot what 'make series' writes (15 min)
+	@scripts/check $(kdir_option) series
 
-# Longer finds more: each target goes on from what it reached before.
-SECONDS ?= 60
-
-.PHONY: fuzz
-fuzz: fuzz_option := --fuzz
-fuzz: setup ## coverage-guided fuzzing on this machine: arithmetic, validation, streams (7 min)
-	@tools/fuzz/run --seconds $(SECONDS)
+.PHONY: check-unchanged
+check-unchanged: setup ## compare KVM's code without the option (3 min)
+	@scripts/check-unchanged
 
 .PHONY: check-all
 check-all: scaling_option := --scaling
@@ -140,53 +124,72 @@ check-all: qemu_option := --qemu
 check-all: debug_option := --debug
 check-all: browser_option := --browser
 check-all: debian_option := --debian
-check-all: setup ## every test there is: check, check-scaling, check-intel, check-migrations, qemu-check, check-debug, check-debian, check-series
+check-all: setup ## run all check targets but check-unchanged (3 h)
 	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan debian series
 
+.PHONY: prove
+prove: setup ## prove the arithmetic for all inputs with z3 (1 min)
+	@tools/prove/prove
+
+# Seconds for each target; each continues from the coverage that it reached before.
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: fuzz_option := --fuzz
+fuzz: setup ## fuzz arithmetic, validation and streams (7 min)
+	@tools/fuzz/run --seconds $(SECONDS)
+
+.PHONY: bench
+bench: bench_option := --bench
+bench: tools ## count the instructions of a save and a restore (5 min)
+	@$(MAKE) KDIR="$$(scripts/env kdir-bench)" MODULE=module-bench modules
+	@tools/bench/run
+
+.PHONY: bench-arithmetic
+bench-arithmetic: setup # beside the kernel's C, on this machine
+	@scripts/get-packages valgrind
+	@tools/bench/arithmetic/run $(kdir_option)
+
 .PHONY: vm
-vm: modules tools ## the test host: a shell in it, or RUN='command' (tools/vm/run --help)
+vm: modules tools ## open a shell in the test host, or run RUN='command'
 	@tools/vm/run $(kdir_option) $(scaling_option) $(if $(RUN),'$(subst ','\'',$(RUN))')
 
 .PHONY: setup
-setup: ## install and build all that is missing
+setup: # installs and builds what is missing
 	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option) $(browser_option) $(debian_option)
 
 .PHONY: modules
-modules: setup ## kvm_clock_guest.ko, in build/module
+modules: setup ## build kvm_clock_guest.ko in build/module
 	@$(call kbuild,$(MODULE),modules) >&2
 	@test -e build/$(MODULE)/kvm_clock_guest.ko || { echo "error: Kbuild made no build/$(MODULE)/kvm_clock_guest.ko" >&2; exit 1; }
 
 .PHONY: tools
-tools: setup ## the clockguest tool and the tests, in target/release
+tools: setup ## build clockguest and the tests in target/release
 	@$(CARGO) build --release --locked --workspace --bins
 
-.PHONY: selftests
-selftests: setup ## the kernel's own KVM selftests that concern clocks
+.PHONY: kvm-selftests
+kvm-selftests: setup # the kernel's own KVM selftests that concern clocks
 	@scripts/build-kvm-selftests $(if $(KDIR),'$(KDIR)')
 
 .PHONY: fmt
-fmt: setup ## format all Rust sources
+fmt: setup ## format the Rust sources
 	@scripts/env -- rustfmt --edition 2021 $(rust_files)
 
-.PHONY: fmt-check
-fmt-check: setup ## fail if 'make fmt' would change something
+.PHONY: check-fmt
+check-fmt: setup # fails if 'make fmt' would change something
 	@scripts/env -- rustfmt --edition 2021 --check $(rust_files)
 
 .PHONY: clippy
-clippy: setup ## lint the module (CLIPPY=1) and the tools; warnings are errors
+clippy: setup ## lint the Rust sources; warnings are errors
 	@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings modules)
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-.PHONY: prove
-prove: setup ## prove the arithmetic with z3 (1 min); tools/prove/prove --help
-	@tools/prove/prove
-
-.PHONY: doc
-doc: setup ## rustdoc of the crates, in target/doc
+.PHONY: rustdoc
+rustdoc: setup # a part of 'make docs', in target/doc
 	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 .PHONY: man
-man: tools ## man pages of clockguest, and shell completion, in build/man and build/completion
+man: tools # man pages of clockguest in build/man, shell completion in build/completion
 	@rm -rf build/man build/completion && mkdir -p build/completion
 	@target/release/clockguest man --to build/man $(page_date)
 	@target/release/clockguest completion bash >build/completion/clockguest
@@ -197,31 +200,23 @@ man: tools ## man pages of clockguest, and shell completion, in build/man and bu
 		"share/zsh/site-functions (_clockguest), share/fish/vendor_completions.d (.fish)" >&2
 
 .PHONY: docs
-docs: doc man ## all documentation as one set of pages, in build/docs; warnings and dead links are errors
+docs: rustdoc man ## build all documentation in build/docs
 	@scripts/build-docs
 	@echo "read: build/docs/index.html" >&2
 
-.PHONY: check-unchanged
-check-unchanged: setup ## prove that KVM without the option compiles to what it was (3 min)
-	@scripts/check-unchanged
-
 .PHONY: series
-series: setup ## what would be posted for Linux, hook, module, documentation and tests, in build/series
+series: setup ## write the patches for Linux to build/series
 	@scripts/make-series
 
-.PHONY: check-series
-check-series: setup ## apply it to Linux 7.3, build it with the option m, y and n, boot that (15 min)
-	@scripts/check $(kdir_option) series
-
 .PHONY: patch
-patch: ## apply the hook series to the tree in KDIR
+patch: # applies the hook series to the tree in KDIR
 	@$(if $(KDIR),scripts/patch-tree '$(KDIR)',echo "usage: make KDIR=/path/to/tree patch" >&2; exit 2)
 
 .PHONY: clean
-clean: ## remove what was built in this folder
+clean: # removes build/ and target/
 	@rm -rf build target
 
 .PHONY: distclean
-distclean: clean ## remove the cache as well
+distclean: clean # removes the cache as well
 	@cache=$$(scripts/env cache); \
 	if [[ -e $$cache ]]; then du -sh "$$cache" | sed 's/^/removing /'; rm -rf "$$cache"; fi
