@@ -39,6 +39,7 @@ pub(crate) fn precision_ns(state: &State, fallback: bool) -> Result<u32> {
         // As good a point to derive the record from as the one that KVM will choose.
         VmClock::New => Ok(0),
         // KVM's sum of base and offset counts whole ns.
+        // TODO[DRIFT]: Include the drift of each vCPU's own record.
         VmClock::Absent if fallback => Ok(pairing_ns.saturating_add(1)),
         VmClock::Absent => Err(ENODATA),
     }

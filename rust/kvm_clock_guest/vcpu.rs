@@ -68,6 +68,7 @@ pub(crate) fn set(vm: &Vm, index: u32, arg: UserPtr) -> Result {
         flags: PVCLOCK_TSC_STABLE,
         ..record
     };
+    // TODO[XENT]: Restart the Xen timers of vCPUs that run.
     guard.pin(&record, state.transform);
     Ok(())
 }

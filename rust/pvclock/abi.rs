@@ -17,6 +17,7 @@ use zerocopy_derive::{
 
 /// `KVM_CHECK_EXTENSION` number of the capability; far outside KVM's sequence until upstream
 /// assigns one.
+// TODO[CAPN]: Use the assigned number.
 pub const KVM_CAP_VM_CLOCK_GUEST: u32 = 0xd6d9;
 
 /// Capability bit: [`KVM_GET_VM_CLOCK_GUEST`], and [`KVM_SET_VM_CLOCK_GUEST`] with [`MODE_EXACT`].

@@ -71,6 +71,7 @@ impl State {
             return Err(EOPNOTSUPP);
         }
         let is_host_tsc_stable = has(bindings::KVM_CLOCK_GUEST_STATE_HOST_TSC_STABLE);
+        // TODO[RATE]: Serve different rates with a record and a ratio per vCPU.
         if has(bindings::KVM_CLOCK_GUEST_STATE_CATCHUP)
             || has(bindings::KVM_CLOCK_GUEST_STATE_RATES_DIFFER)
             || !is_host_tsc_stable && !fallback

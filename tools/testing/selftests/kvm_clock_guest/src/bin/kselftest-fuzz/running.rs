@@ -66,6 +66,7 @@ fn one_round(fuzz: &mut Fuzz<'_>, calls: u64) -> Result<()> {
 }
 
 /// The last step back of each vCPU.
+// TODO[STEP]: Find the cause of the one that was seen.
 fn last_steps(subject: &Subject) -> Vec<Option<Step>> {
     let vcpus = subject.vm().vcpus().iter();
     vcpus
