@@ -61,7 +61,7 @@ CYCLES ?= 20
 .PHONY: demo
 demo: modules tools ## measure a guest's clocks over pause, snapshot, migration
 	@rm -f build/demo/demo.json; \
-	tools/vm/run $(kdir_option) --timeout 1800 --results build/demo \
+	tools/vm/host run $(kdir_option) --timeout 1800 --results build/demo \
 		'target/release/clockguest demo --cycles $(CYCLES) --json-file build/demo/demo.json'; \
 	status=$$?; \
 	if [[ -e build/demo/demo.json ]]; then \
@@ -152,7 +152,7 @@ bench-arithmetic: setup # beside the kernel's C, on this machine
 
 .PHONY: vm
 vm: modules tools ## open a shell in the test host, or run RUN='command'
-	@tools/vm/run $(kdir_option) $(scaling_option) $(if $(RUN),'$(subst ','\'',$(RUN))')
+	@tools/vm/host run $(kdir_option) $(scaling_option) $(if $(RUN),'$(subst ','\'',$(RUN))')
 
 .PHONY: setup
 setup: # installs and builds what is missing

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Read KTAP (and TAP 13/14) into a flat list of results: leaves only, parents dropped."""
+"""Write KTAP, and read KTAP and TAP 13/14 into a flat list of results: leaves only, no parents."""
 
 import re
 from dataclasses import dataclass
@@ -8,6 +8,52 @@ PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
 
 _RESULT = re.compile(r"^(?P<indent> *)(?P<not>not )?ok (?P<number>\d+)(?: -)? ?(?P<rest>.*)$")
 _PLAN = re.compile(r"^(?P<indent> *)1\.\.(?P<count>\d+)(?P<rest>.*)$")
+
+
+class Report:
+    """Prints results as they come.
+
+    >>> report = Report(2)
+    KTAP version 1
+    1..2
+    >>> report.result("add", notes=["2 + 2 = 4"])
+    # 2 + 2 = 4
+    ok 1 add
+    >>> report.result("sub", "2 - 2 = 1")
+    not ok 2 sub # 2 - 2 = 1
+    >>> report.end()
+    1
+    """
+
+    def __init__(self, count=None):
+        """`count` is the number of results, if it is known."""
+        self._planned, self.number, self.failed = count, 0, 0
+        print("KTAP version 1")
+        if count is not None:
+            print(f"1..{count}", flush=True)
+
+    def note(self, *lines):
+        """Print diagnostic lines."""
+        for line in lines:
+            print(f"# {line}", flush=True)
+
+    def result(self, name, why=None, notes=()):
+        """Print one result: passed, unless `why` says why it failed. The lines of `notes` go before it."""
+        self.number += 1
+        self.note(*notes)
+        if why is None:
+            print(f"ok {self.number} {name}", flush=True)
+            return
+        self.failed += 1
+        first, *more = why.splitlines() or [""]
+        self.note(*more)
+        print(f"not ok {self.number} {name}" + (f" # {first}" if first else ""), flush=True)
+
+    def end(self):
+        """Print the number of results if that was not known before. Returns the exit status."""
+        if self._planned is None:
+            print(f"1..{self.number}")
+        return 1 if self.failed or not self.number else 0
 
 
 @dataclass
@@ -30,9 +76,9 @@ def _one(match):
 
 
 def parse(lines, ended=True):
-    """Results of the leaves in `lines`; a block that reports fewer tests than it planned adds a failure.
+    """Results of the leaves in `lines`; a block with fewer results than it planned adds a failure.
 
-    Without `ended`, those of a text that goes on: what follows only adds to them.
+    Without `ended`, `lines` are the beginning of a longer text: more lines only add results.
 
     >>> text = '''KTAP version 1
     ... 1..2
@@ -73,7 +119,7 @@ def parse(lines, ended=True):
             close(indent + 1)
             if open_blocks.get(indent, [1])[0]:
                 close(indent)
-            # Also at the end of a block, by who did not know before.
+            # A plan may follow its results.
             open_blocks.setdefault(indent, [0, 0])[0] = int(plan["count"])
             if plan["count"] == "0":
                 results.append(Result("all", SKIP, plan["rest"].strip(" #")))

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guests, the operations on each, and the verdicts about them."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+from . import verdicts
+
+STOP, LONG_STOP = "stop/cont, 5 s", "stop/cont, 20 s"
+SAVE, LOAD, LOAD_NEW = "savevm while running", "loadvm, same process", "savevm, loadvm in a new process"
+UNIX, FILE, TO_FILE = "migration, unix socket", "migration, file", "migration to a file, cont"
+# In the order of a chain: each finds the guest as the one before left it.
+CHAIN = [STOP, SAVE, LOAD, LOAD_NEW, UNIX, FILE,
+         "cpr-reboot", "cpr-transfer", "cpr-exec", "migration cancelled", "migration failed"]
+# With TSC deadlines for timers, as the guests of today's hosts have.
+CPU = "qemu64,+tsc-deadline"
+
+
+@dataclasses.dataclass
+class Check:
+    """A guest, the operations on it, and the function that judges their results, which have names."""
+
+    name: str
+    binary: str
+    clocksource: str
+    vcpus: int
+    operations: list[dict]
+    judge: Callable
+    results: list[str]
+    properties: list[str]
+    machine: str = "pc"
+    cpu: str = CPU
+    # QEMU's address that the guest comes from, if it is not booted; a file is one of the results.
+    incoming: str = ""
+    # Percentage of a CPU for a spinning task in it, if there is one.
+    limit: int = 0
+    # A library that stands between QEMU and the C library.
+    preload: str = ""
+    # A row of the table.
+    in_table: bool = False
+    # Distinguishes it from others of its name.
+    detail: str = ""
+
+    @property
+    def title(self):
+        return f"{self.name}: {self.detail}" if self.detail else self.name
+
+    @property
+    def slug(self):
+        return re.sub(r"\W+", "-", self.title).strip("-")
+
+    def plan(self, results):
+        """Its part of the plan for drive.py; files are in the folder `results`."""
+        keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit")
+        return {**{key: getattr(self, key) for key in keys}, "incoming": self.incoming.replace("file:", f"file:{results}/"),
+                "preload": self.preload and f"{results}/{self.preload}"}
+
+
+def operations(*names, watch=0, **options):
+    """`watch` is for how many seconds to watch the guest afterwards, if longer than usual."""
+    return [{"name": name, "options": options, "watch": watch} for name in names]
+
+
+def each(judgement, life):
+    """Judge each operation by itself, then the guest's whole life."""
+
+    def judge(case):
+        if not case.operations:
+            return []
+        baseline = verdicts.Baseline(case)
+        return [judgement(operation, baseline) for operation in case.operations] + [life(case, baseline)]
+
+    return judge
+
+
+def last(judgement):
+    """Judge the last operation; those before it prepare for it."""
+    return lambda case: [judgement(case.operations[-1])] if case.operations and not case.error else []
+
+
+def name_of(*words, vcpus):
+    return ", ".join([*words, f"{vcpus} vCPU" + "s" * (vcpus > 1)])
+
+
+def exact(clocksource, vcpus, names=CHAIN, also=(), migrate="on", **other):
+    """Patched QEMU, on one host: the clocks show no trace of the operations."""
+    life = verdicts.chain_life if names is CHAIN else verdicts.exact_life
+    return Check(name_of("patched", *also, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*names),
+                 each(verdicts.same_host, life), [*names, verdicts.LIFE], ["clock-guest=on", f"clock-guest-migrate={migrate}"], **other)
+
+
+def sends(check, judgement):
+    """As `check`, and judge the stream that the guest was saved to."""
+    return dataclasses.replace(check, judge=lambda case: [*check.judge(case), judgement(case)],
+                               results=[*check.results, "the stream"])
+
+
+def stock(name, clocksource, vcpus, binary="stock"):
+    """A guest of its own for each operation: an error of a guest's TSC stays."""
+    qemu = "stock" if binary == "stock" else "patched, clock-guest=off"
+    steps = [SAVE, LOAD] if name == LOAD else [name]
+    return Check(name_of(qemu, clocksource, vcpus=vcpus), binary, clocksource, vcpus, operations(*steps),
+                 last(verdicts.measured), [name], [], in_table=binary == "stock", detail=name)
+
+
+def limited():
+    """Guests with a task that may use half of a CPU, and one whose QEMU reports no pause to KVM."""
+    title, on = "a task with a CPU limit", ["clock-guest=on"]
+    steps = [LONG_STOP, FILE]
+    return [
+        *(Check(name_of("patched", title, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*steps, watch=5),
+                each(verdicts.charged_to_nobody, verdicts.exact_life), [*steps, verdicts.LIFE], on, limit=50)
+          for clocksource, vcpus in (("kvm-clock", 1), ("tsc", 2))),
+        Check(name_of("patched, freeze", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(LONG_STOP),
+              each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [*on, "clock-guest-freeze=on"], limit=50),
+        # The task pays with twice the pause.
+        Check(name_of("patched, no pause passed", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1,
+              operations(LONG_STOP, watch=50), last(verdicts.charged_to_the_task), [LONG_STOP], on, limit=50, preload="no-pause.so"),
+    ]
+
+
+def with_module():
+    both = [(clocksource, vcpus) for clocksource in ("kvm-clock", "tsc") for vcpus in (1, 2)]
+    plain = [STOP, SAVE, LOAD, UNIX, FILE]
+    frozen = [STOP, LOAD_NEW, UNIX, FILE, "cpr-transfer"]
+    mixed = operations(UNIX, binary="stock", properties=[])
+    return [
+        *(exact(*which, in_table=True) for which in both),
+        exact("kvm-clock", 2, [STOP, UNIX], ["q35, LAPIC timer"], machine="q35", cpu="qemu64"),
+        exact("kvm-clock", 1, [STOP, UNIX], ["microvm"], machine="microvm"),
+        Check(name_of("patched, freeze", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(*frozen),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
+        Check(name_of("patched, freeze", "tsc", vcpus=1), "patched", "tsc", 1, operations(*frozen),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
+        Check(name_of("patched, guest without kvmclock", vcpus=2), "patched", "acpi_pm", 2, operations(*plain),
+              each(verdicts.tsc_kept, verdicts.no_error), [*plain, verdicts.LIFE], ["clock-guest=on"],
+              # The newest that has no device kvmclock for such a guest unless it is asked for.
+              machine="pc-i440fx-5.1", cpu=CPU + ",-kvmclock,-kvmclock-stable-bit"),
+        *limited(),
+        Check("patched to stock, which refuses what it does not know", "patched", "kvm-clock", 2, operations("migration refused"),
+              each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], ["clock-guest=on"]),
+        Check("patched, clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
+              last(verdicts.moved), [UNIX], ["clock-guest=on", "clock-guest-migrate=off"]),
+        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["clock-guest=on"]),
+              last(verdicts.moved), [UNIX], []),
+        sends(exact("kvm-clock", 2, [TO_FILE], ["for a host without the module"]), verdicts.one_instant(relation=True)),
+        sends(exact("kvm-clock", 2, [TO_FILE], ["clock-guest-migrate=off"], migrate="off"), verdicts.one_instant(relation=False)),
+        sends(Check(name_of("stock, to a file", vcpus=2), "stock", "kvm-clock", 2, operations(TO_FILE), last(verdicts.moved),
+                    [TO_FILE], []), verdicts.two_instants),
+        *(stock(STOP, *which, binary="patched") for which in both),
+        *(stock(name, *which) for name in CHAIN for which in both),
+    ]
+
+
+def without_module():
+    return [
+        Check("patched, clock-guest=on", "patched", "kvm-clock", 1, [], verdicts.refuses("clock-guest=on requires KVM_CAP_VM_CLOCK_GUEST"),
+              ["refuses to start"], ["clock-guest=on"]),
+        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
+              last(verdicts.measured), [STOP], ["clock-guest=auto"]),
+        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
+              last(verdicts.moved), [UNIX], ["clock-guest=auto"]),
+        Check("patched, from a file of a host with the module", "patched", "kvm-clock", 2, [],
+              verdicts.arrives("KVM cannot restore TSC and kvmclock as one"), ["goes on, and QEMU reports the loss"],
+              ["clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
+    ]
+
+
+def hosts():
+    """Test hosts, as (name, options of `tools/vm/host run`, checks)."""
+    return [("test host", [], with_module()), ("test host without the module", ["--no-module"], without_module())]
+
+
+@dataclasses.dataclass
+class Pair:
+    """Two test hosts, a guest that moves from one to the other, and the verdict about its halves."""
+
+    name: str
+    options: list[str]
+    source: Check
+    destination: Check
+    verdict: Callable
+
+
+def pair(name, options, clocksource, properties, verdict, move="migration, another host", **other):
+    halves = [Check(side, "patched", clocksource, 1, steps, None, [], properties, incoming=incoming, **other)
+              for side, steps, incoming in (("source", operations(move), ""),
+                                            ("destination", [], "tcp:$CLOCK_GUEST_ADDRESS:4444"))]
+    # Each host of a pair emulates its CPUs in turn: with two of them, a guest makes little progress.
+    return Pair(name, ["--cpus-a", "1", "--cpus-b", "1", *options], *halves, verdict)
+
+
+def pairs():
+    on, auto = ["clock-guest=on"], ["clock-guest=auto"]
+    return [
+        pair("two hosts, kvm-clock", [], "kvm-clock", on, verdicts.other_host),
+        pair("two hosts, tsc", ["--wall-b", "1"], "tsc", on, verdicts.other_host),
+        pair("two hosts, a task with a CPU limit", [], "kvm-clock", on, verdicts.other_host_steal,
+             move="migration, another host, 20 s", limit=50),
+        pair("two hosts, the other's clock 60 s behind", ["--wall-b", "-60"], "kvm-clock", on, verdicts.other_host_behind),
+        pair("two hosts, the other without the module", ["--no-module-b"], "kvm-clock", auto,
+             verdicts.falls_back("KVM cannot restore TSC and kvmclock as one")),
+    ]

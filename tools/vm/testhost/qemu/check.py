@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Stop, save and move Linux guests of stock and of patched QEMU, and write KTAP and a table of their clock errors.
+
+The guests run the test host's own kernel, with a probe (probe.rs) that reads their clocks; where each reading belongs
+on the host's clocks is known from KVM, to the tick. With patched QEMU the guests' clocks must show no error; with
+stock QEMU the errors are measured.
+"""
+
+import json
+import re
+import subprocess
+import time
+
+import ktap
+from paths import REPO, built
+
+from .. import options
+from ..kernel import IMAGE
+from . import cases, initramfs, measure, report, verdicts
+from .clocks import HostClocks
+
+HOST = REPO / "tools/vm/host"
+RESULTS = REPO / "build/vm/qemu"
+
+# Two guests at once keep both CPUs of a test host busy.
+AT_ONCE = 2
+# Seconds for a boot of the test host, and for each operation of a guest, however slow the machine is.
+BOOT_TIMEOUT, OPERATION_TIMEOUT = 240, 60
+
+
+def load(check, results):
+    """The measurements of a guest in that test host."""
+    with open(results / "host-clock") as file:
+        host = HostClocks(file.readlines())
+    return measure.Case(results / check.slug, host, (results / "trace").read_text(errors="replace"))
+
+
+def conclude(check, results, out):
+    """Write the results of one guest to the report `out`, and return the guest's part of the table."""
+    names = [f"{check.name}: {name}" for name in check.results]
+    try:
+        case = load(check, results)
+    except (OSError, ValueError) as error:
+        found, case = [f"no result: {error}"] * len(names), None
+    else:
+        found = check.judge(case)
+        # The guest did not get to the others.
+        found += [case.error or "it was not done"] * (len(names) - len(found))
+    for name, why in zip(names, found):
+        out.result(name, why)
+    return case and report.summary(check, case)
+
+
+def end(process):
+    """Terminate a run, which ends its test hosts."""
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
+
+
+def ended_badly(status, log):
+    """Why a test host did not end well, or None."""
+    return None if status == 0 else f"status {status}; the end of {log}:\n{log.read_text(errors='replace')[-1500:]}"
+
+
+def prepare(results, checks, args):
+    """Write the plan for a test host, and return the command that carries it out there."""
+    results.mkdir(parents=True, exist_ok=True)
+    for stale in (results / "host-clock", results / "trace", *(results / check.slug / "result.json" for check in checks)):
+        stale.unlink(missing_ok=True)
+    (results / "plan.json").write_text(json.dumps({
+        "binaries": {"stock": args.stock, "patched": args.patched}, "at_once": AT_ONCE,
+        "kernel": args.guest_kernel,
+        "initrd": str(RESULTS / "initramfs"), "probe": str(RESULTS / "probe"),
+        "cases": [check.plan(RESULTS) for check in checks],
+    }, indent=1))
+    return f"tools/vm/inside/drive-guests {results}/plan.json"
+
+
+def run(name, host_options, checks, args, out):
+    """Boot one test host for all these guests. Returns their parts of the table."""
+    results = RESULTS / re.sub(r"\W+", "-", name)
+    job = prepare(results, checks, args)
+    left = {check.slug: check for check in checks}
+    summaries = []
+    seconds = BOOT_TIMEOUT + OPERATION_TIMEOUT * sum(1 + len(check.operations) for check in checks)
+    command = [HOST, "run", "--quiet", "--kdir", args.kdir, "--timeout", str(seconds), "--results", results,
+               *host_options, job]
+    with open(results / "run.log", "w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                                   text=True, errors="replace")
+    try:
+        for line in process.stdout:
+            words = line.split()
+            if len(words) == 2 and words[0] == "done" and words[1] in left:
+                check = left.pop(words[1])
+                if summary := conclude(check, results, out):
+                    summaries.append(summary)
+            elif not line.startswith("begin "):
+                print(f"# {line}", end="", flush=True)
+        process.wait()
+    finally:
+        end(process)
+    for check in left.values():
+        for result in check.results:
+            out.result(f"{check.name}: {result}", "not reported: the test host ended early")
+    out.result(f"{name}: ends cleanly, without a kernel splat", ended_badly(process.returncode, results / "run.log"))
+    return summaries
+
+
+def run_pair(pair, args, out):
+    """Boot two connected test hosts, and move a guest from one to the other. Returns the pair's part of the table."""
+    results = RESULTS / re.sub(r"\W+", "-", pair.name)
+    jobs = [prepare(results / side, [check], args) for side, check in zip("ab", (pair.source, pair.destination))]
+    command = [HOST, "pair", "--quiet", "--kdir", args.kdir, "--results", results, *pair.options,
+               "--timeout", str(2 * BOOT_TIMEOUT + 4 * OPERATION_TIMEOUT), "--a", jobs[0], "--b", jobs[1]]
+    with open(results / "run.log", "w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        status = process.wait()
+    finally:
+        end(process)
+    measured = None
+    try:
+        source, destination = load(pair.source, results / "a"), load(pair.destination, results / "b")
+        why = source.error or destination.error
+        if not why:
+            # In the other pairs the guest's TSC differs on purpose.
+            if pair.verdict in (verdicts.other_host, verdicts.other_host_steal):
+                measured = report.pair_summary(pair, verdicts.apart(source, destination), destination)
+            why = pair.verdict(source, destination)
+    except (OSError, ValueError) as error:
+        why = f"no result: {error}"
+    out.result(f"{pair.name}: the guest goes on", why)
+    out.result(f"{pair.name}: both hosts end cleanly, without a kernel splat", ended_badly(status, results / "run.log"))
+    return measured
+
+
+def add_arguments(parser):
+    options.add_kdir(parser)
+    parser.add_argument("--stock", metavar="FILE", help="QEMU without the series (default: the one that `make setup QEMU=1` built)")
+    parser.add_argument("--patched", metavar="FILE", help="QEMU with the series (default: likewise)")
+    parser.add_argument("--guest-kernel", metavar="FILE", help="bzImage of the guests (default: the test host's own)")
+    parser.add_argument("--only", metavar="PATTERN", default="", help="only guests whose name, as --list prints it, matches")
+    parser.add_argument("--list", action="store_true", help="print the names of the guests")
+
+
+def main(args):
+    hosts = [(name, host_options, [check for check in checks if re.search(args.only, f"{name}: {check.title}")])
+             for name, host_options, checks in cases.hosts()]
+    hosts = [host for host in hosts if host[2]]
+    pairs = [pair for pair in cases.pairs() if re.search(args.only, pair.name)]
+    if args.list:
+        for name, _, checks in hosts:
+            print("\n".join(f"{name}: {check.title}" for check in checks))
+        print("\n".join(pair.name for pair in pairs))
+        return 0
+    args.kdir = args.kdir or str(built("kdir"))
+    args.guest_kernel = args.guest_kernel or f"{args.kdir}/{IMAGE}"
+    args.stock = args.stock or str(built("qemu-stock"))
+    args.patched = args.patched or str(built("qemu-clock-guest"))
+    start = time.monotonic()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    initramfs.build_probe(RESULTS / "probe")
+    initramfs.build_preload(RESULTS / "no-pause.so")
+    initramfs.make(RESULTS / "initramfs", RESULTS / "probe")
+
+    slugs = [check.slug for _, _, checks in hosts for check in checks]
+    assert len(slugs) == len(set(slugs)), "two guests would share a folder"
+    # One more for each test host: how it ended.
+    out = ktap.Report(sum(1 + sum(len(check.results) for check in checks) for _, _, checks in hosts) + 2 * len(pairs))
+    summaries = []
+    for name, host_options, checks in hosts:
+        summaries += run(name, host_options, checks, args, out)
+    moved = [summary for pair in pairs if (summary := run_pair(pair, args, out))]
+    (RESULTS / "measurements.json").write_text(json.dumps({"guests": summaries, "pairs": moved}, indent=1))
+    out.note(*report.table(summaries), *report.limited(summaries), *report.pairs(moved),
+             f"took {time.monotonic() - start:.0f} s; measurements in {(RESULTS / 'measurements.json').relative_to(REPO)}")
+    return out.end()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Inside the test host: boot the guests of a plan, carry out its operations, and write down all measurements.
+
+usage: drive-guests PLAN    (`tools/vm/host qemu` writes the plan, and judges the results)
+
+Results go to $CLOCK_GUEST_RESULTS: a folder for each case, the test host's own clocks, and KVM's trace.
+A line `done CASE` reports each case that has ended, in whatever way.
+"""
+
+import json
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+from ..qmp import QMPError
+from .machine import Guest, GuestError
+from .operations import OPERATIONS
+
+RESULTS = pathlib.Path(os.environ["CLOCK_GUEST_RESULTS"])
+SCRATCH = pathlib.Path("/tmp/qemu")
+TRACING = pathlib.Path("/sys/kernel/tracing")
+EVENTS = ("kvm_pvclock_update", "kvm_write_tsc_offset")
+
+# How a guest may fail; any other exception is a bug here.
+FAILURES = (GuestError, QMPError, LookupError, OSError)
+
+# Seconds for a guest's watchdog to find its TSC unstable; it checks twice a second.
+WATCH = 3
+
+
+def observe(probe):
+    """Start to collect the test host's clocks and KVM's trace."""
+    if not (TRACING / "events").exists():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACING], check=True)
+    (TRACING / "trace_clock").write_text("mono")
+    for event in EVENTS:
+        (TRACING / f"events/kvm/{event}/enable").write_text("1")
+    files = [open(RESULTS / name, "w") for name in ("host-clock", "trace")]
+    commands = [probe, "lines"], ["cat", TRACING / "trace_pipe"]
+    return [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file) for command, file in zip(commands, files)], files
+
+
+def operate(guest, operation):
+    """Do one operation, and add the readings before and after it to the guest's list."""
+    guest.collect()
+    begin = guest.counts()
+    entry = {"name": operation["name"], "console": len(guest.console()), "offsets_before": guest.process.offsets()}
+    guest.operations.append(entry)
+    entry["began_ns"] = time.monotonic_ns()
+    OPERATIONS[operation["name"]](guest, **operation.get("options", {}))
+    entry["runs_ns"] = time.monotonic_ns()
+    guest.check_alive()
+    entry["offsets_after"] = guest.process.offsets()
+    # The last readings that the guest remembers from before the operation.
+    known = guest.collect()
+    entry["before"] = guest.slots({which: max(0, min(begin[which], count) - 1) for which, count in known.items()}, known)
+    if not guest.gone:
+        guest.watch(operation["watch"] or WATCH)
+        guest.collect_until(time.monotonic() + 120, 5)
+    entry["after"] = guest.slots(known)
+    entry["ended_ns"] = time.monotonic_ns()
+
+
+def boot(case, *arguments):
+    """Return the guest, and why it did not boot or None."""
+    for last in (False, True):
+        guest = Guest(case, *arguments, RESULTS / case["slug"], SCRATCH / case["slug"])
+        try:
+            guest.boot()
+        except FAILURES as problem:
+            # The emulated CPU occasionally loses a guest before its kernel prints anything, with either QEMU.
+            if last or not guest.silent():
+                return guest, f"{type(problem).__name__}: {problem}"
+            print(f"{case['slug']}: {problem}: booting it once more", flush=True)
+            guest.end()
+        else:
+            return guest, None
+
+
+def run(case, *arguments):
+    guest, error = boot(case, *arguments)
+    try:
+        if error:
+            return
+        guest.watch(2)
+        guest.booted = guest.slots()
+        for operation in case["operations"]:
+            operate(guest, operation)
+    except FAILURES as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    except Exception:
+        error = traceback.format_exc()
+    finally:
+        guest.save(guest.folder / "result.json", error)
+        guest.end()
+
+
+def work(cases, files, *arguments):
+    while True:
+        try:
+            case = cases.get_nowait()
+        except queue.Empty:
+            return
+        print(f"begin {case['slug']}", flush=True)
+        run(case, *arguments)
+        # The case is judged outside next, with the files up to this moment.
+        time.sleep(0.2)
+        for file in files:
+            os.fsync(file.fileno())
+        print(f"done {case['slug']}", flush=True)
+
+
+def main():
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        sys.exit(__doc__)
+    plan = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    SCRATCH.mkdir(exist_ok=True)
+
+    # Read from the emulated host's root once, not at each start.
+    def local(path):
+        return pathlib.Path(shutil.copy(path, SCRATCH / f"{len(os.listdir(SCRATCH))}-{os.path.basename(path)}"))
+
+    binaries = {name: local(path) for name, path in plan["binaries"].items()}
+    kernel, initrd, probe = local(plan["kernel"]), local(plan["initrd"]), local(plan["probe"])
+    observers, files = observe(probe)
+    cases = queue.Queue()
+    for case in plan["cases"]:
+        cases.put(case)
+    workers = [threading.Thread(target=work, args=(cases, files, binaries, kernel, initrd)) for _ in range(plan["at_once"])]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for observer in observers:
+        observer.terminate()
+        observer.wait()

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guest and the QEMU processes that it lives in, one after the other; what it does to the guest's clocks is collected."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+
+from . import rendezvous
+from ..qmp import QMP, QMPError
+from .readings import LONG_SLEEPERS, READINGS, Memory, Timeline
+
+MEMORY = "128M"
+KVM_DEBUG = pathlib.Path("/sys/kernel/debug/kvm")
+
+# Emulation within emulation, on a machine that may be busy.
+START_TIMEOUT = 120
+BOOT_TIMEOUT = 120
+
+
+class GuestError(Exception):
+    """The guest, or its QEMU, is not what it has to be."""
+
+
+class Process:
+    """One QEMU process, or what became of one by exec."""
+
+    def __init__(self, guest, binary, properties, memory, arguments=(), pid=None):
+        """Start it, unless `pid` is the process that is to become it."""
+        self.guest, self.binary, self.properties, self.memory = guest, binary, properties, memory
+        self.number = len(guest.processes)
+        guest.processes.append(self)
+        self.qmp_path = guest.scratch / f"qmp-{self.number}"
+        self.console = guest.scratch / f"console-{self.number}"
+        self.log = guest.scratch / f"qemu-{self.number}"
+        self.qmp, self.tids, self._process = None, [], None
+        self.pid = pid
+        if pid is None:
+            with open(self.log, "w") as log:
+                self._process = subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                                 env={**os.environ, "LD_PRELOAD": guest.case["preload"]})
+            self.pid = self._process.pid
+
+    def command(self, *arguments):
+        guest = self.guest
+        limit = f" probe.limit={guest.case['limit']}" if guest.case["limit"] else ""
+        machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
+        return [
+            str(guest.binaries[self.binary]), "-accel", "kvm", "-machine", machine,
+            "-cpu", guest.case["cpu"], "-smp", str(guest.case["vcpus"]),
+            "-m", MEMORY, "-object", f"memory-backend-file,id=ram,size={MEMORY},mem-path={self.memory},share=on",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
+            # A softlockup watchdog would now and then have the kernel forgive its TSC what it did while stopped.
+            "-append", f"console=ttyS0 quiet panic=-1 nowatchdog probe.clocksource={guest.case['clocksource']}{limit}",
+            "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
+            "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
+            "-msg", "timestamp=on", *arguments,
+        ]
+
+    def alive(self):
+        if self._process:
+            return self._process.poll() is None
+        return pathlib.Path(f"/proc/{self.pid}").exists()
+
+    def connect(self):
+        try:
+            self.qmp = QMP(self.qmp_path, self.alive, START_TIMEOUT)
+        except QMPError as error:
+            raise GuestError(f"{error}; QEMU says: {self.said()[-500:]}") from error
+        self.tids = [self.pid, *(cpu["thread-id"] for cpu in self.qmp("query-cpus-fast"))]
+        return self.qmp
+
+    def said(self):
+        # What it became by exec goes on where it was.
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def offsets(self):
+        """The TSC offset of each vCPU, as KVM has it."""
+        found = {}
+        for vm in KVM_DEBUG.glob(f"{self.pid}-*"):
+            for vcpu in vm.glob("vcpu*"):
+                found[int(vcpu.name[4:])] = int((vcpu / "tsc-offset").read_text()) % 2**64
+        if len(found) != self.guest.case["vcpus"]:
+            raise GuestError(f"KVM shows {len(found)} vCPUs of process {self.pid}")
+        return [found[vcpu] for vcpu in sorted(found)]
+
+    def end(self):
+        """Let it go, by force."""
+        if self.qmp:
+            self.qmp.close()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def adopt(self, other):
+        """Be the one that may end the process which `other` was, too."""
+        self._process, other._process = other._process, None
+
+
+class Guest:
+    """A Linux guest with the probe in it."""
+
+    def __init__(self, case, binaries, kernel, initrd, folder, scratch):
+        """`folder` outlives the test host, but what changes in it is slow to be seen; `scratch` is the other way round."""
+        self.case, self.binaries, self.kernel, self.initrd = case, binaries, kernel, initrd
+        self.folder, self.scratch = folder, scratch
+        for path in (folder, scratch):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+        self.processes, self.booted, self.operations = [], {}, []
+        # The other host's driver, if there is one, and when the guest came from there or from a file.
+        self.peer = self.arrived_ns = None
+        self.rings, self.timelines = None, {}
+        # It went to another host.
+        self.gone = False
+        self._memory = None
+        self.process = None
+
+    # Its processes.
+
+    def new_memory(self):
+        return self.scratch / f"memory-{len(self.processes)}"
+
+    def spawn(self, *arguments, memory=None, binary=None, properties=None):
+        """Another process that could carry the guest."""
+        return Process(self, binary or self.case["binary"], self.case["properties"] if properties is None else properties,
+                       memory or self.new_memory(), arguments)
+
+    def move_to(self, process):
+        """The guest lives there now; the process where it lived is not needed any more."""
+        old, self.process = self.process, process
+        if old and old is not process:
+            if self._memory:
+                self._memory.close()
+                self._memory = None
+            old.end()
+            if old.memory != process.memory:
+                old.memory.unlink(missing_ok=True)
+        if not process.qmp:
+            process.connect()
+
+    @property
+    def qmp(self):
+        return self.process.qmp
+
+    def boot(self):
+        """Until the probe has taken some readings, after those that it comes with if it comes from elsewhere."""
+        incoming = self.case["incoming"]
+        self.move_to(self.spawn(*["-incoming", os.path.expandvars(incoming)] if incoming else []))
+        end = time.monotonic() + BOOT_TIMEOUT
+        if incoming:
+            if incoming.startswith("tcp:"):
+                self.peer = rendezvous.invite()
+            self.qmp.wait_status("running", timeout=BOOT_TIMEOUT)
+            self.arrived_ns = time.monotonic_ns()
+        while not incoming and "guest-init: clocksource" not in self.console():
+            self.check_alive()
+            if time.monotonic() > end:
+                raise GuestError(f"the guest did not boot within {BOOT_TIMEOUT} s")
+            time.sleep(0.1)
+        self.collect_until(end, 10)
+
+    def silent(self):
+        """It was booted, its QEMU runs, and nothing was heard of it."""
+        return not self.case["incoming"] and self.process.qmp and self.process.alive() and not self.console()
+
+    def console(self):
+        return "".join(process.console.read_text(errors="replace") for process in self.processes if process.console.exists())
+
+    def check_alive(self):
+        if not self.process.alive():
+            raise GuestError(f"QEMU ended: {self.process.said()[-500:]}")
+        if re.search("guest-init: (no|the) |Kernel panic", console := self.console()):
+            raise GuestError("the guest failed; its console's end: " + console[-800:])
+
+    # Its readings.
+
+    def collect(self):
+        """Take what the probe has read since. Returns how much of what was known before still holds, for each ring."""
+        if self._memory is None:
+            self._memory = Memory(self.process.memory)
+        if self.rings is None:
+            rings = self._memory.rings()
+            # The threads that only sleep have one each as well, the spinning task and who watches it likewise.
+            if len(rings) < self.case["vcpus"] + LONG_SLEEPERS + (2 if self.case["limit"] else 0):
+                return {}
+            self.rings = rings
+        return {which: self.timelines.setdefault(which, Timeline()).update(self._memory.slots(offsets))
+                for which, offsets in self.rings.items()}
+
+    def collect_until(self, end, more):
+        """Until each vCPU has given `more` readings."""
+        begin = []
+        while True:
+            self.check_alive()
+            self.collect()
+            now = self.readings()
+            begin = begin or now
+            if now and all(after >= before + more for before, after in zip(begin, now)):
+                return
+            if time.monotonic() > end:
+                raise GuestError(f"the probe read the clocks {now} times, not {more} more often than {begin} times")
+            time.sleep(0.2)
+
+    def slots(self, begin=None, end=None):
+        """What is known of each ring between two such counts, for a file."""
+        return {"/".join(map(str, which)): b"".join(timeline.part(
+            begin[which] if begin else 0, end[which] if end else timeline.count)).hex()
+            for which, timeline in self.timelines.items()}
+
+    def counts(self):
+        return {which: timeline.count for which, timeline in self.timelines.items()}
+
+    def readings(self):
+        """How many there are of each vCPU."""
+        return [self.timelines[which].count for which in sorted(self.timelines) if which[0] == READINGS]
+
+    def watch(self, seconds):
+        """Let the guest run for a while, by its own and the host's reckoning."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.5)
+            self.check_alive()
+            self.collect()
+
+    # What was done to it.
+
+    def save(self, path, error):
+        """Write all that was measured."""
+        (self.folder / "console").write_text(self.console())
+        (self.folder / "qemu").write_text("".join(process.said() for process in self.processes))
+        path.write_text(json.dumps({
+            "case": self.case, "error": error, "booted": self.booted, "operations": self.operations,
+            "arrived_ns": self.arrived_ns, "offsets": self.process.offsets() if not error else None,
+            "threads": [process.tids for process in self.processes],
+        }))
+
+    def end(self):
+        for process in self.processes:
+            process.end()
+        if self.peer:
+            rendezvous.part(self.peer)
+        if self._memory:
+            self._memory.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)

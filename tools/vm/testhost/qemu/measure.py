@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Turns what `drive` wrote down of a case into what each operation did to the guest's clocks."""
+
+import json
+import re
+from typing import NamedTuple
+
+from . import readings
+from .clocks import MODULUS, khz, kvmclock, rate_error, signed
+
+UNSTABLE = re.compile(r"[Mm]arking (?:TSC|clocksource '?tsc'?) (?:as )?unstable")
+OFFSET = re.compile(r"-(\d+) +\[\d+\] \S+ +([\d.]+): kvm_write_tsc_offset: vcpu=(\d+) prev=\d+ next=(\d+)")
+PVCLOCK = re.compile(r"-(\d+) +\[\d+\] \S+ +([\d.]+): kvm_pvclock_update: vcpu_id (\d+), pvclock \{ version \d+, "
+                     r"tsc_timestamp (0x[0-9a-f]+), system_time (0x[0-9a-f]+), tsc_to_system_mul (0x[0-9a-f]+), "
+                     r"tsc_shift (-?\d+), flags (0x[0-9a-f]+) \}")
+
+# For a guest to have charged a pause, once it runs again: it does so with its next ticks.
+SETTLED_NS = 5e8
+
+# A guest takes its TSC's rate from its record, in whole kHz.
+RATE_STEP_KHZ = 1
+
+
+class Difference(NamedTuple):
+    """A measured number of ns that should be 0, and what the measurement may be off by."""
+
+    ns: float
+    allowed: float
+
+    @property
+    def fits(self):
+        return abs(self.ns) <= self.allowed
+
+    def less(self, ns):
+        """The difference to something else than 0."""
+        return Difference(self.ns - ns, self.allowed)
+
+    def __str__(self):
+        return f"{self.ns:,.0f} ns, {self.allowed:,.0f} allowed"
+
+
+class Step(NamedTuple):
+    """What was done to the clocks of one vCPU between two readings."""
+
+    vcpu: int
+    ns_per_tick: float
+    # By the host's clock, from reading to reading.
+    elapsed_ns: float
+    # By how much its TSC is behind what it would have been.
+    tsc_lost_ticks: int
+    # By how much its TSC went ahead of its kvmclock, ns; none without kvmclock.
+    change_ns: float | None
+    # By how much its clocks are behind the test host's.
+    lost: dict[str, Difference]
+    # CLOCK_MONOTONIC_RAW against the TSC.
+    raw: Difference
+    # When the first sleep ended since, by CLOCK_MONOTONIC.
+    woke: int
+    # How long that was after the guest was seen to run.
+    woke_late_ns: float
+
+
+class Update(NamedTuple):
+    """A record that KVM handed out, by its trace."""
+
+    thread: int
+    at_ns: float
+    vcpu: int
+    record: readings.Record
+
+
+def updates(trace):
+    found = []
+    for match in PVCLOCK.finditer(trace):
+        thread, seconds, vcpu, timestamp, system_time, mul, shift, flags = match.groups()
+        record = readings.Record(int(timestamp, 16), int(system_time, 16), int(mul, 16), int(shift),
+                                 int(flags, 16) & ~readings.GUEST_STOPPED)
+        found.append(Update(int(thread), float(seconds) * 1e9, int(vcpu), record))
+    return found
+
+
+class Written(NamedTuple):
+    """A TSC offset that KVM wrote, by its trace."""
+
+    thread: int
+    at_ns: float
+    vcpu: int
+    offset: int
+
+
+def written(trace):
+    return [Written(int(thread), float(seconds) * 1e9, int(vcpu), int(offset) % MODULUS)
+            for thread, seconds, vcpu, offset in OFFSET.findall(trace)]
+
+
+class Charged(NamedTuple):
+    """Whom a pause was charged to, in a guest with a task that has a CPU limit; all by the guest's CLOCK_MONOTONIC."""
+
+    # How long no reading was taken: but for a moment before and after, the guest did not run.
+    paused_s: float
+    # From the last reading before that to one that has all that came of it.
+    elapsed_s: float
+    # What the task is said to have used in that time.
+    usage_s: float
+    # What is said to have been stolen, of each vCPU.
+    steal_s: float
+    # The longest that the task got no CPU once the guest ran again, and whether it got some after that.
+    without_cpu_s: float
+    got_cpu_again: bool
+
+
+def charged(charges, spins, vcpus):
+    """Of the longest pause that there was."""
+    before, resumed = max(zip(charges, charges[1:]), key=lambda pair: pair[1].monotonic - pair[0].monotonic)
+    settled = next((charge for charge in charges if charge.monotonic >= resumed.monotonic + SETTLED_NS), charges[-1])
+    ran = [resumed.monotonic, *(spin.monotonic for spin in spins if spin.monotonic > resumed.monotonic)]
+    end = max(ran[-1], charges[-1].monotonic)
+    gaps = [later - earlier for earlier, later in zip(ran, [*ran[1:], end])]
+    return Charged((resumed.monotonic - before.monotonic) / 1e9, (settled.monotonic - before.monotonic) / 1e9,
+                   (settled.usage_us - before.usage_us) / 1e6, (settled.steal - before.steal) / 100 / vcpus,
+                   max(gaps) / 1e9, max(gaps) != gaps[-1])
+
+
+class Operation:
+    """What was done, and all readings around it."""
+
+    def __init__(self, case, entry):
+        self.case, self.name = case, entry["name"]
+        self.offsets = entry["offsets_before"], entry.get("offsets_after")
+        self.began_ns, self.runs_ns, self.ended_ns = (entry.get(key) for key in ("began_ns", "runs_ns", "ended_ns"))
+        self.complete = "ended_ns" in entry
+        if self.complete:
+            self.before, self.after = ([decode(entry[when], vcpu, readings.READINGS) for vcpu in range(case.vcpus)]
+                                       for when in ("before", "after"))
+            self.sleeps = [decode(entry["after"], number, readings.SLEEPS) for number in range(readings.LONG_SLEEPERS)]
+            self.charges, self.spins = ([slot for when in ("before", "after") for slot in decode(entry[when], 0, kind)]
+                                        for kind in (readings.CHARGES, readings.SPINS))
+        self._console = entry["console"]
+        self.unstable = False
+
+    def end_at(self, console):
+        """Its part of the console goes up to there."""
+        self.unstable = bool(UNSTABLE.search(self.case.console[self._console:console]))
+        return self._console
+
+    def host_tsc(self, tsc, vcpu, after):
+        """The host's TSC when a vCPU's was that."""
+        return (tsc - self.offsets[after][vcpu]) % MODULUS
+
+    def steps(self):
+        """What it did to each vCPU's clocks, by the last reading before it and the first after it."""
+        runs = self.case.host.tsc(self.runs_ns)
+        return [self.step(vcpu, self.before[vcpu][-1],
+                          next(reading for reading in self.after[vcpu] if self.host_tsc(reading.before, vcpu, True) >= runs))
+                for vcpu in range(self.case.vcpus)]
+
+    def step(self, vcpu, before, after):
+        host = self.case.host
+        rate = khz(before.record) if before.record else host.khz
+        places = [self.host_tsc((reading.before + reading.after) // 2, vcpu, reading is after) for reading in (before, after)]
+        elapsed = (places[1] - places[0]) / rate * 1e6
+        windows = (before.after - before.before + after.after - after.before) / 2 / rate * 1e6
+        # What a guest's slope may differ from its record's by, and the host's from its own rate.
+        slope = RATE_STEP_KHZ / rate + rate_error(rate) if self.case.clocksource == "tsc" else 0
+        lost = {}
+        for name in ("monotonic", "realtime"):
+            (host_before, bound_before), (host_after, bound_after) = (host.at(name, place) for place in places)
+            ns = (host_after - host_before) - (getattr(after, name) - getattr(before, name))
+            allowed = windows + bound_before + bound_after + elapsed * (slope + rate_error(host.khz)) + 2
+            lost[name] = Difference(ns, allowed)
+        ticks = signed((after.before + after.after) // 2 - (before.before + before.after) // 2)
+        raw = Difference((after.raw - before.raw) - ticks / rate * 1e6, windows + abs(ticks) / rate * 1e6 * slope + 2)
+        change = None
+        if before.record and after.record:
+            change = kvmclock(before.record, after.before) - kvmclock(after.record, after.before)
+        woke = host.at("monotonic", self.host_tsc(after.woke_tsc, vcpu, True))[0]
+        tsc_lost = -signed(self.offsets[1][vcpu] - self.offsets[0][vcpu])
+        return Step(vcpu, 1e6 / rate, elapsed, tsc_lost, change, lost, raw, after.woke, woke - self.runs_ns)
+
+    def charged(self):
+        return charged(self.charges, self.spins, self.case.vcpus)
+
+    def sequences(self):
+        """Each vCPU's readings, from the last before it on."""
+        return [before + after for before, after in zip(self.before, self.after)]
+
+    def updates(self):
+        """The records that KVM handed out from its begin to its end."""
+        return [update for update in self.case.updates if self.began_ns <= update.at_ns <= self.ended_ns]
+
+
+def decode(rings, number, kind):
+    slots = bytes.fromhex(rings.get(f"{kind}/{number}", ""))
+    decoder = readings.DECODERS[kind]
+    return [decoder(slots[at:at + readings.SLOT.size]) for at in range(0, len(slots), readings.SLOT.size)]
+
+
+class Case:
+    """A guest's life, as it was measured."""
+
+    def __init__(self, folder, host, trace):
+        """From its folder, the test host's clocks, and KVM's trace."""
+        self.folder = folder
+        result = json.loads((folder / "result.json").read_text())
+        self.case, self.error, self.host = result["case"], result["error"], host
+        self.vcpus, self.clocksource = self.case["vcpus"], self.case["clocksource"]
+        self.arrived_ns, self.offsets = result["arrived_ns"], result["offsets"]
+        self.console = (folder / "console").read_text()
+        self.qemu = (folder / "qemu").read_text()
+        threads = {thread for process in result["threads"] for thread in process}
+        self.updates, self.written = ([entry for entry in find(trace) if entry.thread in threads]
+                                      for find in (updates, written))
+        self.booted = [decode(result["booted"], vcpu, readings.READINGS) for vcpu in range(self.vcpus)]
+        self.charges, self.spins = (decode(result["booted"], 0, kind) for kind in (readings.CHARGES, readings.SPINS))
+        self.operations = [Operation(self, entry) for entry in result["operations"]]
+        end = len(self.console)
+        if any(operation.complete and operation.ended_ns > host.end_ns for operation in self.operations):
+            raise ValueError("the test host's own clocks are not known for as long")
+        for operation in reversed(self.operations):
+            end = operation.end_at(end)
+
+    def charged(self):
+        """Of the pause that it came with."""
+        return charged(self.charges, self.spins, self.vcpus)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What QEMU does to a guest, as a management tool has it done: each function is one operation, on a running guest."""
+
+import json
+import os
+import shutil
+import time
+
+from . import rendezvous
+
+TIMEOUT = 120
+# How long a guest that is stopped on purpose stays so.
+PAUSE, LONG_PAUSE = 5, 20
+# The node that snapshots are kept in.
+NODE = "snapshots"
+TAG = "one"
+
+
+def stop_cont(guest):
+    guest.qmp("stop")
+    time.sleep(PAUSE)
+    guest.qmp("cont")
+
+
+def stop_cont_long(guest):
+    """For so long that a CPU limit would show whom it is charged to."""
+    guest.qmp("stop")
+    time.sleep(LONG_PAUSE)
+    guest.qmp("cont")
+
+
+def add_snapshots(guest):
+    """A qcow2 file to keep snapshots in, of which the guest knows nothing; QEMU makes it."""
+    path = str(guest.scratch / "snapshots.qcow2")
+    if os.path.exists(path):
+        return
+    guest.qmp.job("blockdev-create", TIMEOUT, options={"driver": "file", "filename": path, "size": 0})
+    guest.qmp("blockdev-add", driver="file", node_name="file", filename=path)
+    guest.qmp.job("blockdev-create", TIMEOUT, options={"driver": "qcow2", "file": "file", "size": 1 << 20})
+    guest.qmp("blockdev-del", node_name="file")
+    guest.qmp("blockdev-add", **snapshots(guest))
+
+
+def snapshots(guest):
+    return {"driver": "qcow2", "node_name": NODE, "file": {"driver": "file", "filename": str(guest.scratch / "snapshots.qcow2")}}
+
+
+def savevm(guest):
+    """The guest is stopped for as long as it takes, and goes on."""
+    add_snapshots(guest)
+    guest.qmp.job("snapshot-save", TIMEOUT, tag=TAG, vmstate=NODE, devices=[NODE])
+
+
+def loadvm(guest):
+    """Back to where it was, in the same process."""
+    guest.qmp.job("snapshot-load", TIMEOUT, tag=TAG, vmstate=NODE, devices=[NODE])
+    # It must not stand in the way of what comes next.
+    guest.qmp("blockdev-del", node_name=NODE)
+    (guest.scratch / "snapshots.qcow2").unlink()
+
+
+def savevm_new_process(guest):
+    """A snapshot, and a new process that loads it later."""
+    savevm(guest)
+    guest.qmp("stop")
+    guest.collect()
+    process = guest.spawn("-S")
+    guest.move_to(process)
+    guest.qmp("blockdev-add", **snapshots(guest))
+    time.sleep(1)
+    loadvm(guest)
+    time.sleep(1)
+    guest.qmp("cont")
+
+
+def set_capabilities(qmp, **states):
+    qmp("migrate-set-capabilities", capabilities=[{"capability": name.replace("_", "-"), "state": state}
+                                                  for name, state in states.items()])
+
+
+def migrate_unix(guest, **other):
+    """Live, to another process."""
+    address = f"unix:{guest.scratch}/migration"
+    process = guest.spawn("-incoming", address, **other)
+    process.connect()
+    guest.qmp("migrate", uri=address)
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.collect()
+    process.qmp.wait_status("running", timeout=TIMEOUT)
+    guest.move_to(process)
+
+
+def migrate_file(guest, **other):
+    """Into a file, and out of it later."""
+    path = guest.scratch / "migration.file"
+    guest.qmp("migrate", uri=f"file:{path}")
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.collect()
+    time.sleep(PAUSE)
+    process = guest.spawn("-incoming", f"file:{path}", **other)
+    process.connect()
+    process.qmp.wait_status("running", timeout=TIMEOUT)
+    guest.move_to(process)
+    path.unlink()
+
+
+def cpr_reboot(guest):
+    """A new process finds the guest's memory where it was. The host does not reboot here."""
+    path = guest.scratch / "cpr.file"
+
+    def prepare(qmp):
+        set_capabilities(qmp, x_ignore_shared=True)
+        qmp("migrate-set-parameters", mode="cpr-reboot")
+
+    prepare(guest.qmp)
+    guest.qmp("migrate", uri=f"file:{path}")
+    guest.qmp.wait_status("postmigrate", timeout=TIMEOUT)
+    guest.collect()
+    process = guest.spawn("-incoming", "defer", memory=guest.process.memory)
+    guest.move_to(process)
+    prepare(guest.qmp)
+    guest.qmp("migrate-incoming", uri=f"file:{path}")
+    if guest.qmp.wait_status("running", "paused", timeout=TIMEOUT) == "paused":
+        guest.qmp("cont")
+    set_capabilities(guest.qmp, x_ignore_shared=False)
+    guest.qmp("migrate-set-parameters", mode="normal")
+    path.unlink()
+
+
+def unix_channel(kind, path):
+    return {"channel-type": kind, "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
+
+
+def cpr_transfer(guest):
+    """A new process gets the guest's memory as file descriptors."""
+    main, cpr = guest.scratch / "cpr.main", guest.scratch / "cpr.cpr"
+    process = guest.spawn("-incoming", f"unix:{main}", "-incoming", json.dumps(unix_channel("cpr", cpr)),
+                          memory=guest.process.memory)
+    # It has no monitor before it is told who it is.
+    guest.qmp.wait("the channel", lambda: cpr.exists() or not process.alive(), TIMEOUT)
+    guest.qmp("migrate-set-parameters", mode="cpr-transfer")
+    guest.qmp("migrate", channels=[unix_channel("main", main), unix_channel("cpr", cpr)])
+    guest.qmp.wait_status("postmigrate", timeout=TIMEOUT)
+    guest.collect()
+    process.connect()
+    process.qmp.wait_status("running", timeout=TIMEOUT)
+    guest.move_to(process)
+    guest.qmp("migrate-set-parameters", mode="normal")
+
+
+def cpr_exec(guest):
+    """The process replaces itself."""
+    path = guest.scratch / "cpr.file"
+    old = guest.process
+    process = type(old)(guest, old.binary, old.properties, old.memory, pid=old.pid)
+    guest.qmp("migrate-set-parameters", mode="cpr-exec", cpr_exec_command=process.command("-incoming", f"file:{path}"))
+    guest.collect()
+    guest.qmp("migrate", uri=f"file:{path}")
+    process.connect()
+    process.qmp.wait_status("running", timeout=TIMEOUT)
+    process.adopt(old)
+    guest.move_to(process)
+    guest.qmp("migrate-set-parameters", mode="normal")
+    path.unlink()
+
+
+def before_switchover(guest, return_path=False, **other):
+    """A live migration that has stopped the guest and waits. Returns the process that it goes to."""
+    address = f"unix:{guest.scratch}/migration"
+    process = guest.spawn("-incoming", "defer", **other)
+    process.connect()
+    for qmp in (guest.qmp, process.qmp):
+        set_capabilities(qmp, pause_before_switchover=True, return_path=return_path)
+    process.qmp("migrate-incoming", uri=address)
+    guest.qmp("migrate", uri=address)
+    guest.qmp.wait_migration("pre-switchover", timeout=TIMEOUT)
+    time.sleep(1)
+    return process
+
+
+def goes_on(guest, process, status):
+    """The migration came to nothing, and the guest runs where it was."""
+    guest.qmp.wait(f"migration {status}", lambda: guest.qmp("query-migrate")["status"] == status, TIMEOUT)
+    guest.qmp.wait_status("running", timeout=TIMEOUT)
+    process.end()
+    process.memory.unlink()
+    set_capabilities(guest.qmp, pause_before_switchover=False)
+
+
+def migration_cancelled(guest):
+    """When the guest was stopped already."""
+    process = before_switchover(guest)
+    guest.qmp("migrate_cancel")
+    goes_on(guest, process, "cancelled")
+
+
+def migration_failed(guest):
+    """Its destination dies when the guest was stopped already."""
+    process = before_switchover(guest)
+    process.end()
+    guest.qmp("migrate-continue", state="pre-switchover")
+    goes_on(guest, process, "failed")
+
+
+def migration_refused(guest):
+    """The destination does not understand what it gets; the source is told so, and goes on."""
+    process = before_switchover(guest, binary="stock", properties=[], return_path=True)
+    guest.qmp("migrate-continue", state="pre-switchover")
+    goes_on(guest, process, "failed")
+    set_capabilities(guest.qmp, return_path=False)
+
+
+def save_file(guest):
+    """Into a file that outlives the test host; the guest goes on here nevertheless."""
+    path = guest.scratch / "guest.file"
+    guest.qmp("migrate", uri=f"file:{path}")
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.qmp.wait_status("postmigrate", timeout=TIMEOUT)
+    shutil.copy(path, guest.folder)
+    path.unlink()
+    guest.qmp("cont")
+
+
+def migrate_away(guest):
+    """Live, to the other test host."""
+    guest.peer = rendezvous.accept()
+    guest.qmp("migrate", uri=os.path.expandvars("tcp:$CLOCK_GUEST_PEER:4444"))
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.collect()
+    guest.gone = True
+
+
+def migrate_away_later(guest):
+    """To the other test host, after a pause: the guest was stopped when there was hardly any of it left to be sent."""
+    guest.peer = rendezvous.accept()
+    set_capabilities(guest.qmp, pause_before_switchover=True)
+    guest.qmp("migrate", uri=os.path.expandvars("tcp:$CLOCK_GUEST_PEER:4444"))
+    guest.qmp.wait_migration("pre-switchover", timeout=TIMEOUT)
+    time.sleep(LONG_PAUSE)
+    guest.qmp("migrate-continue", state="pre-switchover")
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.collect()
+    guest.gone = True
+
+
+OPERATIONS = {
+    "stop/cont, 5 s": stop_cont,
+    "stop/cont, 20 s": stop_cont_long,
+    "savevm while running": savevm,
+    "loadvm, same process": loadvm,
+    "savevm, loadvm in a new process": savevm_new_process,
+    "migration, unix socket": migrate_unix,
+    "migration, file": migrate_file,
+    "cpr-reboot": cpr_reboot,
+    "cpr-transfer": cpr_transfer,
+    "cpr-exec": cpr_exec,
+    "migration cancelled": migration_cancelled,
+    "migration failed": migration_failed,
+    "migration refused": migration_refused,
+    "migration to a file, cont": save_file,
+    "migration, another host": migrate_away,
+    "migration, another host, 20 s": migrate_away_later,
+}

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What each operation must come to: functions that return why it did not, or nothing."""
+
+from . import stream
+from .clocks import kvmclock, rate_error, signed
+from .measure import UNSTABLE
+from .operations import PAUSE
+
+# A timer that was lost would not come at all.
+WAKE_LATE_NS = 2e9
+# Beyond that the probe tells nothing.
+WINDOW_NS = 50_000
+# A task with a CPU limit gets some CPU in each of that limit's periods of 0.1 s. Where the machine stalls the
+# test host, the guest takes that for run time of the task, which then waits for as long.
+WITHOUT_CPU_S = 2
+# Which part of a pause may be missing: QEMU is slow to stop a guest, and a new one's first steps are slow.
+PAUSE_SHARE = 0.1
+# The guest's kernel counts one by ticks, the other by the hundredth of a second.
+CHARGE_STEP_S = 0.1
+# Below that stock QEMU would have done nothing wrong.
+STOCK_ERROR_NS = 10_000
+
+
+def goes_back(sequences, clocks=("monotonic", "realtime", "raw")):
+    """Why a clock of a vCPU goes back from one reading to the next, or CLOCK_MONOTONIC from one vCPU to another."""
+    for sequence in sequences:
+        for one, other in zip(sequence, sequence[1:]):
+            for name in clocks:
+                if getattr(other, name) < getattr(one, name):
+                    return f"{name} went back by {getattr(one, name) - getattr(other, name)} ns"
+            if signed(other.before - one.after) < 0:
+                return f"the TSC went back by {-signed(other.before - one.after)} ticks"
+    merged = sorted((reading for sequence in sequences for reading in sequence), key=lambda reading: reading.before)
+    for one, other in zip(merged, merged[1:]):
+        if "monotonic" in clocks and other.before >= one.after and other.monotonic < one.monotonic:
+            return f"CLOCK_MONOTONIC of one vCPU is {one.monotonic - other.monotonic} ns behind another's"
+    return None
+
+
+def timers(operation):
+    """Those that were due meanwhile, and those that were not: none comes early, nor late."""
+    steps = operation.steps()
+    for step in steps:
+        if step.woke_late_ns > WAKE_LATE_NS:
+            return f"vCPU {step.vcpu}: the first timer came {step.woke_late_ns / 1e6:.0f} ms after the guest ran"
+    resumed = max(step.woke for step in steps)
+    for sleep in (sleep for sleeps in (*operation.after, *operation.sleeps) for sleep in sleeps):
+        if sleep.woke < sleep.due:
+            return f"a sleep ended {sleep.due - sleep.woke} ns too early"
+        if sleep.woke > max(sleep.due, resumed) + WAKE_LATE_NS:
+            return f"a sleep ended {(sleep.woke - sleep.due) / 1e6:.0f} ms too late"
+    return None
+
+
+def untouched(operation, baseline):
+    """What has to be in any mode: the guest's records are what they were, and time goes on as kvmclock's function of the TSC."""
+    if not operation.complete:
+        return "it did not end"
+    for vcpu, sequence in enumerate(operation.after):
+        if len(sequence) < 5:
+            return f"vCPU {vcpu} gave {len(sequence)} readings only"
+        for reading in sequence:
+            if reading.record != baseline.records[vcpu]:
+                return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
+    for update in operation.updates():
+        if update.record != baseline.records[update.vcpu]:
+            return f"KVM handed vCPU {update.vcpu} {update.record}, not {baseline.records[update.vcpu]}"
+    for step in operation.steps():
+        if step.change_ns != 0:
+            return f"vCPU {step.vcpu}: kvmclock was set against the TSC by {step.change_ns} ns"
+        if not step.raw.fits:
+            return f"vCPU {step.vcpu}: CLOCK_MONOTONIC_RAW against the TSC: {step.raw}"
+    if operation.unstable:
+        return "the guest's kernel found its TSC unstable"
+    return goes_back(operation.sequences()) or timers(operation)
+
+
+def lost_but(operation, ticks):
+    """By the host's clock, the guest's lost nothing but what its TSC lost."""
+    for step in operation.steps():
+        for name, lost in step.lost.items():
+            if lost.allowed > WINDOW_NS:
+                return f"vCPU {step.vcpu}: readings are good to {lost.allowed:.0f} ns only"
+            if not (rest := lost.less(ticks * step.ns_per_tick)).fits:
+                return f"vCPU {step.vcpu}: {name} lost {rest}"
+    return None
+
+
+def same_host(operation, baseline):
+    """Nothing was done to the clocks but that time went by: bit for bit, and as the guest sees it."""
+    if why := untouched(operation, baseline):
+        return why
+    if operation.offsets[1] != baseline.offsets:
+        return f"TSC offsets {operation.offsets[1]}, not {baseline.offsets}"
+    return lost_but(operation, 0)
+
+
+def frozen(operation, baseline):
+    """All clocks stood still together while the guest was stopped, and no longer."""
+    if why := untouched(operation, baseline):
+        return why
+    lost = {step.tsc_lost_ticks for step in operation.steps()}
+    if len(lost) != 1:
+        return f"the vCPUs' TSCs stood still for {lost} ticks"
+    ticks = lost.pop()
+    stood_s = ticks * operation.steps()[0].ns_per_tick / 1e9
+    least, most = PAUSE if operation.name.startswith("stop") else 0, (operation.runs_ns - operation.began_ns) / 1e9
+    if not least <= stood_s <= most or not ticks:
+        return f"the clocks stood still for {stood_s:.3f} s, not for {least} to {most:.3f} s"
+    return lost_but(operation, ticks)
+
+
+def tsc_kept(operation, baseline):
+    """A guest without kvmclock: its TSC goes on, and that is all there is."""
+    if not operation.complete:
+        return "it did not end"
+    if operation.offsets[1] != baseline.offsets:
+        return f"TSC offsets {operation.offsets[1]}, not {baseline.offsets}"
+    if any(reading.record for sequence in operation.after for reading in sequence):
+        return "the guest has kvmclock"
+    # Its other clocks may be of acpi_pm, which stands still with QEMU's own clock.
+    return goes_back(operation.sequences(), clocks=()) or timers(operation)
+
+
+class Baseline:
+    """What a guest's clocks were before anything was done to it."""
+
+    def __init__(self, case):
+        self.offsets = case.operations[0].offsets[0]
+        self.records = [sequence[-1].record for sequence in case.booted]
+
+
+LIFE = "all of its life"
+
+
+def no_error(case, _baseline):
+    return case.error
+
+
+def life(case, _baseline):
+    """What holds from the first operation to the last."""
+    if case.error:
+        return case.error
+    if any(operation.unstable for operation in case.operations):
+        return "the guest's kernel found its TSC unstable"
+    if not any(operation.updates() for operation in case.operations):
+        return "KVM's trace has no record: it was not looked at"
+    if "tsc-deadline" in case.case["cpu"] and "timer lapic-deadline" not in case.console:
+        return "the guest has no TSC-deadline timer"
+    return None
+
+
+def exact_life(case, baseline):
+    """On one host, over all the time there is: a wrong rate would tell."""
+    if why := life(case, baseline):
+        return why
+    first, last = case.operations[0], case.operations[-1]
+    for vcpu in range(case.vcpus):
+        whole = first.step(vcpu, first.before[vcpu][-1], last.after[vcpu][-1])
+        for name, lost in whole.lost.items():
+            if not lost.fits:
+                return f"vCPU {vcpu}: in {whole.elapsed_ns / 1e9:.0f} s {name} lost {lost}"
+    return None
+
+
+def chain_life(case, baseline):
+    """Long enough for timers to be pending from before an operation until after it: timers() has judged them."""
+    if why := exact_life(case, baseline):
+        return why
+    all_sleeps = [sleep for operation in case.operations for sleeps in operation.sleeps for sleep in sleeps]
+    if not any(sleep.began < operation.before[0][-1].after and sleep.due > operation.steps()[0].woke
+               for operation in case.operations for sleep in all_sleeps):
+        return "no sleep was pending from before an operation until after it"
+    return None
+
+
+def set_apart(case):
+    """What a stream does to kvmclock against the TSC, if it is restored as it is: the stream, and that in ns for each vCPU."""
+    sent, baseline = stream.read(case.folder / "guest.file"), Baseline(case)
+    return sent, [kvmclock(record, tsc) - sent.clock for record, tsc in zip(baseline.records, sent.tsc, strict=True)]
+
+
+def one_instant(relation):
+    """What every QEMU knows of the clocks is of one instant; the subsection is there if it is to be."""
+
+    def verdict(case):
+        if case.error:
+            return case.error
+        sent, apart_ns = set_apart(case)
+        if bool(sent.relation) != relation:
+            return f"the stream has {'a' if sent.relation else 'no'} subsection"
+        return f"the TSC is {apart_ns} ns ahead of kvmclock" if any(apart_ns) else None
+
+    return verdict
+
+
+def two_instants(case):
+    """Stock QEMU's clocks are not, or the above measures nothing."""
+    if case.error:
+        return case.error
+    sent, apart_ns = set_apart(case)
+    if sent.relation:
+        return "the stream has a subsection"
+    return None if all(abs(ns) > STOCK_ERROR_NS for ns in apart_ns) else f"the clocks are {apart_ns} ns apart only"
+
+
+def steal(found):
+    """What a guest did not run is steal time, and the task with the CPU limit goes on at once."""
+    if found.without_cpu_s > WITHOUT_CPU_S:
+        return f"the task got no CPU for {found.without_cpu_s:.3f} s"
+    # What the host was busy with while the guest ran is stolen as well.
+    least, most = found.paused_s * (1 - PAUSE_SHARE) - CHARGE_STEP_S, found.elapsed_s + CHARGE_STEP_S
+    if not least <= found.steal_s <= most:
+        return f"the steal time is {found.steal_s:.2f} s, for a pause of {found.paused_s:.2f} s"
+    if not 0 < found.usage_s <= most - found.steal_s:
+        return f"the task was charged {found.usage_s:.3f} s of {found.elapsed_s:.3f} s, {found.steal_s:.2f} s of which are stolen"
+    return None
+
+
+def charged_to_nobody(operation, baseline):
+    """Nothing was done to the clocks, and the pause is steal time."""
+    return same_host(operation, baseline) or steal(operation.charged())
+
+
+def nothing_to_charge(operation, baseline):
+    """All clocks stood still, so there is no steal time either."""
+    if why := frozen(operation, baseline):
+        return why
+    if (without_cpu_s := operation.charged().without_cpu_s) > WITHOUT_CPU_S:
+        return f"the task got no CPU for {without_cpu_s:.3f} s"
+    first, last = operation.charges[0], operation.charges[-1]
+    elapsed_s, used_s = (last.monotonic - first.monotonic) / 1e9, (last.usage_us - first.usage_us) / 1e6
+    stolen_s = (last.steal - first.steal) / 100 / operation.case.vcpus
+    if stolen_s + used_s > elapsed_s + CHARGE_STEP_S:
+        return f"of {elapsed_s:.2f} s, {stolen_s:.2f} s are stolen, and {used_s:.2f} s the task's"
+    return None
+
+
+def charged_to_the_task(operation):
+    """The guest is not informed of the pause: the task must pay for it, or the above measures nothing."""
+    if not operation.complete:
+        return "it did not end"
+    found = operation.charged()
+    if found.usage_s < found.paused_s * (1 - PAUSE_SHARE):
+        return f"the task was charged {found.usage_s:.3f} s only, for a pause of {found.paused_s:.3f} s"
+    if found.without_cpu_s < found.paused_s / 2:
+        return f"the task got no CPU for {found.without_cpu_s:.3f} s only"
+    return None
+
+
+def moved(operation):
+    """The guest goes on; its clocks need not be right, but none may be lost."""
+    if not operation.complete:
+        return "it did not end"
+    return None if all(len(sequence) >= 5 for sequence in operation.after) else "the probe does not go on"
+
+
+def measured(operation):
+    """Stock QEMU, or what has to be the same: some error must show, or the test measures nothing."""
+    if why := moved(operation):
+        return why
+    if all(abs(step.change_ns) < STOCK_ERROR_NS for step in operation.steps()):
+        return "the clocks show no error: this measures nothing"
+    return None
+
+
+def refuses(text):
+    """QEMU does not start, for that reason."""
+
+    def verdicts(case):
+        if not case.error:
+            return ["it started"]
+        return [None if text in case.qemu else f"{case.error}; QEMU said: {case.qemu}"]
+
+    return verdicts
+
+
+def arrives(text):
+    """A guest from a file goes on, and QEMU says that."""
+
+    def verdicts(case):
+        if case.error:
+            return [case.error]
+        if text not in case.qemu:
+            return [f"QEMU said: {case.qemu}"]
+        return [goes_back(case.booted)]
+
+    return verdicts
+
+
+def arrived(source, destination):
+    """What has to be in any mode: the relation is what it was, and nothing goes back."""
+    baseline = Baseline(source)
+    for vcpu, sequence in enumerate(destination.booted):
+        known = source.operations[0].before[vcpu][-1].number
+        fresh = [reading for reading in sequence if reading.number > known]
+        if len(fresh) < 5:
+            return f"vCPU {vcpu} gave {len(fresh)} readings only"
+        for reading in fresh:
+            if reading.record != baseline.records[vcpu]:
+                return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
+    if not destination.updates:
+        return "KVM's trace has no record: it was not looked at"
+    for update in destination.updates:
+        if update.record != baseline.records[update.vcpu]:
+            return f"KVM handed vCPU {update.vcpu} {update.record}, not {baseline.records[update.vcpu]}"
+    if UNSTABLE.search(destination.console):
+        return "the guest's kernel found its TSC unstable"
+    return goes_back(destination.booted)
+
+
+def apart(source, destination):
+    """By how much the guest's TSC is ahead of what it would read at home, in ticks: [(that, what it may be off by)] for each vCPU.
+
+    It would read what it reads there when that host's CLOCK_REALTIME is what this one's was at the SET.
+    """
+    found = []
+    for vcpu in range(source.vcpus):
+        at_ns = max(entry.at_ns for entry in destination.written if entry.vcpu == vcpu)
+        here = destination.host.tsc(at_ns)
+        realtime, bound_here = destination.host.at("realtime", here)
+        there = source.host.tsc(realtime, "realtime")
+        bound_there = source.host.at("realtime", there)[1]
+        ticks = signed(round(here) + destination.offsets[vcpu] - round(there) - source.operations[0].offsets[0][vcpu])
+        # The saved guest TSC went on at the rate of its host, by the clocks of both.
+        since_ns = abs(realtime - source.operations[0].before[vcpu][-1].realtime)
+        allowed_ns = bound_here + bound_there + since_ns * 2 * rate_error(source.host.khz)
+        found.append((ticks, 2 + allowed_ns * source.host.khz / 1e6))
+    return found
+
+
+def other_host(source, destination):
+    """Advance: the guest reads what it would have read at home, as the two hosts' clocks tell."""
+    if why := arrived(source, destination):
+        return why
+    for vcpu, (ticks, allowed) in enumerate(apart(source, destination)):
+        if abs(ticks) > allowed:
+            return f"vCPU {vcpu}: its TSC is {ticks} ticks from what it would read at home, {allowed:.0f} allowed"
+    return None
+
+
+def other_host_steal(source, destination):
+    """Advance: what the guest did not run on either of the hosts is steal time."""
+    return other_host(source, destination) or steal(destination.charged())
+
+
+def other_host_behind(source, destination):
+    """The guest's clocks must not go back: they stood still, and it is said."""
+    if "the guest's clocks stood still" not in destination.qemu:
+        return f"QEMU said: {destination.qemu}"
+    return arrived(source, destination)
+
+
+def falls_back(text):
+    """The guest goes on with what there is, and it is said."""
+
+    def verdict(source, destination):
+        if text not in destination.qemu:
+            return f"QEMU said: {destination.qemu}"
+        return goes_back(destination.booted)
+
+    return verdict
