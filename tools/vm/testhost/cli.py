@@ -11,7 +11,7 @@ from . import intel, live_update, migrations, pair, run, selftest, sleep
 from .outcome import HOST_FAILED, HostError
 from .qemu import check as qemu
 
-# Name, module, and what `tools/vm/host --help` says. A module has add_arguments(parser), main(args),
+# Name, module, and the line in `tools/vm/host --help`. A module has add_arguments(parser), main(args),
 # its docstring as description, and EPILOG if there is more to say.
 COMMANDS = [
     ("run", run, "boot a test host and run a command in it, or a shell"),

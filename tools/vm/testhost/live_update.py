@@ -178,10 +178,10 @@ def refused(results):
         file.write_bytes(content)
         run = subprocess.run([REPO / "target/release/clockguest", "restore", "--from", file],
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        said = run.stderr.strip()
-        require(run.returncode == 1 and "cannot restore" in said and not run.stdout,
-                f"a file {how}: status {run.returncode}: {said}")
-        yield f"{how}: {said.removeprefix(f'clockguest: cannot restore {file}: ')}"
+        message = run.stderr.strip()
+        require(run.returncode == 1 and "cannot restore" in message and not run.stdout,
+                f"a file {how}: status {run.returncode}: {message}")
+        yield f"{how}: {message.removeprefix(f'clockguest: cannot restore {file}: ')}"
 
 
 def show(name, found):

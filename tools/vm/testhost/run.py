@@ -159,10 +159,12 @@ def vng_command(args, kernel, results, console):
         "--cwd", str(REPO), f"--rwdir={results}",
         f"--qemu-opts={qemu_options(args, results, console)}",
     ]
-    # A distribution's kernel has 9p as modules, which virtme-ng loads from an initramfs.
+    append = []
+    # A distribution's kernel has 9p as modules, which virtme-ng loads from an initramfs, and needs all of udev.
     if not (kernel.kdir / "lib/modules").exists():
         vng += ["--skip-modules"]
-    append = [
+        append += [f"PATH={REPO}/tools/vm/inside/boot"]
+    append += [
         # 9p refuses the empty source that virtme-ng leaves.
         "root=/dev/root",
         f"clock_guest_results={results}",
@@ -259,7 +261,7 @@ def main(args):
         # Nothing was run yet then.
         if last or not (results / "uncalibrated").exists():
             break
-        print(f"{args.parser.prog}: the emulated host calibrated its TSC wrongly, as it may under load: booting it once more",
+        print(f"{args.parser.prog}: the emulated host calibrated its TSC wrongly, as it may under load: booting it again",
               file=sys.stderr)
         console.write_text("")
     if status is not None and not (results / "status").exists():

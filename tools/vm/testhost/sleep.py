@@ -126,5 +126,5 @@ def main(args):
         # Nothing was run yet then.
         if last or status != "uncalibrated":
             break
-        print(f"{args.parser.prog}: the emulated host calibrated its TSC wrongly: booting it once more", file=sys.stderr)
+        print(f"{args.parser.prog}: the emulated host calibrated its TSC wrongly: booting it again", file=sys.stderr)
     return conclude(console, status, args.timeout, args.allow)

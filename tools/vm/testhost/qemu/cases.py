@@ -138,7 +138,7 @@ def with_module():
               # The newest that has no device kvmclock for such a guest unless it is asked for.
               machine="pc-i440fx-5.1", cpu=CPU + ",-kvmclock,-kvmclock-stable-bit"),
         *limited(),
-        Check("patched to stock, which refuses what it does not know", "patched", "kvm-clock", 2, operations("migration refused"),
+        Check("patched to stock, which refuses the unknown subsection", "patched", "kvm-clock", 2, operations("migration refused"),
               each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], ["clock-guest=on"]),
         Check("patched, clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
               last(verdicts.moved), [UNIX], ["clock-guest=on", "clock-guest-migrate=off"]),

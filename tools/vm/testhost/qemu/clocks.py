@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The arithmetic of what was measured: records, the test host's own clocks, and what rates may differ by.
+"""The arithmetic of the measurements: records, the test host's own clocks, and error bounds of rates.
 
 Ticks are of the TSC that the test host and its guests share: a guest's TSC is the host's plus its offset, mod 2^64.
 """
@@ -15,7 +15,7 @@ def signed(value):
 
 
 def kvmclock(record, tsc):
-    """What a pvclock record reads at a guest's TSC, which may lie before its timestamp.
+    """The value of a pvclock record at a guest's TSC, which may lie before its timestamp.
 
     >>> from testhost.qemu.readings import Record
     >>> kvmclock(Record(1000, 5, 1 << 31, 1, 1), 1100), kvmclock(Record(1000, 5, 1 << 31, 1, 1), 900)
@@ -27,7 +27,7 @@ def kvmclock(record, tsc):
 
 
 def khz(record):
-    """The rate that a record is for, as a number of kHz that need not be whole.
+    """The TSC rate that a record is for, in kHz; it need not be whole.
 
     >>> from testhost.qemu.readings import Record
     >>> khz(Record(0, 0, 1 << 31, 1, 1))
@@ -37,7 +37,7 @@ def khz(record):
 
 
 def rate_error(rate_khz):
-    """What the slope of Linux' clocksource tsc may be off by, as a fraction: it multiplies by a whole number.
+    """The error bound of the slope of Linux' clocksource tsc, as a fraction: it multiplies by a whole number.
 
     clocks_calc_mult_shift() makes it as large as 600 seconds of ticks allow, in 64 bits; timekeeping_adjust()
     goes back and forth between the two around the right one.
@@ -69,7 +69,7 @@ class HostClocks:
         self.end_ns = rows[-1][1]
 
     def at(self, name, tsc):
-        """(ns, what that may be off by): from the nearest reading on, at the slope of all."""
+        """(ns, error bound), extrapolated from the nearest reading with the slope of all."""
         column = self.NAMES.index(name)
         right = min(max(bisect.bisect(self._at, tsc), 1), len(self._at) - 1)
         index = min((right - 1, right), key=lambda index: abs(self._at[index] - tsc))

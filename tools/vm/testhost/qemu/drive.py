@@ -77,7 +77,7 @@ def boot(case, *arguments):
             # The emulated CPU occasionally loses a guest before its kernel prints anything, with either QEMU.
             if last or not guest.silent():
                 return guest, f"{type(problem).__name__}: {problem}"
-            print(f"{case['slug']}: {problem}: booting it once more", flush=True)
+            print(f"{case['slug']}: {problem}: booting it again", flush=True)
             guest.end()
         else:
             return guest, None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A guest and the QEMU processes that it lives in, one after the other; what it does to the guest's clocks is collected."""
+"""A guest, the QEMU processes that run it one after the other, and the collection of its readings."""
 
 import json
 import os
@@ -22,14 +22,14 @@ BOOT_TIMEOUT = 120
 
 
 class GuestError(Exception):
-    """The guest, or its QEMU, is not what it has to be."""
+    """The guest or its QEMU failed."""
 
 
 class Process:
-    """One QEMU process, or what became of one by exec."""
+    """One QEMU process, or its successor through exec."""
 
     def __init__(self, guest, binary, properties, memory, arguments=(), pid=None):
-        """Start it, unless `pid` is the process that is to become it."""
+        """Start it, or adopt the process `pid`, which will exec."""
         self.guest, self.binary, self.properties, self.memory = guest, binary, properties, memory
         self.number = len(guest.processes)
         guest.processes.append(self)
@@ -54,7 +54,7 @@ class Process:
             "-m", MEMORY, "-object", f"memory-backend-file,id=ram,size={MEMORY},mem-path={self.memory},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
-            # A softlockup watchdog would now and then have the kernel forgive its TSC what it did while stopped.
+            # A softlockup watchdog occasionally makes the kernel ignore a TSC error from a stop.
             "-append", f"console=ttyS0 quiet panic=-1 nowatchdog probe.clocksource={guest.case['clocksource']}{limit}",
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
@@ -70,16 +70,16 @@ class Process:
         try:
             self.qmp = QMP(self.qmp_path, self.alive, START_TIMEOUT)
         except QMPError as error:
-            raise GuestError(f"{error}; QEMU says: {self.said()[-500:]}") from error
+            raise GuestError(f"{error}; QEMU printed: {self.output()[-500:]}") from error
         self.tids = [self.pid, *(cpu["thread-id"] for cpu in self.qmp("query-cpus-fast"))]
         return self.qmp
 
-    def said(self):
-        # What it became by exec goes on where it was.
+    def output(self):
+        # The successor through exec appends to the same log.
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def offsets(self):
-        """The TSC offset of each vCPU, as KVM has it."""
+        """The TSC offset of each vCPU, from KVM's debugfs."""
         found = {}
         for vm in KVM_DEBUG.glob(f"{self.pid}-*"):
             for vcpu in vm.glob("vcpu*"):
@@ -89,7 +89,7 @@ class Process:
         return [found[vcpu] for vcpu in sorted(found)]
 
     def end(self):
-        """Let it go, by force."""
+        """Kill it."""
         if self.qmp:
             self.qmp.close()
         if self._process:
@@ -97,7 +97,7 @@ class Process:
             self._process.wait()
 
     def adopt(self, other):
-        """Be the one that may end the process which `other` was, too."""
+        """Take over the process object of `other`, which has become this one, to end it."""
         self._process, other._process = other._process, None
 
 
@@ -105,17 +105,17 @@ class Guest:
     """A Linux guest with the probe in it."""
 
     def __init__(self, case, binaries, kernel, initrd, folder, scratch):
-        """`folder` outlives the test host, but what changes in it is slow to be seen; `scratch` is the other way round."""
+        """`folder` outlives the test host, but is slow; `scratch` is fast, and is removed."""
         self.case, self.binaries, self.kernel, self.initrd = case, binaries, kernel, initrd
         self.folder, self.scratch = folder, scratch
         for path in (folder, scratch):
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True)
         self.processes, self.booted, self.operations = [], {}, []
-        # The other host's driver, if there is one, and when the guest came from there or from a file.
+        # The connection to the other host's driver, and the time when the guest arrived from there or from a file.
         self.peer = self.arrived_ns = None
         self.rings, self.timelines = None, {}
-        # It went to another host.
+        # It has moved to another host.
         self.gone = False
         self._memory = None
         self.process = None
@@ -126,12 +126,12 @@ class Guest:
         return self.scratch / f"memory-{len(self.processes)}"
 
     def spawn(self, *arguments, memory=None, binary=None, properties=None):
-        """Another process that could carry the guest."""
+        """Start another process that can take the guest."""
         return Process(self, binary or self.case["binary"], self.case["properties"] if properties is None else properties,
                        memory or self.new_memory(), arguments)
 
     def move_to(self, process):
-        """The guest lives there now; the process where it lived is not needed any more."""
+        """The guest runs in this process now; end the one where it ran before."""
         old, self.process = self.process, process
         if old and old is not process:
             if self._memory:
@@ -148,7 +148,7 @@ class Guest:
         return self.process.qmp
 
     def boot(self):
-        """Until the probe has taken some readings, after those that it comes with if it comes from elsewhere."""
+        """Start the guest, and wait until the probe has taken some new readings."""
         incoming = self.case["incoming"]
         self.move_to(self.spawn(*["-incoming", os.path.expandvars(incoming)] if incoming else []))
         end = time.monotonic() + BOOT_TIMEOUT
@@ -165,7 +165,7 @@ class Guest:
         self.collect_until(end, 10)
 
     def silent(self):
-        """It was booted, its QEMU runs, and nothing was heard of it."""
+        """It was booted, its QEMU runs, and its console is empty."""
         return not self.case["incoming"] and self.process.qmp and self.process.alive() and not self.console()
 
     def console(self):
@@ -173,19 +173,19 @@ class Guest:
 
     def check_alive(self):
         if not self.process.alive():
-            raise GuestError(f"QEMU ended: {self.process.said()[-500:]}")
+            raise GuestError(f"QEMU ended: {self.process.output()[-500:]}")
         if re.search("guest-init: (no|the) |Kernel panic", console := self.console()):
             raise GuestError("the guest failed; its console's end: " + console[-800:])
 
     # Its readings.
 
     def collect(self):
-        """Take what the probe has read since. Returns how much of what was known before still holds, for each ring."""
+        """Collect new readings. Returns for each ring how many of the readings known before are still valid."""
         if self._memory is None:
             self._memory = Memory(self.process.memory)
         if self.rings is None:
             rings = self._memory.rings()
-            # The threads that only sleep have one each as well, the spinning task and who watches it likewise.
+            # One for each vCPU and each thread that only sleeps, and two for the spinning task and its charges.
             if len(rings) < self.case["vcpus"] + LONG_SLEEPERS + (2 if self.case["limit"] else 0):
                 return {}
             self.rings = rings
@@ -193,7 +193,7 @@ class Guest:
                 for which, offsets in self.rings.items()}
 
     def collect_until(self, end, more):
-        """Until each vCPU has given `more` readings."""
+        """Collect until each vCPU has given `more` readings."""
         begin = []
         while True:
             self.check_alive()
@@ -203,11 +203,11 @@ class Guest:
             if now and all(after >= before + more for before, after in zip(begin, now)):
                 return
             if time.monotonic() > end:
-                raise GuestError(f"the probe read the clocks {now} times, not {more} more often than {begin} times")
+                raise GuestError(f"the probe has read the clocks {now} times, after {begin} times, not {more} times more")
             time.sleep(0.2)
 
     def slots(self, begin=None, end=None):
-        """What is known of each ring between two such counts, for a file."""
+        """The slots of each ring between two counts, for a file."""
         return {"/".join(map(str, which)): b"".join(timeline.part(
             begin[which] if begin else 0, end[which] if end else timeline.count)).hex()
             for which, timeline in self.timelines.items()}
@@ -216,23 +216,23 @@ class Guest:
         return {which: timeline.count for which, timeline in self.timelines.items()}
 
     def readings(self):
-        """How many there are of each vCPU."""
+        """The number of readings of each vCPU."""
         return [self.timelines[which].count for which in sorted(self.timelines) if which[0] == READINGS]
 
     def watch(self, seconds):
-        """Let the guest run for a while, by its own and the host's reckoning."""
+        """Let the guest run for a while, and collect its readings."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(0.5)
             self.check_alive()
             self.collect()
 
-    # What was done to it.
+    # Its results.
 
     def save(self, path, error):
-        """Write all that was measured."""
+        """Write all measurements."""
         (self.folder / "console").write_text(self.console())
-        (self.folder / "qemu").write_text("".join(process.said() for process in self.processes))
+        (self.folder / "qemu").write_text("".join(process.output() for process in self.processes))
         path.write_text(json.dumps({
             "case": self.case, "error": error, "booted": self.booted, "operations": self.operations,
             "arrived_ns": self.arrived_ns, "offsets": self.process.offsets() if not error else None,

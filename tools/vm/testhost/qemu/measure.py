@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Turns what `drive` wrote down of a case into what each operation did to the guest's clocks."""
+"""Computes the clock errors of each operation from the files that drive.py wrote."""
 
 import json
 import re
@@ -14,7 +14,7 @@ PVCLOCK = re.compile(r"-(\d+) +\[\d+\] \S+ +([\d.]+): kvm_pvclock_update: vcpu_i
                      r"tsc_timestamp (0x[0-9a-f]+), system_time (0x[0-9a-f]+), tsc_to_system_mul (0x[0-9a-f]+), "
                      r"tsc_shift (-?\d+), flags (0x[0-9a-f]+) \}")
 
-# For a guest to have charged a pause, once it runs again: it does so with its next ticks.
+# A guest charges a pause with its first ticks after it.
 SETTLED_NS = 5e8
 
 # A guest takes its TSC's rate from its record, in whole kHz.
@@ -22,7 +22,7 @@ RATE_STEP_KHZ = 1
 
 
 class Difference(NamedTuple):
-    """A measured number of ns that should be 0, and what the measurement may be off by."""
+    """A measured number of ns that should be 0, and the measurement's error bound."""
 
     ns: float
     allowed: float
@@ -32,7 +32,7 @@ class Difference(NamedTuple):
         return abs(self.ns) <= self.allowed
 
     def less(self, ns):
-        """The difference to something else than 0."""
+        """The difference to `ns` instead of 0."""
         return Difference(self.ns - ns, self.allowed)
 
     def __str__(self):
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What was done to the clocks of one vCPU between two readings."""
+    """The changes of one vCPU's clocks between two readings."""
 
     vcpu: int
     ns_per_tick: float
@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A record that KVM handed out, by its trace."""
+    """A record that KVM wrote for a guest, from KVM's trace."""
 
     thread: int
     at_ns: float
@@ -80,7 +80,7 @@ def updates(trace):
 
 
 class Written(NamedTuple):
-    """A TSC offset that KVM wrote, by its trace."""
+    """A TSC offset that KVM wrote, from its trace."""
 
     thread: int
     at_ns: float
@@ -94,15 +94,15 @@ def written(trace):
 
 
 class Charged(NamedTuple):
-    """Whom a pause was charged to, in a guest with a task that has a CPU limit; all by the guest's CLOCK_MONOTONIC."""
+    """How a guest accounted a pause, with a task that has a CPU limit; all by the guest's CLOCK_MONOTONIC."""
 
     # How long no reading was taken: but for a moment before and after, the guest did not run.
     paused_s: float
-    # From the last reading before that to one that has all that came of it.
+    # From the last reading before the pause to one after the guest has charged it.
     elapsed_s: float
-    # What the task is said to have used in that time.
+    # The CPU time of the task in that time.
     usage_s: float
-    # What is said to have been stolen, of each vCPU.
+    # The steal time, of each vCPU.
     steal_s: float
     # The longest that the task got no CPU once the guest ran again, and whether it got some after that.
     without_cpu_s: float
@@ -122,7 +122,7 @@ def charged(charges, spins, vcpus):
 
 
 class Operation:
-    """What was done, and all readings around it."""
+    """An operation, and all readings around it."""
 
     def __init__(self, case, entry):
         self.case, self.name = case, entry["name"]
@@ -148,7 +148,7 @@ class Operation:
         return (tsc - self.offsets[after][vcpu]) % MODULUS
 
     def steps(self):
-        """What it did to each vCPU's clocks, by the last reading before it and the first after it."""
+        """The changes of each vCPU's clocks, from the last reading before the operation to the first after it."""
         runs = self.case.host.tsc(self.runs_ns)
         return [self.step(vcpu, self.before[vcpu][-1],
                           next(reading for reading in self.after[vcpu] if self.host_tsc(reading.before, vcpu, True) >= runs))
@@ -160,7 +160,7 @@ class Operation:
         places = [self.host_tsc((reading.before + reading.after) // 2, vcpu, reading is after) for reading in (before, after)]
         elapsed = (places[1] - places[0]) / rate * 1e6
         windows = (before.after - before.before + after.after - after.before) / 2 / rate * 1e6
-        # What a guest's slope may differ from its record's by, and the host's from its own rate.
+        # The guest's slope may differ from its record's, and the host's from its own rate.
         slope = RATE_STEP_KHZ / rate + rate_error(rate) if self.case.clocksource == "tsc" else 0
         lost = {}
         for name in ("monotonic", "realtime"):
@@ -185,7 +185,7 @@ class Operation:
         return [before + after for before, after in zip(self.before, self.after)]
 
     def updates(self):
-        """The records that KVM handed out from its begin to its end."""
+        """The records that KVM wrote during the operation."""
         return [update for update in self.case.updates if self.began_ns <= update.at_ns <= self.ended_ns]
 
 
@@ -196,10 +196,10 @@ def decode(rings, number, kind):
 
 
 class Case:
-    """A guest's life, as it was measured."""
+    """All measurements of a guest."""
 
     def __init__(self, folder, host, trace):
-        """From its folder, the test host's clocks, and KVM's trace."""
+        """Read its folder; `host` has the test host's clocks, `trace` is KVM's."""
         self.folder = folder
         result = json.loads((folder / "result.json").read_text())
         self.case, self.error, self.host = result["case"], result["error"], host
@@ -215,10 +215,10 @@ class Case:
         self.operations = [Operation(self, entry) for entry in result["operations"]]
         end = len(self.console)
         if any(operation.complete and operation.ended_ns > host.end_ns for operation in self.operations):
-            raise ValueError("the test host's own clocks are not known for as long")
+            raise ValueError("the readings of the test host's own clocks end too early")
         for operation in reversed(self.operations):
             end = operation.end_at(end)
 
     def charged(self):
-        """Of the pause that it came with."""
+        """How it accounted the pause of its arrival."""
         return charged(self.charges, self.spins, self.vcpus)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What QEMU does to a guest, as a management tool has it done: each function is one operation, on a running guest."""
+"""The operations on a guest: each function is one operation on a running guest, with the commands of a management tool."""
 
 import json
 import os
@@ -9,9 +9,9 @@ import time
 from . import rendezvous
 
 TIMEOUT = 120
-# How long a guest that is stopped on purpose stays so.
+# Seconds for which a guest is stopped.
 PAUSE, LONG_PAUSE = 5, 20
-# The node that snapshots are kept in.
+# The block node for snapshots.
 NODE = "snapshots"
 TAG = "one"
 
@@ -23,14 +23,14 @@ def stop_cont(guest):
 
 
 def stop_cont_long(guest):
-    """For so long that a CPU limit would show whom it is charged to."""
+    """For so long that a task with a CPU limit shows whether it is charged."""
     guest.qmp("stop")
     time.sleep(LONG_PAUSE)
     guest.qmp("cont")
 
 
 def add_snapshots(guest):
-    """A qcow2 file to keep snapshots in, of which the guest knows nothing; QEMU makes it."""
+    """Let QEMU make a qcow2 file for snapshots, which the guest does not see."""
     path = str(guest.scratch / "snapshots.qcow2")
     if os.path.exists(path):
         return
@@ -46,21 +46,21 @@ def snapshots(guest):
 
 
 def savevm(guest):
-    """The guest is stopped for as long as it takes, and goes on."""
+    """QEMU stops the guest while it saves it."""
     add_snapshots(guest)
     guest.qmp.job("snapshot-save", TIMEOUT, tag=TAG, vmstate=NODE, devices=[NODE])
 
 
 def loadvm(guest):
-    """Back to where it was, in the same process."""
+    """Back to the snapshot, in the same process."""
     guest.qmp.job("snapshot-load", TIMEOUT, tag=TAG, vmstate=NODE, devices=[NODE])
-    # It must not stand in the way of what comes next.
+    # The next operations do without it.
     guest.qmp("blockdev-del", node_name=NODE)
     (guest.scratch / "snapshots.qcow2").unlink()
 
 
 def savevm_new_process(guest):
-    """A snapshot, and a new process that loads it later."""
+    """Save a snapshot, and load it in a new process."""
     savevm(guest)
     guest.qmp("stop")
     guest.collect()
@@ -136,7 +136,7 @@ def cpr_transfer(guest):
     main, cpr = guest.scratch / "cpr.main", guest.scratch / "cpr.cpr"
     process = guest.spawn("-incoming", f"unix:{main}", "-incoming", json.dumps(unix_channel("cpr", cpr)),
                           memory=guest.process.memory)
-    # It has no monitor before it is told who it is.
+    # The process has no monitor before it has read the CPR channel.
     guest.qmp.wait("the channel", lambda: cpr.exists() or not process.alive(), TIMEOUT)
     guest.qmp("migrate-set-parameters", mode="cpr-transfer")
     guest.qmp("migrate", channels=[unix_channel("main", main), unix_channel("cpr", cpr)])
@@ -149,7 +149,7 @@ def cpr_transfer(guest):
 
 
 def cpr_exec(guest):
-    """The process replaces itself."""
+    """The process replaces itself through exec."""
     path = guest.scratch / "cpr.file"
     old = guest.process
     process = type(old)(guest, old.binary, old.properties, old.memory, pid=old.pid)
@@ -165,7 +165,7 @@ def cpr_exec(guest):
 
 
 def before_switchover(guest, return_path=False, **other):
-    """A live migration that has stopped the guest and waits. Returns the process that it goes to."""
+    """Start a live migration that stops the guest and waits. Returns the destination process."""
     address = f"unix:{guest.scratch}/migration"
     process = guest.spawn("-incoming", "defer", **other)
     process.connect()
@@ -179,7 +179,7 @@ def before_switchover(guest, return_path=False, **other):
 
 
 def goes_on(guest, process, status):
-    """The migration came to nothing, and the guest runs where it was."""
+    """Wait until the migration has ended with `status`, and the guest runs in its old process."""
     guest.qmp.wait(f"migration {status}", lambda: guest.qmp("query-migrate")["status"] == status, TIMEOUT)
     guest.qmp.wait_status("running", timeout=TIMEOUT)
     process.end()
@@ -188,14 +188,14 @@ def goes_on(guest, process, status):
 
 
 def migration_cancelled(guest):
-    """When the guest was stopped already."""
+    """Cancelled after the guest was stopped."""
     process = before_switchover(guest)
     guest.qmp("migrate_cancel")
     goes_on(guest, process, "cancelled")
 
 
 def migration_failed(guest):
-    """Its destination dies when the guest was stopped already."""
+    """The destination dies after the guest was stopped."""
     process = before_switchover(guest)
     process.end()
     guest.qmp("migrate-continue", state="pre-switchover")
@@ -203,7 +203,7 @@ def migration_failed(guest):
 
 
 def migration_refused(guest):
-    """The destination does not understand what it gets; the source is told so, and goes on."""
+    """The destination does not know the stream's subsection, and reports it; the source goes on."""
     process = before_switchover(guest, binary="stock", properties=[], return_path=True)
     guest.qmp("migrate-continue", state="pre-switchover")
     goes_on(guest, process, "failed")
@@ -211,7 +211,7 @@ def migration_refused(guest):
 
 
 def save_file(guest):
-    """Into a file that outlives the test host; the guest goes on here nevertheless."""
+    """Into a file that outlives the test host; the guest goes on here."""
     path = guest.scratch / "guest.file"
     guest.qmp("migrate", uri=f"file:{path}")
     guest.qmp.wait_migration("completed", timeout=TIMEOUT)
@@ -231,7 +231,7 @@ def migrate_away(guest):
 
 
 def migrate_away_later(guest):
-    """To the other test host, after a pause: the guest was stopped when there was hardly any of it left to be sent."""
+    """To the other test host, with a pause after the guest was stopped, when little was left to send."""
     guest.peer = rendezvous.accept()
     set_capabilities(guest.qmp, pause_before_switchover=True)
     guest.qmp("migrate", uri=os.path.expandvars("tcp:$CLOCK_GUEST_PEER:4444"))

@@ -3,13 +3,13 @@
 //! Reads the clocks of the Linux that it runs in, over and over.
 //!
 //! `probe ring` does it in a guest, on every vCPU, and leaves what it read in pages of the guest's
-//! memory, where `readings.py` finds it from outside: nothing is to be sent. Each reading follows a
-//! sleep, so that it tells as well whether a timer came in time; two threads sleep for longer.
-//! Where there is a control group `limited`, it reads what that group was charged as well.
+//! memory, where `readings.py` finds it from outside: the guest sends nothing. Each reading follows a
+//! sleep, so that it also shows whether a timer fired in time; two threads sleep for longer.
+//! If there is a control group `limited`, it also reads the CPU time that the group was charged.
 //!
-//! `probe spin` uses all CPU time that it gets, and leaves there when it got it.
+//! `probe spin` uses all CPU time that it gets, and records in a ring when it ran.
 //!
-//! `probe lines` prints its readings, as the test host's own clocks are to be known too.
+//! `probe lines` prints its readings, for the test host's own clocks.
 
 use std::{
     arch::x86_64::{_mm_lfence, _rdtsc},
@@ -27,17 +27,17 @@ const PAGES: usize = 8;
 const SLOT_WORDS: usize = 16;
 /// The first slot of a page is its header.
 const SLOTS: usize = PAGE / (SLOT_WORDS * 8) - 1;
-/// With 1 added to each half, so that it is nowhere but in the rings.
+/// Each half has 1 added in the rings, so that the constant itself is not found.
 const MAGIC: [u64; 2] = [0x6b63_6f6c_632d_6d76, 0x2d67_6e69_722d_7472];
 
 /// Between two readings.
 const PERIOD_NS: u64 = 100_000_000;
-/// How long those threads sleep that do nothing else.
+/// How long the threads that only sleep do so.
 const LONG_SLEEPS_NS: [u64; 2] = [4_000_000_000, 15_000_000_000];
-/// The tightest of so many readings counts.
+/// The reading with the narrowest read window of so many counts.
 const ATTEMPTS: usize = 16;
 
-/// What a ring carries: see `readings.py`.
+/// The kinds of rings: see `readings.py`.
 const READINGS: u64 = 0;
 const SLEEPS: u64 = 1;
 const CHARGES: u64 = 2;
@@ -45,7 +45,7 @@ const SPINS: u64 = 3;
 
 /// The control group that `guest-init` makes for `probe spin`.
 const GROUP: &str = "/sys/fs/cgroup/limited";
-/// How often that says that it runs.
+/// How often it records that it runs.
 const SPIN_NS: u64 = 40_000_000;
 
 const CLOCK_REALTIME: i32 = 0;
@@ -60,7 +60,7 @@ struct Timespec {
     nsec: i64,
 }
 
-// SAFETY: As the C library declares them.
+// SAFETY: These are the C library's declarations.
 unsafe extern "C" {
     fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
     fn clock_nanosleep(clock: i32, flags: i32, until: *const Timespec, left: *mut Timespec) -> i32;
@@ -90,7 +90,7 @@ fn sleep_until(due: u64) {
         sec: (due / 1_000_000_000) as i64,
         nsec: (due % 1_000_000_000) as i64,
     };
-    // SAFETY: `until` is valid, and with an absolute time nobody asks what is left.
+    // SAFETY: `until` is valid, and with an absolute time the last argument may be null.
     while unsafe { clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, ptr::null_mut()) } != 0 {
     }
 }
@@ -156,7 +156,7 @@ fn read_record(at: *const u64) -> [u64; 4] {
     }
 }
 
-/// The kernel's page of pvclock records, which has one of 64 bytes for each CPU, or nothing if it does without.
+/// The kernel's page of pvclock records, 64 bytes for each CPU, or `None` if it does not use kvmclock.
 fn record_page() -> Option<usize> {
     let sources =
         fs::read_to_string("/sys/devices/system/clocksource/clocksource0/available_clocksource")
@@ -176,7 +176,7 @@ fn stay_on(cpu: usize) {
     assert_eq!(failed, 0, "cannot run on CPU {cpu}");
 }
 
-/// Pages of which each says what it is.
+/// A ring of pages; each has a header.
 struct Ring {
     pages: *mut u64,
     written: u64,
@@ -206,7 +206,7 @@ impl Ring {
         Self { pages, written: 0 }
     }
 
-    /// The first word of a slot is the number of what it holds, from 1; 0 while it is written.
+    /// The first word of a slot is its number, from 1; 0 while it is written.
     fn push(&mut self, words: &[u64]) {
         let index = (self.written % (PAGES * SLOTS) as u64) as usize;
         self.written += 1;
@@ -256,16 +256,16 @@ fn sleep_for_ever(number: usize, period: u64) -> ! {
     }
 }
 
-/// A number of a file, by what is before it on its line.
+/// The number after `before` at the start of a line of `text`.
 fn number(text: &str, before: &str) -> u64 {
     let rest = text
         .lines()
         .find_map(|line| line.strip_prefix(before))
-        .expect("the kernel says it");
+        .expect("the file has such a line");
     rest.trim().parse().expect("a number")
 }
 
-/// What the control group was charged, and what the hypervisor took from all CPUs (USER_HZ).
+/// The CPU time charged to the control group, and the steal time of all CPUs (USER_HZ).
 fn read_charges_for_ever() -> ! {
     let mut ring = Ring::new(CHARGES, 0);
     loop {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the probe (probe.rs) left in the guest's memory, and how it is kept in a file."""
+"""The readings that the probe (probe.rs) writes to rings in the guest's memory, and their form in a file."""
 
 import mmap
 import os
@@ -11,16 +11,16 @@ SLOT = struct.Struct("<16Q")
 MAGIC = struct.pack("<2Q", 0x6B63_6F6C_632D_6D76 + 1, 0x2D67_6E69_722D_7472 + 1)
 HEADER = struct.Struct("<16s3Q")
 READINGS, SLEEPS, CHARGES, SPINS = range(4)
-# How many threads of the probe only sleep.
+# The number of the probe's threads that only sleep.
 LONG_SLEEPERS = 2
 
 
-# The guest clears it in its copy, by itself: it is no part of the clock.
+# The guest itself clears this flag in its copy: it is not part of the clock.
 GUEST_STOPPED = 2
 
 
 class Record(NamedTuple):
-    """A pvclock record without what is no part of the clock: how often it was written, and whether the guest was stopped."""
+    """A pvclock record without its version and without the flag GUEST_STOPPED, which are not part of the clock."""
 
     tsc_timestamp: int
     system_time: int
@@ -55,7 +55,7 @@ class Sleep(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What the guest's kernel has charged by now: to the group of the spinning task, and to nobody but the hypervisor."""
+    """The CPU time that the guest's kernel has charged so far: to the group of the spinning task, and as steal time."""
 
     number: int
     tsc: int
@@ -108,7 +108,7 @@ class Memory:
         self._file.close()
 
     def _data(self):
-        """Where the file has anything: to read a hole would fill it."""
+        """The parts of the file that are no holes: reading a hole would fill it."""
         begin = 0
         while True:
             try:
@@ -120,7 +120,7 @@ class Memory:
             begin = end
 
     def rings(self):
-        """Offsets of the pages of each ring there is: {(kind, number): [offset, ...]}."""
+        """Offsets of the pages of each ring, as {(kind, number): [offset, ...]}."""
         rings = {}
         for begin, end in self._data():
             at = self._map.find(MAGIC, begin, end)
@@ -133,7 +133,7 @@ class Memory:
                 if len(found) == next(iter(found.values()))[1]}
 
     def slots(self, offsets):
-        """What is in a ring, by number; a slot that is just being written is left out."""
+        """The slots of a ring by number, without one that is being written."""
         found = {}
         for offset in offsets:
             page = self._map[offset:offset + PAGE]
@@ -145,19 +145,19 @@ class Memory:
 
 
 class Timeline:
-    """All that was seen in a ring, as the guest remembers it: what followed a snapshot is dropped when that is loaded."""
+    """All slots seen in a ring, as the guest remembers them: those after a snapshot are dropped when that is loaded."""
 
     def __init__(self):
-        # Its slots; the first is the one after `skipped`, which were overwritten before anyone looked.
+        # The first slot is the one after `skipped` slots, which were overwritten before the first update().
         self.slots, self.skipped = None, 0
 
     @property
     def count(self):
-        """How many the guest has written."""
+        """How many slots the guest has written."""
         return self.skipped + len(self.slots)
 
     def update(self, found):
-        """Take what a ring holds now. Returns how many of those known before are still true."""
+        """Take the present slots of a ring. Returns how many of those known before are still valid."""
         if self.slots is None:
             self.slots, self.skipped = [], min(found, default=1) - 1
         newest = max(found, default=0)
@@ -165,12 +165,12 @@ class Timeline:
             self.slots.pop()
         known = self.count
         if found and min(found) > known + 1:
-            raise LookupError(f"the probe's reading {known + 1} was overwritten before anyone looked")
-        # The pages are not read at once: a gap will be closed next time.
+            raise LookupError(f"the probe's reading {known + 1} was overwritten before it was collected")
+        # The pages are not read atomically: the next update closes a gap.
         while slot := found.get(self.count + 1):
             self.slots.append(slot)
         return known
 
     def part(self, begin, end):
-        """Those after the first `begin`, up to `end` of all."""
+        """The slots after the first `begin`, up to `end` of all."""
         return self.slots[max(0, begin - self.skipped):max(0, end - self.skipped)]

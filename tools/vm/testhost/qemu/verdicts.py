@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What each operation must come to: functions that return why it did not, or nothing."""
+"""The verdicts on operations and guests: functions that return why one failed, or None."""
 
 from . import stream
 from .clocks import kvmclock, rate_error, signed
@@ -8,21 +8,21 @@ from .operations import PAUSE
 
 # A timer that was lost would not come at all.
 WAKE_LATE_NS = 2e9
-# Beyond that the probe tells nothing.
+# With wider read windows the readings prove nothing.
 WINDOW_NS = 50_000
-# A task with a CPU limit gets some CPU in each of that limit's periods of 0.1 s. Where the machine stalls the
-# test host, the guest takes that for run time of the task, which then waits for as long.
+# A task with a CPU limit gets some CPU in each of the limit's periods of 0.1 s. When the machine stalls the
+# test host, the guest charges the stall to the task, which then waits for as long.
 WITHOUT_CPU_S = 2
-# Which part of a pause may be missing: QEMU is slow to stop a guest, and a new one's first steps are slow.
+# The part of a pause that may be missing: QEMU is slow to stop a guest, and the first steps of a new one are slow.
 PAUSE_SHARE = 0.1
-# The guest's kernel counts one by ticks, the other by the hundredth of a second.
+# The guest's kernel counts run time in ticks, steal time in hundredths of a second.
 CHARGE_STEP_S = 0.1
-# Below that stock QEMU would have done nothing wrong.
+# Stock QEMU is expected to do worse.
 STOCK_ERROR_NS = 10_000
 
 
 def goes_back(sequences, clocks=("monotonic", "realtime", "raw")):
-    """Why a clock of a vCPU goes back from one reading to the next, or CLOCK_MONOTONIC from one vCPU to another."""
+    """A clock of a vCPU goes back from one reading to the next, or CLOCK_MONOTONIC from one vCPU to another."""
     for sequence in sequences:
         for one, other in zip(sequence, sequence[1:]):
             for name in clocks:
@@ -38,7 +38,7 @@ def goes_back(sequences, clocks=("monotonic", "realtime", "raw")):
 
 
 def timers(operation):
-    """Those that were due meanwhile, and those that were not: none comes early, nor late."""
+    """No timer comes early or late, whether it was due during the operation or not."""
     steps = operation.steps()
     for step in steps:
         if step.woke_late_ns > WAKE_LATE_NS:
@@ -53,12 +53,12 @@ def timers(operation):
 
 
 def untouched(operation, baseline):
-    """What has to be in any mode: the guest's records are what they were, and time goes on as kvmclock's function of the TSC."""
+    """Holds in every mode: the guest's records are unchanged, and time goes on as kvmclock's function of the TSC."""
     if not operation.complete:
         return "it did not end"
     for vcpu, sequence in enumerate(operation.after):
         if len(sequence) < 5:
-            return f"vCPU {vcpu} gave {len(sequence)} readings only"
+            return f"vCPU {vcpu} gave only {len(sequence)} readings"
         for reading in sequence:
             if reading.record != baseline.records[vcpu]:
                 return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
@@ -67,27 +67,27 @@ def untouched(operation, baseline):
             return f"KVM handed vCPU {update.vcpu} {update.record}, not {baseline.records[update.vcpu]}"
     for step in operation.steps():
         if step.change_ns != 0:
-            return f"vCPU {step.vcpu}: kvmclock was set against the TSC by {step.change_ns} ns"
+            return f"vCPU {step.vcpu}: kvmclock moved against the TSC by {step.change_ns} ns"
         if not step.raw.fits:
             return f"vCPU {step.vcpu}: CLOCK_MONOTONIC_RAW against the TSC: {step.raw}"
     if operation.unstable:
-        return "the guest's kernel found its TSC unstable"
+        return "the guest's kernel marked its TSC unstable"
     return goes_back(operation.sequences()) or timers(operation)
 
 
 def lost_but(operation, ticks):
-    """By the host's clock, the guest's lost nothing but what its TSC lost."""
+    """Against the host's clocks, the guest's lost only these ticks of its TSC."""
     for step in operation.steps():
         for name, lost in step.lost.items():
             if lost.allowed > WINDOW_NS:
-                return f"vCPU {step.vcpu}: readings are good to {lost.allowed:.0f} ns only"
+                return f"vCPU {step.vcpu}: readings are only good to {lost.allowed:.0f} ns"
             if not (rest := lost.less(ticks * step.ns_per_tick)).fits:
                 return f"vCPU {step.vcpu}: {name} lost {rest}"
     return None
 
 
 def same_host(operation, baseline):
-    """Nothing was done to the clocks but that time went by: bit for bit, and as the guest sees it."""
+    """The clocks are unchanged but for the time that passed: bit for bit, and as the guest reads them."""
     if why := untouched(operation, baseline):
         return why
     if operation.offsets[1] != baseline.offsets:
@@ -111,7 +111,7 @@ def frozen(operation, baseline):
 
 
 def tsc_kept(operation, baseline):
-    """A guest without kvmclock: its TSC goes on, and that is all there is."""
+    """A guest without kvmclock: only its TSC has to go on."""
     if not operation.complete:
         return "it did not end"
     if operation.offsets[1] != baseline.offsets:
@@ -123,7 +123,7 @@ def tsc_kept(operation, baseline):
 
 
 class Baseline:
-    """What a guest's clocks were before anything was done to it."""
+    """A guest's clocks before the first operation."""
 
     def __init__(self, case):
         self.offsets = case.operations[0].offsets[0]
@@ -138,20 +138,20 @@ def no_error(case, _baseline):
 
 
 def life(case, _baseline):
-    """What holds from the first operation to the last."""
+    """Holds from the first operation to the last."""
     if case.error:
         return case.error
     if any(operation.unstable for operation in case.operations):
-        return "the guest's kernel found its TSC unstable"
+        return "the guest's kernel marked its TSC unstable"
     if not any(operation.updates() for operation in case.operations):
-        return "KVM's trace has no record: it was not looked at"
+        return "KVM's trace has no record"
     if "tsc-deadline" in case.case["cpu"] and "timer lapic-deadline" not in case.console:
         return "the guest has no TSC-deadline timer"
     return None
 
 
 def exact_life(case, baseline):
-    """On one host, over all the time there is: a wrong rate would tell."""
+    """On one host, over the guest's whole life: a wrong rate would show."""
     if why := life(case, baseline):
         return why
     first, last = case.operations[0], case.operations[-1]
@@ -175,13 +175,13 @@ def chain_life(case, baseline):
 
 
 def set_apart(case):
-    """What a stream does to kvmclock against the TSC, if it is restored as it is: the stream, and that in ns for each vCPU."""
+    """Return a stream, and for each vCPU how many ns kvmclock would move against the TSC if the stream is restored as it is."""
     sent, baseline = stream.read(case.folder / "guest.file"), Baseline(case)
     return sent, [kvmclock(record, tsc) - sent.clock for record, tsc in zip(baseline.records, sent.tsc, strict=True)]
 
 
 def one_instant(relation):
-    """What every QEMU knows of the clocks is of one instant; the subsection is there if it is to be."""
+    """The fields of every QEMU are of one instant; the subsection is present if `relation`."""
 
     def verdict(case):
         if case.error:
@@ -195,20 +195,20 @@ def one_instant(relation):
 
 
 def two_instants(case):
-    """Stock QEMU's clocks are not, or the above measures nothing."""
+    """Stock QEMU's fields are not of one instant, or one_instant() would prove nothing."""
     if case.error:
         return case.error
     sent, apart_ns = set_apart(case)
     if sent.relation:
         return "the stream has a subsection"
-    return None if all(abs(ns) > STOCK_ERROR_NS for ns in apart_ns) else f"the clocks are {apart_ns} ns apart only"
+    return None if all(abs(ns) > STOCK_ERROR_NS for ns in apart_ns) else f"the clocks are only {apart_ns} ns apart"
 
 
 def steal(found):
-    """What a guest did not run is steal time, and the task with the CPU limit goes on at once."""
+    """The pause is steal time, and the task with the CPU limit goes on at once."""
     if found.without_cpu_s > WITHOUT_CPU_S:
         return f"the task got no CPU for {found.without_cpu_s:.3f} s"
-    # What the host was busy with while the guest ran is stolen as well.
+    # Time that the host was busy with other work is stolen as well.
     least, most = found.paused_s * (1 - PAUSE_SHARE) - CHARGE_STEP_S, found.elapsed_s + CHARGE_STEP_S
     if not least <= found.steal_s <= most:
         return f"the steal time is {found.steal_s:.2f} s, for a pause of {found.paused_s:.2f} s"
@@ -218,7 +218,7 @@ def steal(found):
 
 
 def charged_to_nobody(operation, baseline):
-    """Nothing was done to the clocks, and the pause is steal time."""
+    """The clocks are unchanged, and the pause is steal time."""
     return same_host(operation, baseline) or steal(operation.charged())
 
 
@@ -237,82 +237,82 @@ def nothing_to_charge(operation, baseline):
 
 
 def charged_to_the_task(operation):
-    """The guest is not informed of the pause: the task must pay for it, or the above measures nothing."""
+    """The guest does not learn of the pause: the task is charged, or the other verdicts would prove nothing."""
     if not operation.complete:
         return "it did not end"
     found = operation.charged()
     if found.usage_s < found.paused_s * (1 - PAUSE_SHARE):
-        return f"the task was charged {found.usage_s:.3f} s only, for a pause of {found.paused_s:.3f} s"
+        return f"the task was only charged {found.usage_s:.3f} s, for a pause of {found.paused_s:.3f} s"
     if found.without_cpu_s < found.paused_s / 2:
-        return f"the task got no CPU for {found.without_cpu_s:.3f} s only"
+        return f"the task was only without CPU for {found.without_cpu_s:.3f} s"
     return None
 
 
 def moved(operation):
-    """The guest goes on; its clocks need not be right, but none may be lost."""
+    """The guest goes on; its clocks need not be right."""
     if not operation.complete:
         return "it did not end"
     return None if all(len(sequence) >= 5 for sequence in operation.after) else "the probe does not go on"
 
 
 def measured(operation):
-    """Stock QEMU, or what has to be the same: some error must show, or the test measures nothing."""
+    """Stock QEMU, or QEMU that must behave like it: an error must show, or the other verdicts would prove nothing."""
     if why := moved(operation):
         return why
     if all(abs(step.change_ns) < STOCK_ERROR_NS for step in operation.steps()):
-        return "the clocks show no error: this measures nothing"
+        return "the clocks show no error: this proves nothing"
     return None
 
 
 def refuses(text):
-    """QEMU does not start, for that reason."""
+    """QEMU does not start, and prints `text`."""
 
     def verdicts(case):
         if not case.error:
             return ["it started"]
-        return [None if text in case.qemu else f"{case.error}; QEMU said: {case.qemu}"]
+        return [None if text in case.qemu else f"{case.error}; QEMU printed: {case.qemu}"]
 
     return verdicts
 
 
 def arrives(text):
-    """A guest from a file goes on, and QEMU says that."""
+    """A guest from a file goes on, and QEMU prints `text`."""
 
     def verdicts(case):
         if case.error:
             return [case.error]
         if text not in case.qemu:
-            return [f"QEMU said: {case.qemu}"]
+            return [f"QEMU printed: {case.qemu}"]
         return [goes_back(case.booted)]
 
     return verdicts
 
 
 def arrived(source, destination):
-    """What has to be in any mode: the relation is what it was, and nothing goes back."""
+    """Holds in every mode: the records are unchanged, and no clock goes back."""
     baseline = Baseline(source)
     for vcpu, sequence in enumerate(destination.booted):
         known = source.operations[0].before[vcpu][-1].number
         fresh = [reading for reading in sequence if reading.number > known]
         if len(fresh) < 5:
-            return f"vCPU {vcpu} gave {len(fresh)} readings only"
+            return f"vCPU {vcpu} gave only {len(fresh)} readings"
         for reading in fresh:
             if reading.record != baseline.records[vcpu]:
                 return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
     if not destination.updates:
-        return "KVM's trace has no record: it was not looked at"
+        return "KVM's trace has no record"
     for update in destination.updates:
         if update.record != baseline.records[update.vcpu]:
             return f"KVM handed vCPU {update.vcpu} {update.record}, not {baseline.records[update.vcpu]}"
     if UNSTABLE.search(destination.console):
-        return "the guest's kernel found its TSC unstable"
+        return "the guest's kernel marked its TSC unstable"
     return goes_back(destination.booted)
 
 
 def apart(source, destination):
-    """By how much the guest's TSC is ahead of what it would read at home, in ticks: [(that, what it may be off by)] for each vCPU.
+    """How far the guest's TSC is ahead of its value on the source host: [(ticks, allowed error)] for each vCPU.
 
-    It would read what it reads there when that host's CLOCK_REALTIME is what this one's was at the SET.
+    That is its value there when the source host's CLOCK_REALTIME is what the destination's was at the SET.
     """
     found = []
     for vcpu in range(source.vcpus):
@@ -322,7 +322,7 @@ def apart(source, destination):
         there = source.host.tsc(realtime, "realtime")
         bound_there = source.host.at("realtime", there)[1]
         ticks = signed(round(here) + destination.offsets[vcpu] - round(there) - source.operations[0].offsets[0][vcpu])
-        # The saved guest TSC went on at the rate of its host, by the clocks of both.
+        # The saved guest TSC advanced by the rate of its host, and the time by the clocks of both.
         since_ns = abs(realtime - source.operations[0].before[vcpu][-1].realtime)
         allowed_ns = bound_here + bound_there + since_ns * 2 * rate_error(source.host.khz)
         found.append((ticks, 2 + allowed_ns * source.host.khz / 1e6))
@@ -330,33 +330,33 @@ def apart(source, destination):
 
 
 def other_host(source, destination):
-    """Advance: the guest reads what it would have read at home, as the two hosts' clocks tell."""
+    """Mode advance: the guest's TSC reads as on the source host, according to the two hosts' clocks."""
     if why := arrived(source, destination):
         return why
     for vcpu, (ticks, allowed) in enumerate(apart(source, destination)):
         if abs(ticks) > allowed:
-            return f"vCPU {vcpu}: its TSC is {ticks} ticks from what it would read at home, {allowed:.0f} allowed"
+            return f"vCPU {vcpu}: its TSC is {ticks} ticks from its value on the source host, {allowed:.0f} allowed"
     return None
 
 
 def other_host_steal(source, destination):
-    """Advance: what the guest did not run on either of the hosts is steal time."""
+    """Mode advance: time that the guest ran on neither host is steal time."""
     return other_host(source, destination) or steal(destination.charged())
 
 
 def other_host_behind(source, destination):
-    """The guest's clocks must not go back: they stood still, and it is said."""
+    """The guest's clocks must not go back: they stood still, and QEMU reports it."""
     if "the guest's clocks stood still" not in destination.qemu:
-        return f"QEMU said: {destination.qemu}"
+        return f"QEMU printed: {destination.qemu}"
     return arrived(source, destination)
 
 
 def falls_back(text):
-    """The guest goes on with what there is, and it is said."""
+    """The guest goes on with the old interfaces, and QEMU reports it."""
 
     def verdict(source, destination):
         if text not in destination.qemu:
-            return f"QEMU said: {destination.qemu}"
+            return f"QEMU printed: {destination.qemu}"
         return goes_back(destination.booted)
 
     return verdict
