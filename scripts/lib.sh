@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Sourced by the setup scripts: where things are in the cache, keys, locks, messages.
+# Sourced by the setup scripts: paths in the cache, keys, locks, messages.
 #
-# Every folder of the cache is named by a hash of what shapes it, is built in place under
-# a lock, and counts only when it holds the stamp `.complete`. So an interrupted build
-# is done again, two builds at once wait for each other, and nothing is built twice.
+# The name of every folder in the cache contains a hash of its recipe. A folder is built in
+# place under a lock, and is used only if it holds the stamp `.complete`: an interrupted build
+# starts again, of two builds at once one waits for the other, and nothing is built twice.
 # shellcheck shell=bash disable=SC2034
 
 set -euo pipefail
@@ -14,7 +14,7 @@ scripts=$repo/scripts
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-clock-guest
 logs=$repo/build/log
 
-# The first lines of a script are its help, unless it has more to say.
+# The first lines of a script are its help, unless it handles --help itself.
 case ${1-} in
 --help | -h)
 	if ! grep -q -e --help "$0"; then
@@ -33,8 +33,8 @@ key() { cat -- "$@" | sha256sum | cut -c1-12; }
 # series FOLDER: the patches in it, in order.
 series() { find "$repo/$1" -name '*.patch' 2>/dev/null | sort; }
 
-# The recipe is the key: versions are chosen when a folder is made and stay until
-# `make distclean`, so a warm cache needs no network.
+# The recipe is the key: versions are chosen when a folder is made, and stay until
+# `make distclean`, so that a warm cache needs no network.
 rust_dir=$cache/rust-$(key "$scripts/get-rust")
 bindgen_dir=$cache/bindgen-$(key "$scripts/get-bindgen" "$scripts/get-rust")
 cargo_fuzz_dir=$cache/cargo-fuzz-$(key "$scripts/get-cargo-fuzz" "$scripts/get-rust")
@@ -44,7 +44,7 @@ mapfile -t qemu_patches < <(series patches/qemu/7.2)
 qemu_dir=$cache/qemu-$(key "$scripts/get-qemu" "${qemu_patches[@]}")
 mapfile -t clock_guest_patches < <(series samples/qemu)
 qemu_kvm_dir=$cache/qemu-kvm-$(key "$scripts/get-qemu-kvm")
-# Within the other, as it is the same source with the series.
+# Inside the other, as it is the same source with the series.
 qemu_clock_guest_dir=$qemu_kvm_dir/clock-guest-$(key /dev/null "${clock_guest_patches[@]}")
 linux_dir=$cache/linux-7.3-$(key "$scripts/get-linux")
 linux_src=$linux_dir/src
@@ -63,12 +63,12 @@ libclang_dir() {
 use_toolchain() {
 	export PATH=$rust_dir/bin:$bindgen_dir/bin:$vng_dir/bin:$cargo_fuzz_dir/bin:$PATH
 	LIBCLANG_PATH=$(libclang_dir) && export LIBCLANG_PATH
-	# Neither rustup's choice nor the caller's flags may change what is built.
+	# Neither rustup nor the caller's flags may change the build.
 	unset RUSTC RUSTUP_TOOLCHAIN RUSTFLAGS CARGO_ENCODED_RUSTFLAGS LD_LIBRARY_PATH
 	true
 }
 
-# The major version of the newest clang of Debian's packages that has its linker and tools with it.
+# The major version of the newest installed clang that has its linker and tools with it.
 llvm_version() {
 	local dir newest=
 	while read -r dir; do
@@ -77,11 +77,10 @@ llvm_version() {
 	[[ $newest =~ llvm-([0-9]+)/ ]] && echo "${BASH_REMATCH[1]}"
 }
 
-# The kernels that there are: the one that is tested, those that look closer at it, and those that
-# are measured.
+# The kernels: the one that is tested, those with sanitizers, and those that are measured.
 kernel_variants=(standard debug kcsan bench bench-off)
 
-# kernel_fragments VARIANT: the files that its configuration is made of; the last word counts.
+# kernel_fragments VARIANT: the files that make up its configuration; later ones override earlier ones.
 kernel_fragments() {
 	echo "$repo/tools/vm/kernel.config"
 	[[ $1 != *-* ]] || echo "$repo/tools/vm/kernel-${1%%-*}.config"
@@ -100,22 +99,22 @@ linux_build_dir() {
 	echo "$linux_dir/build-$(key "$scripts/build-kernel" "${fragments[@]}" - <<<"$compilers")"
 }
 
-# The series that the source in the cache must carry.
+# The key of the series that must be applied to the source in the cache.
 series_key() {
 	local patches
 	mapfile -t patches < <(series patches/linux/7.3)
 	if ((${#patches[@]})); then key "${patches[@]}"; else echo none; fi
 }
 
-# files_of PATCH...: the files that they name.
+# files_of PATCH...: the files that these patches change.
 files_of() { sed -n -E 's#^(---|\+\+\+) [ab]/([^\t]*).*#\2#p' /dev/null "$@" | sort -u; }
 
-# stage_files DIR STAGE FILE...: copy the files to STAGE, as DIR/src has them without any series.
+# stage_files DIR STAGE FILE...: copy the files of DIR/src to STAGE, without any series.
 stage_files() {
 	local dir=$1 stage=$2 file
 	shift 2
 	for file; do
-		# Keep the file as Debian has it, before the first change to it.
+		# Keep Debian's file, before the first change to it.
 		if ! grep -qxF -- "$file" "$dir/touched" 2>/dev/null; then
 			if [[ -e $dir/src/$file ]]; then
 				install -D -p -m 644 "$dir/src/$file" "$dir/pristine/$file" || return
@@ -167,24 +166,24 @@ once() {
 	exec {lock}>&-
 }
 
-# as_root CMD...: run it as root, without questions.
+# as_root CMD...: run a command as root; it must not prompt.
 as_root() {
 	if [[ $(id -u) == 0 ]]; then
 		env DEBIAN_FRONTEND=noninteractive "$@"
 	else
-		command -v sudo >/dev/null || die "not root and no sudo: install by hand what '$*' would"
+		command -v sudo >/dev/null || die "not root and no sudo: run '$*' as root yourself"
 		sudo env DEBIAN_FRONTEND=noninteractive "$@"
 	fi
 }
 
-# The mirror that this system uses for Debian's main archive.
+# The mirror of Debian's main archive that this system uses.
 debian_mirror() {
 	apt-get indextargets --format '$(CREATED_BY) $(SUITE) $(CODENAME) $(LABEL) $(REPO_URI)' |
 		sed -n 's/^Packages .* Debian \(.*\)$/\1/p' | head -n1
 }
 
-# private_apt DIR TYPE SUITE...: from now on, apt of this process knows TYPE (deb, deb-src) of
-# these suites of Debian's main archive and nothing else, and keeps all it writes in DIR.
+# private_apt DIR TYPE SUITE...: from now on, apt in this process uses only TYPE (deb, deb-src) of
+# these suites of Debian's main archive, and keeps all its files in DIR.
 private_apt() {
 	local dir=$1 type=$2 uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 	uri=$(debian_mirror)
@@ -202,14 +201,14 @@ private_apt() {
 		Dir::Etc::SourceList "$dir/sources.list";
 		Dir::Etc::SourceParts "/dev/null";
 		Acquire::Languages "none";
-		// A mirror may lag behind; what it has is signed all the same.
+		// A mirror may lag behind; its content is signed all the same.
 		Acquire::Check-Valid-Until "false";
 	CONF
 	export APT_CONFIG=$dir/apt.conf
 	apt-get update -q
 }
 
-# lock_kernel: hold the kernel of the cache until this process ends, so that no other
+# lock_kernel: lock the kernel of the cache until this process ends, so that no other
 # clone's setup changes it meanwhile.
 lock_kernel() {
 	local lock

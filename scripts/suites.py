@@ -27,7 +27,7 @@ class Suite:
     name: str
     sets: list[str]
     run: str
-    kind: str = "ktap"
+    kind: str = ""
     group: str = ""
     after: str = ""
     result: str = ""
@@ -37,6 +37,8 @@ class Suite:
 
     def __post_init__(self):
         self.group = self.group or self.name
+        kinds = {"status": self.result, "plan": self.plan, "patches": self.patches}
+        self.kind = self.kind or next((kind for kind, value in kinds.items() if value), "ktap")
 
     @property
     def needs(self):
