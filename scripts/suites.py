@@ -25,7 +25,6 @@ class Suite:
     """One command, and what its output means: see suites.toml."""
 
     name: str
-    sets: list[str]
     run: str
     kind: str = ""
     group: str = ""
@@ -66,9 +65,9 @@ class Test:
 
 
 def chosen(sets, only):
-    """The suites of these sets, and of the set `build`, whose groups match the pattern `only`."""
-    return [suite for suite in (Suite(**entry) for entry in TABLE["suite"])
-            if not {BUILD, *sets}.isdisjoint(suite.sets) and re.search(only, suite.group)]
+    """The suites of the set `build` and of these sets whose groups match the pattern `only`."""
+    names = dict.fromkeys([BUILD, *(part for name in sets for part in (name, *TABLE["includes"].get(name, [])))])
+    return [suite for name in names for suite in (Suite(**entry) for entry in TABLE["suites"][name]) if re.search(only, suite.group)]
 
 
 class Paths(dict):
@@ -82,7 +81,7 @@ class Paths(dict):
 def _with_words(text):
     """Replace the placeholders that stand for words of the table."""
     words = TABLE["words"]
-    while (replaced := re.sub(r"\{(\w+)\}", lambda match: words.get(match[1], match[0]), text)) != text:
+    while (replaced := re.sub(r"\{([\w-]+)\}", lambda match: words.get(match[1], match[0]), text)) != text:
         text = replaced
     return text
 
