@@ -37,6 +37,6 @@ def add_quiet(parser):
     parser.add_argument("--quiet", action="store_true", help="do not print a line about the run itself")
 
 
-def add_command(parser, nargs):
+def add_command(parser, nargs, more=""):
     parser.add_argument("command", nargs=nargs, metavar="COMMAND",
-                        help="passed to sh -c; several words are joined with blanks" + "; none gives a shell" * (nargs == "*"))
+                        help=f"passed to sh -c; several words are joined with blanks{more}")

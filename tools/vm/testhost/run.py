@@ -73,7 +73,7 @@ def add_arguments(parser):
                         help="folder for console.log and the command's own files (default: a new one in build/vm)")
     options.add_allow(parser)
     options.add_quiet(parser)
-    options.add_command(parser, "*")
+    options.add_command(parser, "*", "; none gives a shell")
 
 
 def tsc_ratio(text):
