@@ -119,7 +119,7 @@ fn fresh_samples(vm: &Vm) -> Result<Vec<Bracketed>> {
     for (vcpu, fresh) in vm.vcpus().iter().zip(fresh) {
         let view = vm.view(vcpu.index());
         while view.count() < fresh {
-            vcpu.check()?;
+            vm.check()?;
             if start.elapsed() > PATIENCE {
                 return Err(Error::Timeout {
                     index: vcpu.index(),

@@ -24,6 +24,19 @@ pub const CODE: u64 = 0x4000;
 /// [`SHARED_MAX_TSC`] and [`SHARED_MAX_NS`].
 pub const SHARED: u64 = 0x5000;
 
+/// Page table entry: the page is present and writable.
+const PTE_PRESENT_WRITE: u64 = 0x3;
+/// Page table entry: it maps a large page.
+const PTE_LARGE: u64 = 0x80;
+/// Page table entry: the bits that the CPU sets.
+pub const PTE_ACCESSED_DIRTY: u64 = 0x60;
+/// The address and the only entry of each page table.
+pub const PAGE_TABLES: [(u64, u64); 3] = [
+    (PML4, PDPT | PTE_PRESENT_WRITE),
+    (PDPT, PD | PTE_PRESENT_WRITE),
+    (PD, PTE_LARGE | PTE_PRESENT_WRITE),
+];
+
 const VCPUS: u64 = 0x8000;
 const VCPU_STRIDE: u64 = 2 * PAGE_SIZE;
 /// What the one large page maps.

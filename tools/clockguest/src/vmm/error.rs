@@ -25,7 +25,7 @@ pub enum Error {
     Exit {
         /// Index of the vCPU.
         index: usize,
-        /// The exit or the errno.
+        /// The exit or the errno, the exit's own data, registers, and the state of the built-in guest.
         exit: String,
     },
     /// A vCPU thread did not react in time.

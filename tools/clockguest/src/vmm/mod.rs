@@ -3,6 +3,7 @@
 //! A VM of the [`guest`](crate::guest): memory, one thread per vCPU, and what is saved of it.
 
 pub mod error;
+mod exit;
 pub mod memory;
 pub mod state;
 pub mod vcpu;

@@ -2,7 +2,10 @@
 
 //! A vCPU and its thread: run, stop, and its ioctls in between.
 
-use super::error::{Context, Error, Result};
+use super::{
+    error::{Context, Error, Result},
+    exit,
+};
 use kvm_ioctls::VcpuFd;
 use std::{
     ptr::NonNull,
@@ -238,16 +241,18 @@ impl Shared {
     fn run_until_told(&self) -> Option<String> {
         let mut fd = self.fd.lock().expect("the controlling thread panicked");
         loop {
-            match fd.run() {
+            let exit = match fd.run() {
                 Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
                     if self.lock().order != Order::Run {
                         return None;
                     }
+                    continue;
                 }
-                Err(e) => return Some(e.to_string()),
+                Err(e) => e.to_string(),
                 // The guest does no I/O, no halt and no reset.
-                Ok(exit) => return Some(format!("{exit:?}")),
-            }
+                Ok(exit) => format!("{exit:?}"),
+            };
+            return Some(exit::describe(&mut fd, exit));
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use super::{
     error::{Context, Error, Result},
+    exit,
     memory::GuestMemory,
     state::{VcpuState, VmState},
     vcpu::Vcpu,
@@ -22,10 +23,6 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub const MSR_IA32_TSC: u32 = 0x10;
-
-// Page table entries: present and writable; and the page is a large one.
-const PTE_PRESENT_WRITE: u64 = 0x3;
-const PTE_LARGE: u64 = 0x80;
 
 // Long mode: protection, numeric errors, paging; PAE; long mode enabled and active.
 const CR0_PE_MP_ET_NE_PG: u64 = 0x8000_0033;
@@ -70,22 +67,14 @@ impl Vm {
 
     /// Fills memory and registers with a guest ready to run.
     fn with_guest(self) -> Result<Self> {
-        let vm = self;
-        vm.memory.write(
-            layout::PML4,
-            &(layout::PDPT | PTE_PRESENT_WRITE).to_le_bytes(),
-        );
-        vm.memory.write(
-            layout::PDPT,
-            &(layout::PD | PTE_PRESENT_WRITE).to_le_bytes(),
-        );
-        vm.memory
-            .write(layout::PD, &(PTE_LARGE | PTE_PRESENT_WRITE).to_le_bytes());
-        vm.memory.write(layout::CODE, code::bytes());
-        for vcpu in &vm.vcpus {
+        for (gpa, entry) in layout::PAGE_TABLES {
+            self.memory.write(gpa, &entry.to_le_bytes());
+        }
+        self.memory.write(layout::CODE, code::bytes());
+        for vcpu in &self.vcpus {
             enter_long_mode(&vcpu.fd(), vcpu.index())?;
         }
-        Ok(vm)
+        Ok(self)
     }
 
     /// A VM with `nr_vcpus` vCPUs whose memory and registers [`load`](Self::load) is to fill.
@@ -178,7 +167,8 @@ impl Vm {
     /// [`Error::Exit`] if one left KVM_RUN by itself, [`Error::Timeout`].
     pub fn run(&self) -> Result<()> {
         self.vcpus.iter().for_each(Vcpu::request_run);
-        self.vcpus.iter().try_for_each(Vcpu::wait_running)
+        let running = self.vcpus.iter().try_for_each(Vcpu::wait_running);
+        running.map_err(|error| self.with_guest_state(error))
     }
 
     /// Stops all vCPUs; returns when all are outside KVM_RUN.
@@ -188,7 +178,25 @@ impl Vm {
     /// [`Error::Exit`] if one had left KVM_RUN by itself, [`Error::Timeout`].
     pub fn stop(&self) -> Result<()> {
         self.vcpus.iter().for_each(Vcpu::request_stop);
-        self.vcpus.iter().try_for_each(Vcpu::wait_stopped)
+        let stopped = self.vcpus.iter().try_for_each(Vcpu::wait_stopped);
+        stopped.map_err(|error| self.with_guest_state(error))
+    }
+
+    /// Checks that no vCPU has left KVM_RUN by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exit`].
+    pub fn check(&self) -> Result<()> {
+        let running = self.vcpus.iter().try_for_each(Vcpu::check);
+        running.map_err(|error| self.with_guest_state(error))
+    }
+
+    fn with_guest_state(&self, mut error: Error) -> Error {
+        if let Error::Exit { index, exit } = &mut error {
+            *exit += &format!("; {}", exit::describe_guest(&self.memory, *index));
+        }
+        error
     }
 
     /// Guest TSC rate, kHz: `KVM_GET_TSC_KHZ`. The vCPUs are stopped.
