@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Serde for ABI structures: their bytes, so that a saved one comes back bit for bit.
+//! Serde for ABI structures: serialises their bytes, so that they are restored bit for bit.
 //!
 //! # Example
 //!
@@ -32,18 +32,42 @@ where
     value.as_bytes().serialize(serializer)
 }
 
-/// Makes a `T` of its bytes.
+/// Deserialises a `T` from its bytes.
 ///
 /// # Errors
 ///
-/// If there are not exactly as many bytes as `T` has.
+/// If the number of bytes is not the size of `T`.
 pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
     T: FromBytes,
     D: Deserializer<'de>,
 {
-    let bytes = Vec::<u8>::deserialize(deserializer)?;
-    T::read_from_bytes(&bytes).map_err(|_| {
-        D::Error::invalid_length(bytes.len(), &format!("{} bytes", size_of::<T>()).as_str())
-    })
+    from_bytes(&Vec::<u8>::deserialize(deserializer)?)
+}
+
+fn from_bytes<T: FromBytes, E: Error>(bytes: &[u8]) -> Result<T, E> {
+    let expected = format!("{} bytes", size_of::<T>());
+    T::read_from_bytes(bytes).map_err(|_| E::invalid_length(bytes.len(), &expected.as_str()))
+}
+
+/// The same for a vector of structures.
+pub(crate) mod vec {
+    use super::*;
+
+    pub(crate) fn serialize<T, S>(values: &[T], serializer: S) -> Result<S::Ok, S::Error>
+    where
+        T: IntoBytes + Immutable,
+        S: Serializer,
+    {
+        serializer.collect_seq(values.iter().map(IntoBytes::as_bytes))
+    }
+
+    pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+    where
+        T: FromBytes,
+        D: Deserializer<'de>,
+    {
+        let values = Vec::<Vec<u8>>::deserialize(deserializer)?;
+        values.iter().map(|bytes| from_bytes(bytes)).collect()
+    }
 }

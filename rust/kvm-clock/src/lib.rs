@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The ioctls of the kernel module `kvm_clock_guest`, for a VMM that uses [kvm-ioctls](kvm_ioctls):
-//! they save and restore the clocks of a whole VM, its TSCs and its kvmclock, as one.
+//! The ioctls of the kernel module `kvm_clock_guest` for VMMs that use [kvm-ioctls](kvm_ioctls). They
+//! save and restore the TSCs and the kvmclock of a whole VM in one operation.
 //!
-//! - [`clock_guest_cap`]: what this kernel can do,
+//! - [`clock_guest_cap`]: the features of this kernel,
 //! - [`get_vm_clock_guest`], [`set_vm_clock_guest`]: the clocks of a whole VM,
-//! - [`get_clock_guest`], [`set_clock_guest`]: kvmclock alone, by a vCPU,
-//! - [`set_tsc_khz`], [`tsc_offset`], [`set_tsc_offset`], [`tsc_scale`]: what else concerns the TSC
-//!   and kvm-ioctls does not have,
-//! - [`abi`]: the structures and constants, and what kvmclock reads by a record,
+//! - [`get_clock_guest`], [`set_clock_guest`]: kvmclock alone, through a vCPU,
+//! - [`set_tsc_khz`], [`tsc_offset`], [`set_tsc_offset`], [`tsc_scale`]: other TSC interfaces that
+//!   kvm-ioctls lacks,
+//! - [`abi`]: structures and constants, and the evaluation of pvclock records,
 //! - [`bits`]: serde for the structures.
 //!
-//! The ioctls, their errors, and the order in which a VMM restores a guest are described in
-//! `Documentation/virt/kvm/clock-guest.rst`; `samples/vmm` is a whole VMM.
+//! `Documentation/virt/kvm/clock-guest.rst` describes the ioctls, their errors, and the order in which a
+//! VMM restores a guest; `samples/vmm` is a complete VMM.
 //!
 //! # Example
 //!
-//! The clocks' part of saving a guest, and of restoring it in another process or on another host:
+//! Save the clocks of a guest, and restore them in another process or on another host:
 //!
 //! ```no_run
 //! use kvm_clock::abi::{MODE_ADVANCE, MODE_EXACT};
@@ -25,30 +25,30 @@
 //!
 //! /// The vCPUs are stopped.
 //! fn save(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<(u32, VmClock), Error> {
-//!     // Once for all vCPUs; beside it memory, registers, MSRs and LAPICs.
+//!     // One call for all vCPUs. Save memory, registers, MSRs and LAPICs as well.
 //!     Ok((vcpus[0].get_tsc_khz()?, get_vm_clock_guest(vm)?))
 //! }
 //!
 //! type Vcpus = Vec<VcpuFd>;
 //!
 //! fn restore(vm: &VmFd, khz: u32, mut clock: VmClock, same_boot: bool) -> Result<Vcpus, Error> {
-//!     // 1. The TSC's rate, before there are vCPUs; then these, with the ids they had.
+//!     // 1. Set the TSC rate, then create the vCPUs with the saved IDs.
 //!     set_tsc_khz(vm, khz)?;
 //!     let ids = clock.vcpus.iter().map(|vcpu| vcpu.vcpu_id.into());
 //!     let vcpus: Vec<_> = ids.map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
-//!     // 2. Registers and MSRs, the kvmclock MSRs and MSR_IA32_TSC_ADJUST among them.
-//!     // 3. The clocks, after all that moves a TSC or kvmclock.
+//!     // 2. Restore registers and MSRs, including those of kvmclock and MSR_IA32_TSC_ADJUST.
+//!     // 3. Restore the clocks, after all calls that change a TSC or kvmclock.
 //!     clock.header.mode = if same_boot { MODE_EXACT } else { MODE_ADVANCE };
 //!     set_vm_clock_guest(vm, &mut clock)?;
-//!     // 4. What is a point in time of the guest: KVM_SET_LAPIC, then MSR_IA32_TSC_DEADLINE.
-//!     // 5. The guest's watchdogs are to know; it is refused for a guest without kvmclock.
+//!     // 4. Restore the guest's timers: KVM_SET_LAPIC, then MSR_IA32_TSC_DEADLINE.
+//!     // 5. Notify the guest's watchdogs; this fails for a guest without kvmclock.
 //!     vcpus.iter().for_each(|vcpu| vcpu.kvmclock_ctrl().unwrap_or(()));
 //!     Ok(vcpus)
 //! }
 //! ```
 //!
-//! What a saved guest's clocks read needs no KVM: at any host TSC of the host that saved it, vCPU
-//! by vCPU. (A ratio comes on top where the host scales, see [`pvclock::tsc`].)
+//! Compute the clocks of a saved vCPU at any TSC value of the host that saved it, without KVM. (If the
+//! host scales, [`pvclock::tsc`] also applies the ratio.)
 //!
 //! ```
 //! use kvm_clock::{abi, VmClock};
@@ -62,7 +62,7 @@
 //!     (guest_tsc, record.kvmclock_ns(guest_tsc))
 //! }
 //!
-//! // Of 2 GHz; vCPU 1's TSC is 7 ticks ahead.
+//! // At 2 GHz; the TSC of vCPU 1 is 7 ticks ahead.
 //! let vcpu = |vcpu_id, tsc_offset| abi::ClockGuestVcpu { vcpu_id, tsc_offset, ..Default::default() };
 //! let record = abi::ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
 //! let saved = VmClock {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The bare calls, for who must send what no correct caller would.
+//! The bare ioctls, for tests that send invalid arguments.
 
 use pvclock::abi::{KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST};
 use std::{ffi::c_void, os::fd::AsRawFd};
@@ -10,15 +10,15 @@ use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ptr};
 ///
 /// # Errors
 ///
-/// The errno, as the kernel gave it.
+/// The kernel's errno.
 ///
 /// # Safety
 ///
-/// Where `arg` can be written, it points to a structure that begins with its own size, and its
-/// `vcpus`, where that can be written, to `nr_vcpus` entries; all of it may be written for the
-/// duration of the call. (An address that cannot be written gives `EFAULT`.)
+/// If `arg` is writable, it points to a structure that begins with its own size; if the structure's
+/// `vcpus` is writable, it points to `nr_vcpus` entries. The kernel may write all of this during the
+/// call. (An address that is not writable gives `EFAULT`.)
 pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
-    // SAFETY: The kernel writes what the caller says may be written.
+    // SAFETY: The caller allows the kernel's writes.
     check(unsafe { ioctl_with_mut_ptr(fd, KVM_GET_VM_CLOCK_GUEST.into(), arg) })
 }
 
@@ -26,17 +26,18 @@ pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
 ///
 /// # Errors
 ///
-/// The errno, as the kernel gave it.
+/// The kernel's errno.
 ///
 /// # Safety
 ///
-/// As of [`get`], but that the array is only read.
+/// As [`get`], but the kernel only reads the array.
 pub unsafe fn set(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
-    // SAFETY: The kernel writes what the caller says may be written.
+    // SAFETY: The caller allows the kernel's writes.
     check(unsafe { ioctl_with_mut_ptr(fd, KVM_SET_VM_CLOCK_GUEST.into(), arg) })
 }
 
-fn check(ret: i32) -> errno::Result<()> {
+/// The errno of an ioctl that returned `ret`.
+pub(crate) fn check(ret: i32) -> errno::Result<()> {
     if ret < 0 {
         return errno::errno_result();
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! On a vCPU's descriptor: the two ioctls of `kvm_clock_guest`, and the TSC attributes.
+//! vCPU ioctls: those of `kvm_clock_guest`, and the TSC attributes.
 
+use super::raw::check;
 use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET};
 use kvm_ioctls::VcpuFd;
 use pvclock::abi::{
@@ -24,16 +25,16 @@ mod nr {
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 }
 
-/// The pvclock record of a vCPU, as proposed on the kernel list; `version` and padding are 0.
+/// Reads the pvclock record of a vCPU, as proposed on the kernel list; `version` and padding are 0.
 ///
-/// Works while the vCPU runs. Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_VCPU`.
+/// It works while the vCPU runs. Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_VCPU`.
 ///
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `ENODATA`: the VM's clock is not pinned and there is no master clock, or the host does not
-///   keep its time by a stable TSC, or the vCPUs' TSCs run at different rates.
-/// - `EBUSY`: the host's TSC rate is momentarily not known.
+/// - `ENODATA`: the VM clock is not pinned and there is no master clock, or the host TSC is not
+///   stable, or the vCPUs' TSCs run at different rates.
+/// - `EBUSY`: the host's TSC rate is temporarily unknown.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
 /// # Example
@@ -48,25 +49,22 @@ mod nr {
 /// ```
 pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
     let mut record = ClockGuest::default();
-    // SAFETY: The kernel writes one record, which is borrowed here.
-    let ret = unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_CLOCK_GUEST.into(), &mut record) };
-    if ret < 0 {
-        return errno::errno_result();
-    }
+    // SAFETY: The kernel writes only the mutably borrowed record.
+    check(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_CLOCK_GUEST.into(), &mut record) })?;
     Ok(record)
 }
 
-/// Makes `record`, which is for this vCPU, kvmclock of its whole VM.
+/// Pins `record`, which is for this vCPU, as the clock of the whole VM.
 ///
-/// Works while vCPUs run. Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_VCPU`.
+/// It works while vCPUs run. Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_VCPU`.
 ///
 /// # Errors
 ///
 /// Those of [`get_clock_guest`], and
 ///
-/// - `EINVAL`: padding is not 0, `mul` is below 2^31, `shift` is outside -31..=31, or `tsc_timestamp` lies
+/// - `EINVAL`: padding is not 0, `mul` is below 2^31, `shift` is outside -31..=31, or `tsc_timestamp` is
 ///   ahead of the vCPU's TSC.
-/// - `ERANGE`: the record implies a rate more than 1 kHz from that of the vCPU's TSC.
+/// - `ERANGE`: the record's rate differs by more than 1 kHz from that of the vCPU's TSC.
 ///
 /// # Example
 ///
@@ -76,21 +74,17 @@ pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
 /// let record = get_clock_guest(&vcpu).unwrap();
-/// // The guest stands still for a while.
+/// // The guest is paused.
 /// set_clock_guest(&vcpu, &record).unwrap();
 /// ```
 pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> {
-    // SAFETY: The kernel reads one record, which is borrowed here.
-    let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_CLOCK_GUEST.into(), record) };
-    if ret < 0 {
-        return errno::errno_result();
-    }
-    Ok(())
+    // SAFETY: The kernel reads only the borrowed record.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_SET_CLOCK_GUEST.into(), record) })
 }
 
-/// L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
+/// Reads the L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
 ///
-/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+/// It waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
 ///
 /// # Errors
 ///
@@ -109,9 +103,9 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
     get_attr(vcpu, KVM_VCPU_TSC_OFFSET.into())
 }
 
-/// TSC scaling ratio of a vCPU: `KVM_VCPU_TSC_SCALE`.
+/// Reads the TSC scaling ratio of a vCPU: `KVM_VCPU_TSC_SCALE`.
 ///
-/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+/// It waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
 ///
 /// # Errors
 ///
@@ -133,7 +127,7 @@ pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
 
 /// Sets the L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
 ///
-/// Waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
+/// It waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
 ///
 /// # Errors
 ///
@@ -147,29 +141,22 @@ pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
 /// let offset = tsc_offset(&vcpu).unwrap();
-/// // The guest's TSC leaps by 1000 ticks.
+/// // The guest's TSC jumps by 1000 ticks.
 /// set_tsc_offset(&vcpu, offset.wrapping_add(1000)).unwrap();
 /// ```
 pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> errno::Result<()> {
     let attr = tsc_attr(KVM_VCPU_TSC_OFFSET.into(), (&raw const offset).addr());
     // SAFETY: The kernel reads 8 bytes at `attr.addr`, which is `offset`.
-    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_DEVICE_ATTR(), &attr) };
-    if ret < 0 {
-        return errno::errno_result();
-    }
-    Ok(())
+    check(unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_DEVICE_ATTR(), &attr) })
 }
 
 /// Reads an attribute whose value is a `T`.
 fn get_attr<T: FromBytes + Immutable>(vcpu: &VcpuFd, attr: u64) -> errno::Result<T> {
     let mut value = T::new_zeroed();
     let attr = tsc_attr(attr, (&raw mut value).addr());
-    // SAFETY: The kernel writes as many bytes at `attr.addr` as `T`, of which any are a value, has.
-    let ret = unsafe { ioctl_with_ref(vcpu, nr::KVM_GET_DEVICE_ATTR(), &attr) };
-    if ret < 0 {
-        return errno::errno_result();
-    }
-    // The kernel wrote it behind the compiler's back.
+    // SAFETY: The kernel writes a `T`, which allows any bytes, at `attr.addr`, which is `value`.
+    check(unsafe { ioctl_with_ref(vcpu, nr::KVM_GET_DEVICE_ATTR(), &attr) })?;
+    // The compiler does not see the kernel's write.
     Ok(std::hint::black_box(value))
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! On a VM's descriptor: the two ioctls of `kvm_clock_guest` with their capability, and
-//! `KVM_SET_TSC_KHZ`.
+//! VM ioctls: those of `kvm_clock_guest`, their capability, and `KVM_SET_TSC_KHZ`.
 
 use super::raw;
 use kvm_ioctls::VmFd;
@@ -18,22 +17,22 @@ mod nr {
     ioctl_io_nr!(KVM_SET_TSC_KHZ, KVMIO, 0xa2);
 }
 
-/// The clocks of a whole VM: the ABI's header, and the array it points to.
+/// The clocks of a whole VM: the ABI's header, and the array that it points to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmClock {
-    /// All but `size`, `vcpus` and `nr_vcpus`, which the calls fill in.
+    /// The header; the calls fill in `size`, `vcpus` and `nr_vcpus`.
     #[serde(with = "crate::bits")]
     pub header: VmClockGuest,
     /// TSC offset and steal time of every vCPU; GET lists them in the VM's order.
-    #[serde(with = "vcpus")]
+    #[serde(with = "crate::bits::vec")]
     pub vcpus: Vec<ClockGuestVcpu>,
 }
 
 impl VmClock {
-    /// The header as the kernel is to see it.
+    /// The header for the kernel.
     fn prepared(&mut self) -> VmClockGuest {
         VmClockGuest {
-            // CAST: the structure has some hundred bytes.
+            // CAST: The structure has some hundred bytes.
             size: size_of::<VmClockGuest>() as u32,
             // CAST: KVM has far fewer than 2^32 vCPUs.
             nr_vcpus: self.vcpus.len() as u32,
@@ -42,14 +41,14 @@ impl VmClock {
         }
     }
 
-    /// Takes what the kernel wrote, but for the address.
+    /// Stores the header that the kernel has written, without the address.
     fn take(&mut self, header: VmClockGuest) {
         self.header = VmClockGuest { vcpus: 0, ..header };
     }
 }
 
-/// `KVM_CAP_VM_CLOCK_GUEST` of `vm`: a set of [`CAP_*`](pvclock::abi::CAP_EXACT) bits, 0 without the
-/// `kvm_clock_guest` module.
+/// Reads `KVM_CAP_VM_CLOCK_GUEST` of `vm`: a set of [`CAP_*`](pvclock::abi::CAP_EXACT) bits, 0 without
+/// the `kvm_clock_guest` module.
 ///
 /// # Example
 ///
@@ -61,20 +60,20 @@ impl VmClock {
 /// ```
 pub fn clock_guest_cap(vm: &VmFd) -> u32 {
     let bits = vm.check_extension_raw(KVM_CAP_VM_CLOCK_GUEST.into());
-    // A kernel without the hook answers 0; a negative answer is an errno.
+    // A kernel without the hook returns 0; a negative result is an errno.
     u32::try_from(bits).unwrap_or(0)
 }
 
-/// Reads the clocks of `vm`, all at one host TSC value; changes nothing, and works while vCPUs run.
+/// Reads the clocks of `vm`, all at one host TSC value. It changes nothing, and works while vCPUs run.
 ///
 /// Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_EXACT`.
 ///
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `ENODATA`: the VM's clock is not pinned and there is no master clock, or the host does not
-///   keep its time by a stable TSC; see [`get_vm_clock_guest_or_fall_back`].
-/// - `EBUSY`: the host's TSC rate is momentarily not known.
+/// - `ENODATA`: the VM clock is not pinned and there is no master clock, or the host TSC is not
+///   stable; see [`get_vm_clock_guest_or_fall_back`].
+/// - `EBUSY`: the host's TSC rate is temporarily unknown.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
 /// # Example
@@ -92,14 +91,14 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
     get(vm, 0)
 }
 
-/// As [`get_vm_clock_guest`], but without a master clock or a stable host TSC it reads KVM's clock,
-/// and `header.precision_ns` is how far that may be off.
+/// As [`get_vm_clock_guest`], but without a master clock or a stable host TSC it reads KVM's clock, and
+/// `header.precision_ns` is the largest error of that.
 ///
 /// Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_FALLBACK`.
 ///
 /// # Errors
 ///
-/// As of [`get_vm_clock_guest`]; `ENODATA` only if the vCPUs' TSCs run at different rates, or if
+/// Those of [`get_vm_clock_guest`], with `ENODATA` only if the vCPUs' TSCs run at different rates, or if
 /// there is no vCPU.
 ///
 /// # Example
@@ -110,7 +109,7 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
 /// let clock = get_vm_clock_guest_or_fall_back(&vm).unwrap();
-/// println!("these clocks are good to {} ns", clock.header.precision_ns);
+/// println!("these clocks are precise to {} ns", clock.header.precision_ns);
 /// ```
 pub fn get_vm_clock_guest_or_fall_back(vm: &VmFd) -> errno::Result<VmClock> {
     get(vm, FLAG_FALLBACK)
@@ -126,8 +125,7 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
     };
     loop {
         let mut header = clock.prepared();
-        // SAFETY: `header` begins with its size, and describes `clock.vcpus`, mutably borrowed
-        // here.
+        // SAFETY: `header` begins with its size, and describes the mutably borrowed `clock.vcpus`.
         let result = unsafe { raw::get(vm, (&raw mut header).cast()) };
         let needed = header.nr_vcpus as usize;
         match result {
@@ -136,7 +134,7 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
                 clock.take(header);
                 return Ok(clock);
             }
-            // The array was too small; vCPUs may be added between two attempts.
+            // The array was too small; a vCPU may be added between two attempts.
             Err(e) if e.errno() == libc::E2BIG && needed > clock.vcpus.len() => {
                 clock.vcpus.resize(needed, ClockGuestVcpu::default());
             }
@@ -145,24 +143,24 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
     }
 }
 
-/// Writes the clocks of `vm`, all or none; the caller sets `clock.header.mode` and `.flags`, and, to
-/// have the pause in the guest's steal clock, `.paused_ns`.
+/// Writes the clocks of `vm`, all or none. The caller sets `clock.header.mode` and `.flags`, and
+/// `.paused_ns` to add the pause to the guest's steal time.
 ///
-/// `clock.header.rate_diff_hz` (Hz) is filled in, with `ERANGE` too; on success, also `status` and
+/// The call sets `clock.header.rate_diff_hz` (Hz), also with `ERANGE`; on success also `status` and
 /// `precision_ns`. Needs `KVM_CAP_VM_CLOCK_GUEST` with the mode's bit.
 ///
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `EINVAL`: `clock` is malformed, or does not name every vCPU exactly once. A record whose `mul`
-///   is below 2^31 is malformed, and so is a steal time above `i64::MAX` ns.
-/// - `EBUSY`: a vCPU is inside an ioctl, that is to say in `KVM_RUN`.
-/// - `ENODATA`: the host does not keep its time by a stable TSC, and `FLAG_FALLBACK` is not set; or
-///   the vCPUs' TSCs run at different rates.
-/// - `ERANGE`: the TSC rates differ by more than the tolerance (KVM's parameter
-///   `tsc_tolerance_ppm`) and `FLAG_ALLOW_RATE_MISMATCH` is not set; or the record implies a rate
-///   that differs by more from that of the guest's TSC here, and `FLAG_RESLOPE` is not set.
-/// - `ESTALE`: mode exact, but the anchor lies ahead of this host's TSC.
+/// - `EINVAL`: `clock` is malformed, or does not have every vCPU exactly once. A record with a `mul`
+///   below 2^31 is malformed, and so is a steal time above `i64::MAX` ns.
+/// - `EBUSY`: a vCPU is inside an ioctl, such as `KVM_RUN`.
+/// - `ENODATA`: the host TSC is not stable, and `FLAG_FALLBACK` is not set; or the vCPUs' TSCs run at
+///   different rates.
+/// - `ERANGE`: the TSC rates differ by more than KVM's parameter `tsc_tolerance_ppm`, and
+///   `FLAG_ALLOW_RATE_MISMATCH` is not set; or the record's rate differs by more from that of the guest's
+///   TSC here, and `FLAG_RESLOPE` is not set.
+/// - `ESTALE`: mode exact, but the anchor is ahead of this host's TSC.
 /// - `ETIME`: mode advance would move the guest backwards.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.
 ///
@@ -174,25 +172,25 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// let vcpu = vm.create_vcpu(0).unwrap();
 /// let mut clock = get_vm_clock_guest(&vm).unwrap();
-/// // The guest stands still for a while.
+/// // The guest is paused.
 /// clock.header.mode = MODE_EXACT;
 /// set_vm_clock_guest(&vm, &mut clock).unwrap();
 /// ```
 pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
     let mut header = clock.prepared();
-    // SAFETY: `header` begins with its size, and describes `clock.vcpus`, mutably borrowed here.
+    // SAFETY: `header` begins with its size, and describes the mutably borrowed `clock.vcpus`.
     let result = unsafe { raw::set(vm, (&raw mut header).cast()) };
     clock.take(header);
     result
 }
 
-/// Makes `tsc_khz` (kHz) the TSC rate of all vCPUs that will be created in `vm`: `KVM_SET_TSC_KHZ`.
+/// Sets the TSC rate (kHz) of all vCPUs that are created in `vm` later: `KVM_SET_TSC_KHZ`.
 ///
 /// Needs `KVM_CAP_VM_TSC_CONTROL`, without which vCPUs cannot be slower than the host.
 ///
 /// # Errors
 ///
-/// `EINVAL` if the VM has vCPUs already, or if the CPU cannot scale to that rate.
+/// `EINVAL` if the VM already has vCPUs, or if the CPU cannot scale to that rate.
 ///
 /// # Example
 ///
@@ -206,34 +204,7 @@ pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
 /// ```
 pub fn set_tsc_khz(vm: &VmFd, tsc_khz: u32) -> errno::Result<()> {
     // SAFETY: The argument is a number.
-    let ret = unsafe { ioctl_with_val(vm, nr::KVM_SET_TSC_KHZ(), tsc_khz.into()) };
-    if ret < 0 {
-        return errno::errno_result();
-    }
-    Ok(())
-}
-
-/// Serde for the array, entry by entry as its bytes.
-mod vcpus {
-    use pvclock::abi::ClockGuestVcpu;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    struct Entry(#[serde(with = "crate::bits")] ClockGuestVcpu);
-
-    pub(super) fn serialize<S: Serializer>(
-        vcpus: &[ClockGuestVcpu],
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(vcpus.iter().copied().map(Entry))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<ClockGuestVcpu>, D::Error> {
-        let entries = Vec::<Entry>::deserialize(deserializer)?;
-        Ok(entries.into_iter().map(|Entry(vcpu)| vcpu).collect())
-    }
+    raw::check(unsafe { ioctl_with_val(vm, nr::KVM_SET_TSC_KHZ(), tsc_khz.into()) })
 }
 
 #[cfg(test)]
@@ -261,7 +232,7 @@ mod tests {
         };
         let json = serde_json::to_string(&clock).unwrap();
         assert_eq!(serde_json::from_str::<VmClock>(&json).unwrap(), clock);
-        // All bytes of each are there.
+        // It has all bytes.
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         let length = |value: &serde_json::Value| value.as_array().unwrap().len();
         assert_eq!(length(&value["header"]), 144);
