@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The smallest VMM that saves and restores a guest without its clocks noticing: see `snapshot.rs`.
+//! A minimal VMM that saves and restores a guest without clock errors: see `snapshot.rs`.
 
 mod snapshot;
 mod vm;
@@ -11,9 +11,9 @@ use std::{env, fs, process, thread, time::Duration, time::Instant};
 use vm::{Reading, Vm};
 
 const USAGE: &str = "\
-usage: vmm-sample save FILE     run a guest of 2 vCPUs for a moment, and save it to FILE
-       vmm-sample restore FILE  let it go on, and tell what it read before and after
-exit status: 1 if a clock of the guest stepped, or something failed; 2 for a wrong usage";
+usage: vmm-sample save FILE     run a guest with 2 vCPUs briefly, and save it to FILE
+       vmm-sample restore FILE  resume it, and compare its clocks before and after
+exit status: 1 if a clock of the guest stepped, or on another failure; 2 on wrong usage";
 
 fn main() -> Result<()> {
     let args: Vec<_> = env::args().skip(1).collect();
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
 fn save(file: &str) -> Result<()> {
     let mut vm = Vm::new(None)?;
     vm.boot()?;
-    // Twice: KVM chooses a new guest's record as its vCPUs run for the first time.
+    // Twice: KVM derives a new guest's record when its vCPUs run for the first time.
     vm.read_clocks()?;
     let readings = vm.read_clocks()?;
     let snapshot = Snapshot::save(&vm, readings)?;
@@ -47,7 +47,7 @@ fn restore(file: &str) -> Result<()> {
     let (mut vm, precision_ns) = saved.restore()?;
     println!("clocks restored: precise to {precision_ns} ns");
     let (start, mut after) = (Instant::now(), vm.read_clocks()?);
-    // Timers were armed before.
+    // The timers were armed before the save.
     while !after.iter().all(|reading| reading.fired) {
         ensure!(start.elapsed().as_secs() < 30, "no timer interrupt");
         thread::sleep(Duration::from_millis(5));
@@ -57,23 +57,23 @@ fn restore(file: &str) -> Result<()> {
     vcpus.try_for_each(|(before, after)| compare(before, after, saved.tsc_khz, precision_ns))
 }
 
-/// Prints what a vCPU read before and after, and fails unless its clocks just went on, its kvmclock
-/// to `precision_ns`.
+/// Prints the clocks of a vCPU before and after, and fails if the TSC has stepped, or kvmclock by more
+/// than `precision_ns`.
 fn compare(before: &Reading, after: &Reading, tsc_khz: u32, precision_ns: u32) -> Result<()> {
-    // CAST: a difference mod 2^64, as TSC values are.
+    // CAST: The signed difference of values mod 2^64.
     let ns = |ticks: u64| i128::from(ticks as i64) * 1_000_000 / i128::from(tsc_khz);
     let passed = ns(after.tsc.wrapping_sub(before.tsc));
-    // By the host's clock, which may be 500 ppm faster or slower than its TSC.
+    // In host time, which may be 500 ppm faster or slower than the TSC.
     let least = after.when.start.duration_since(before.when.end)?.as_nanos() as i128;
     let most = after.when.end.duration_since(before.when.start)?.as_nanos() as i128;
-    // kvmclock has to be the function of the TSC that it was; or, where the host does not keep its
-    // time by its TSC, to go on by the host's time.
+    // kvmclock must be the same function of the TSC as before; or, without a stable host TSC, follow the
+    // host's time.
     let kvmclock = i128::from(after.record.kvmclock_ns(after.tsc));
     let off = kvmclock - i128::from(before.record.kvmclock_ns(after.tsc));
-    // A timer may fire early by what the rates of KVM's timer and of the TSC differ by.
+    // The rates of KVM's timer and of the TSC differ, so a timer may fire early.
     let late = ns(after.tsc.wrapping_sub(after.deadline));
-    println!("TSC: {passed} ns passed, {least} to {most} by the host");
-    println!("kvmclock: {kvmclock} ns, off by {off}; timer: {late} ns late");
+    println!("TSC: {passed} ns passed, {least} to {most} in host time");
+    println!("kvmclock: {kvmclock} ns, error {off}; timer: {late} ns late");
     let span = least - least / 2000..=most + most / 2000;
     let drift = if precision_ns == 0 { 0 } else { most / 2000 };
     let open = i128::from(precision_ns) + drift;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Save and restore: what belongs to a guest, and in which order it goes back.
+//! Saves and restores a guest: the parts of its state, and the order in which to restore them.
 
 use crate::vm::{Reading, Vm, MEMORY, MSR_IA32_TSC_DEADLINE, MSR_KVM_SYSTEM_TIME_NEW};
 use anyhow::{ensure, Context, Result};
@@ -11,25 +11,25 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use std::{fs, sync::atomic::Ordering};
 
-/// MSR_IA32_TSC_ADJUST and kvmclock's. For other guests it is all of KVM_GET_MSR_INDEX_LIST, but
-/// neither the deadline, which has to wait for the clocks, nor MSR_IA32_TSC: the clocks have it.
+/// MSR_IA32_TSC_ADJUST and kvmclock's MSR. Other guests need all of KVM_GET_MSR_INDEX_LIST, without
+/// MSR_IA32_TSC_DEADLINE, which follows the clocks, and MSR_IA32_TSC, which belongs to the clocks.
 const MSRS: &[u32] = &[0x3b, MSR_KVM_SYSTEM_TIME_NEW];
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Snapshot {
-    /// Which boot of which host it is from.
+    /// ID of the host's boot that saved it.
     boot_id: String,
     pub(crate) tsc_khz: u32,
     clock: VmClock,
     memory: Vec<u64>,
     vcpus: Vec<Vcpu>,
-    /// What the guest read last, to compare with.
+    /// The guest's last readings, to compare with.
     pub(crate) readings: Vec<Reading>,
 }
 
-/// Other guests have more, e.g. an FPU, pending events, a halted vCPU: restored with the registers.
+/// Other guests have more state, e.g. FPU, pending events, halted vCPUs: restore it with the registers.
 #[derive(Serialize, Deserialize)]
 struct Vcpu {
     regs: kvm_regs,
@@ -45,7 +45,7 @@ impl Vcpu {
             regs: vcpu.get_regs()?,
             sregs: vcpu.get_sregs()?,
             msrs: get_msrs(vcpu, MSRS)?,
-            // Before the LAPIC: a timer that fires now is then in both, rather than in none.
+            // Before the LAPIC, so that a timer that fires now is saved at least once.
             tsc_deadline: get_msrs(vcpu, &[MSR_IA32_TSC_DEADLINE])?,
             lapic: vcpu.get_lapic()?,
         })
@@ -59,9 +59,9 @@ impl Snapshot {
         Ok(Self {
             boot_id: fs::read_to_string(BOOT_ID)?,
             tsc_khz: vm.vcpus[0].get_tsc_khz()?,
-            // Once, for all vCPUs. It is true at one host TSC, which is in it: how long after they
-            // stopped this is called does not matter. A host that does not keep its time by a stable
-            // TSC has no clocks of one instant: KVM reports how good what it has is.
+            // One call for all vCPUs. All values are as of one host TSC, which they include, so it does not
+            // matter how long after the stop this is called. If the host TSC is not stable, it reports the
+            // precision of the values.
             clock: get_vm_clock_guest_or_fall_back(&vm.fd).context("KVM_GET_VM_CLOCK_GUEST")?,
             memory: words.collect(),
             vcpus: vm.vcpus.iter().map(Vcpu::save).collect::<Result<_>>()?,
@@ -69,17 +69,17 @@ impl Snapshot {
         })
     }
 
-    /// What its clocks are precise to, ns; 0 if they are exact.
+    /// The precision of its clocks, ns; 0 if they are exact.
     pub(crate) fn precision_ns(&self) -> u32 {
         self.clock.header.precision_ns
     }
 
-    /// Makes a VM of it, about to run; and says what its clocks are precise to, ns.
+    /// Creates a VM that is ready to run; also returns the precision of its clocks, ns.
     pub(crate) fn restore(&self) -> Result<(Vm, u32)> {
-        // 1. A VM of the TSC rate that the guest knows, and vCPUs with the ids they had.
+        // 1. Create a VM with the guest's TSC rate, and vCPUs with the saved IDs.
         let vm = Vm::new(Some(self.tsc_khz))?;
 
-        // 2. Memory, registers and MSRs. Memory before the MSR that has KVM write records there.
+        // 2. Restore memory, registers and MSRs. Memory first: an MSR makes KVM write records to it.
         let words = MEMORY.0.iter().zip(&self.memory);
         words.for_each(|(word, &saved)| word.store(saved, Ordering::Relaxed));
         for (vcpu, saved) in vm.vcpus.iter().zip(&self.vcpus) {
@@ -88,11 +88,11 @@ impl Snapshot {
             set_msrs(vcpu, &saved.msrs)?;
         }
 
-        // 3. The clocks, after all that would move them: KVM_SET_TSC_KHZ, MSR_IA32_TSC,
-        //    KVM_VCPU_TSC_OFFSET, KVM_SET_CLOCK. If this host's TSC has counted on since, the
-        //    guest's offsets and record are right to the bit. On another host, its TSC has to go on
-        //    from where it was, by the time that passed between the two hosts' clocks. (A TSC counts
-        //    on over a kexec too, which makes another boot id: that is for the VMM to know.)
+        // 3. Restore the clocks, after all calls that change them: KVM_SET_TSC_KHZ, MSR_IA32_TSC,
+        //    KVM_VCPU_TSC_OFFSET, KVM_SET_CLOCK. If the host's TSC has counted since the save, mode
+        //    exact restores offsets and record bit for bit. On another host, mode advance continues the
+        //    TSC by the elapsed time of the two hosts' clocks. (A TSC also counts over a kexec, which
+        //    changes the boot ID: a VMM may use mode exact if it knows that.)
         let same_boot = fs::read_to_string(BOOT_ID)? == self.boot_id;
         let mut clock = self.clock.clone();
         clock.header.mode = [MODE_ADVANCE, MODE_EXACT][usize::from(same_boot)];
@@ -101,11 +101,11 @@ impl Snapshot {
         set_vm_clock_guest(&vm.fd, &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
 
         for (vcpu, saved) in vm.vcpus.iter().zip(&self.vcpus) {
-            // 4. Points in the guest's time, which KVM judges by its TSC. The LAPIC first: KVM ignores
+            // 4. Restore timers, which KVM compares with the guest's TSC. The LAPIC first: KVM ignores
             //    a deadline while its timer is not in TSC-deadline mode.
             vcpu.set_lapic(&saved.lapic)?;
             set_msrs(vcpu, &saved.tsc_deadline)?;
-            // 5. The guest's watchdogs are not to take the pause for a lockup.
+            // 5. Keep the guest's watchdogs from reporting the pause as a lockup.
             vcpu.kvmclock_ctrl().context("KVM_KVMCLOCK_CTRL")?;
         }
         Ok((vm, clock.header.precision_ns))

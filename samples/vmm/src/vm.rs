@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM, and its guest: a page of code (`guest.S`), and one for what each vCPU reads of its clocks.
+//! A VM and its guest: a page of code (`guest.S`), and a page per vCPU for its clock readings.
 
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::{kvm_mp_state, kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
@@ -26,7 +26,7 @@ extern "C" {
     static CODE: [u64; PAGE_WORDS];
 }
 
-/// What a vCPU read of its clocks, and of its timer: when it is to fire, and whether it has.
+/// A vCPU's reading of its clocks and its timer: the deadline, and whether it has fired.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Reading {
     pub(crate) tsc: u64,
@@ -34,7 +34,7 @@ pub(crate) struct Reading {
     pub(crate) record: ClockGuest,
     pub(crate) deadline: u64,
     pub(crate) fired: bool,
-    /// When that was, by the host's wall clock.
+    /// The time of the reading by the host's wall clock.
     pub(crate) when: Range<SystemTime>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A VM whose vCPUs are as they come out of a reset; `tsc_khz` is `None` for the host's rate.
+    /// Creates a VM with vCPUs in reset state; `tsc_khz` is `None` for the host's rate.
     pub(crate) fn new(tsc_khz: Option<u32>) -> Result<Self> {
         let kvm = Kvm::new().context("/dev/kvm")?;
         let fd = kvm.create_vm()?;
@@ -54,37 +54,37 @@ impl Vm {
             userspace_addr: (&raw const MEMORY).addr() as u64,
             ..Default::default()
         };
-        // SAFETY: The memory is static, and made of atomics, which anybody may change.
+        // SAFETY: The memory is static, and consists of atomics.
         unsafe { fd.set_user_memory_region(region) }?;
-        // With it, vCPUs have local APICs, and these a TSC-deadline timer.
+        // This gives vCPUs local APICs with a TSC-deadline timer.
         fd.create_irq_chip()?;
-        // Of the VM, before it has vCPUs: one whose rate is changed has had another TSC until then.
+        // Set the VM's rate before it has vCPUs, so that no vCPU starts with another TSC.
         if let Some(tsc_khz) = tsc_khz {
             set_tsc_khz(&fd, tsc_khz).context("KVM_SET_TSC_KHZ")?;
         }
         let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         let mut leaves = cpuid.as_mut_slice().iter_mut();
         let leaf = leaves.find(|leaf| leaf.function == 1).context("CPUID")?;
-        leaf.ecx |= 1 << 24; // The TSC-deadline timer, which KVM has, but does not list.
+        leaf.ecx |= 1 << 24; // The TSC-deadline timer, which KVM supports but does not list.
         let vcpus = (0..VCPUS as u64).map(|id| fd.create_vcpu(id));
         let vcpus: Vec<_> = vcpus.collect::<Result<_, _>>()?;
         for vcpu in &vcpus {
             vcpu.set_cpuid2(&cpuid)?;
-            vcpu.set_mp_state(kvm_mp_state::default())?; // Runnable; only the first would be.
+            vcpu.set_mp_state(kvm_mp_state::default())?; // Runnable; by default only the first one is.
         }
         Ok(Self { fd, vcpus })
     }
 
     /// Loads the code, and the registers for its first instruction: 32-bit mode without paging.
     pub(crate) fn boot(&self) -> Result<()> {
-        // SAFETY: The symbol is that of a whole page of guest.S, which nobody writes.
+        // SAFETY: guest.S defines a whole page at this symbol, which nobody writes.
         let code = unsafe { &CODE }.iter().zip(&MEMORY.0);
         code.for_each(|(&code, word)| word.store(code, Ordering::Relaxed));
         for (id, vcpu) in self.vcpus.iter().enumerate() {
             let mut sregs = vcpu.get_sregs()?;
             (sregs.cs.base, sregs.cs.selector, sregs.cs.db) = (0, 8, 1);
             sregs.cr0 |= 1;
-            sregs.apic_base |= 0xc00; // The local APIC is accessed by MSRs.
+            sregs.apic_base |= 0xc00; // The guest accesses its local APIC through MSRs.
             vcpu.set_sregs(&sregs)?;
             let mut regs = kvm_regs::default();
             (regs.rbx, regs.rflags) = (4096 * (1 + id as u64), 2); // EBX is its page.
@@ -93,19 +93,19 @@ impl Vm {
         Ok(())
     }
 
-    /// Lets one vCPU after the other read its clocks; all are stopped before and after.
+    /// Runs one vCPU after the other until it has read its clocks; all are stopped before and after.
     pub(crate) fn read_clocks(&mut self) -> Result<Vec<Reading>> {
         let read = |(page, vcpu): (&[AtomicU64], &mut VcpuFd)| {
             let entered = SystemTime::now();
             let exit = vcpu.run()?;
             ensure!(matches!(exit, VcpuExit::IoOut(0, _)), "{exit:?}");
-            // The registers are those after the OUT only once KVM_RUN is entered again: it
-            // completes the OUT, and with this it comes back at once.
+            // KVM completes the OUT, which updates the registers, when KVM_RUN is entered again; with
+            // this flag it then returns at once.
             vcpu.set_kvm_immediate_exit(1);
             let stopped = vcpu.run().is_err_and(|e| e.errno() == libc::EINTR);
-            ensure!(stopped, "it does not stop");
+            ensure!(stopped, "the vCPU does not stop");
             vcpu.set_kvm_immediate_exit(0);
-            // The layout is guest.S's.
+            // The layout of guest.S.
             let word = |at: usize| page[at].load(Ordering::Relaxed);
             Ok(Reading {
                 record: zerocopy::transmute!([4, 5, 6, 7].map(word)),
