@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Instructions, by a TSC that counts them.
+//! Counts instructions, with a TSC that counts them.
 
 use anyhow::{ensure, Result};
 use clockguest::host::rdtsc_ordered;
 use std::arch::asm;
 
-/// Ticks that pass while `work` is done, in the least of `repeat` rounds, as an interrupt only ever adds;
-/// `prepare` comes before each round, and does not count.
-pub(crate) fn least<T>(
+/// The ticks that `work` takes: the minimum of `repeat` rounds, as interrupts only add to it. `prepare`
+/// precedes each round, and is not counted.
+pub(crate) fn minimum<T>(
     repeat: u32,
     of: &mut T,
     mut prepare: impl FnMut(&mut T) -> Result<()>,
@@ -26,24 +26,24 @@ pub(crate) fn least<T>(
     Ok(least)
 }
 
-/// Does nothing, which QEMU's plugin profile.c takes for the begin or the end of a count.
+/// A no-op that QEMU's plugin profile.c recognises as the start or end of a count.
 pub(crate) fn mark() {
-    // SAFETY: It exchanges a register with itself.
+    // SAFETY: The instruction exchanges a register with itself.
     unsafe { asm!("xchg bx, bx", options(nomem, nostack, preserves_flags)) };
 }
 
 /// Fails unless the TSC counts instructions.
 pub(crate) fn ensure_tsc_counts() -> Result<()> {
     const ROUNDS: u64 = 10_000;
-    // Of the fences, RDTSC, and the calls.
+    // For the fences, RDTSC, and calls.
     const SLACK: u64 = 200;
 
-    let took = least(
+    let took = minimum(
         20,
         &mut (),
         |()| Ok(()),
         |()| {
-            // SAFETY: It counts a register of its own down.
+            // SAFETY: The loop changes only its own register.
             unsafe {
                 asm!("2:", "dec {count}", "jnz 2b", count = inout(reg) ROUNDS => _, options(nomem, nostack));
             }
@@ -53,7 +53,7 @@ pub(crate) fn ensure_tsc_counts() -> Result<()> {
     let expected = 2 * ROUNDS..2 * ROUNDS + SLACK;
     ensure!(
         expected.contains(&took),
-        "{} instructions took {took} ticks: this TSC does not count instructions; `make bench` runs a host whose does",
+        "{} instructions took {took} ticks: this TSC does not count instructions; run `make bench`",
         2 * ROUNDS
     );
     Ok(())

@@ -1,44 +1,44 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a guest pays that uses none of it.
+//! The cost for a guest that does not use the interface.
 
 use crate::{
-    count::least,
+    count::minimum,
     vm::{run, Vm},
 };
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-/// Instructions of the host, guest included, which has two.
+/// Instructions of the host, including two of the guest.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Idle {
-    /// KVM_RUN, until the guest halts.
+    /// KVM_RUN until the guest halts.
     run: u64,
-    /// The same with an update of the guest's clock on entry.
+    /// KVM_RUN with an update of the guest's clock on entry.
     run_and_update: u64,
 }
 
 impl Idle {
-    /// Counts.
+    /// Counts both.
     pub(crate) fn measure(kvm: &Kvm, repeat: u32) -> Result<Self> {
         let mut vm = Vm::new(kvm, 1)?;
         let vcpu = &mut vm.vcpus[0];
-        // Faults and branches of the first times are no part of it.
+        // Exclude the first runs with their faults and mispredictions.
         let repeat = repeat.max(100);
         Ok(Self {
-            run: least(repeat, vcpu, run, run)?,
-            run_and_update: least(
+            run: minimum(repeat, vcpu, run, run)?,
+            run_and_update: minimum(
                 repeat,
                 vcpu,
-                // It asks for an update.
+                // This requests an update.
                 |vcpu| vcpu.kvmclock_ctrl().context("KVM_KVMCLOCK_CTRL"),
                 run,
             )?,
         })
     }
 
-    /// A line for each.
+    /// A text for the user.
     pub(crate) fn to_text(&self) -> String {
         format!(
             "KVM_RUN until the guest halts        {:>8} instructions\n\

@@ -3,8 +3,8 @@
 //! The command line of `clock-bench`.
 
 mod count;
-mod held;
 mod idle;
+mod locked;
 mod procedure;
 mod slope;
 mod vm;
@@ -24,18 +24,18 @@ Exit status:
   1  failed
   2  wrong usage";
 
-/// Counts the instructions that saving and restoring a guest's clocks takes, and what the interface costs
-/// a guest that does not use it.
+/// Counts the instructions for saving and restoring a guest's clocks, and the cost for a guest that does not
+/// use the interface
 ///
-/// All counts are of a host whose TSC counts its instructions, as QEMU's does with `-icount shift=0`:
-/// `make bench` runs one.
+/// This needs a host whose TSC counts its instructions, as QEMU's does with `-icount shift=0`; `make bench`
+/// provides one.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Rounds of which the least counts: an interrupt only ever adds
+    /// Number of rounds; the minimum counts, as interrupts only add to it
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
 
@@ -43,14 +43,14 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
 
-    /// Write the JSON object to this file as well
+    /// Also write the JSON object to this file
     #[arg(long, global = true)]
     save: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One save and one restore of the clocks of a whole VM, by each procedure
+    /// Count a save and a restore of the clocks of a whole VM with each procedure
     #[command(after_help = EXIT_STATUS)]
     Whole {
         /// Numbers of vCPUs
@@ -61,15 +61,15 @@ enum Command {
     /// Do one save or restore between two marks, for QEMU's plugin profile.c to count by function
     #[command(after_help = EXIT_STATUS)]
     Mark {
-        /// By which procedure
+        /// Procedure
         #[arg(long)]
         procedure: procedure::Procedure,
 
-        /// What is done
+        /// Operation
         #[arg(long)]
         operation: whole::Operation,
 
-        /// What is there before
+        /// State of the clocks before the operation
         #[arg(long, default_value = "unchanged")]
         case: whole::Case,
 
@@ -78,7 +78,7 @@ enum Command {
         vcpus: u32,
     },
 
-    /// KVM_RUN until the guest halts, and the same with an update of the guest's clock
+    /// Count KVM_RUN until the guest halts, without and with an update of the guest's clock
     #[command(after_help = EXIT_STATUS)]
     Idle,
 }

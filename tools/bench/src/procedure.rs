@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The procedures that save and restore the clocks of a VM, each as lean as a VMM can make it: descriptors
-//! and buffers are there before.
+//! The procedures to save and restore the clocks of a VM, each as efficient as a VMM can make it: all
+//! descriptors and buffers exist before.
 
 use crate::vm::Vm;
 use anyhow::{Context, Result};
@@ -13,25 +13,25 @@ use kvm_clock::{
 };
 use serde::Serialize;
 
-/// One of them.
+/// A procedure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Procedure {
     /// KVM_GET_VM_CLOCK_GUEST and KVM_SET_VM_CLOCK_GUEST.
     Atomic,
-    /// The same done by vCPU, as proposed on the kernel list: KVM_VCPU_TSC_OFFSET, and
-    /// KVM_GET_CLOCK_GUEST or KVM_SET_CLOCK_GUEST.
+    /// The same per vCPU, as proposed on the kernel list: KVM_VCPU_TSC_OFFSET, and KVM_GET_CLOCK_GUEST or
+    /// KVM_SET_CLOCK_GUEST.
     PerVcpu,
-    /// What the kernel documents.
+    /// The kernel's documented procedure.
     Documented,
-    /// What QEMU does.
+    /// QEMU's procedure.
     Qemu,
 }
 
 impl Procedure {
     pub(crate) const ALL: [Self; 4] = [Self::Atomic, Self::PerVcpu, Self::Documented, Self::Qemu];
 
-    /// Its name in a table.
+    /// Its name in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Atomic => "atomic",
@@ -42,7 +42,7 @@ impl Procedure {
     }
 }
 
-/// Saved clocks, and the buffers that they are in.
+/// Buffers with saved clocks.
 pub(crate) struct Saved {
     /// System calls since this was last set to 0.
     pub(crate) calls: u64,
@@ -55,7 +55,7 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    /// Buffers for `vm`.
+    /// Creates buffers for `vm`.
     pub(crate) fn new(vm: &Vm) -> Result<Self> {
         let count = vm.vcpus.len();
         let tsc = kvm_msr_entry {
@@ -87,7 +87,7 @@ impl Saved {
         }
     }
 
-    /// Restores them in the same VM; `moved` unless it is just to go on.
+    /// Restores them in the same VM; `moved` if that simulates another VM.
     pub(crate) fn restore(&mut self, by: Procedure, vm: &Vm, moved: bool) -> Result<()> {
         match by {
             Procedure::Atomic => self.set(vm),
@@ -100,20 +100,20 @@ impl Saved {
     fn get(&mut self, vm: &Vm) -> Result<()> {
         self.describe_buffer();
         self.calls += 1;
-        // SAFETY: The header tells its size, and describes `entries`, mutably borrowed here.
+        // SAFETY: The header has its size, and describes the mutably borrowed `entries`.
         unsafe { raw::get(&vm.fd, (&raw mut self.header).cast()) }.context("KVM_GET_VM_CLOCK_GUEST")
     }
 
     fn set(&mut self, vm: &Vm) -> Result<()> {
         self.header.mode = MODE_EXACT;
         self.calls += 1;
-        // SAFETY: As in `get()`, which was called before.
+        // SAFETY: As in `get()`, which precedes this.
         unsafe { raw::set(&vm.fd, (&raw mut self.header).cast()) }.context("KVM_SET_VM_CLOCK_GUEST")
     }
 
     fn describe_buffer(&mut self) {
         self.header = VmClockGuest {
-            // CAST: some hundred bytes.
+            // CAST: The structure has some hundred bytes.
             size: size_of::<VmClockGuest>() as u32,
             // CAST: KVM has far fewer than 2^32 vCPUs.
             nr_vcpus: self.entries.len() as u32,
@@ -142,7 +142,7 @@ impl Saved {
         Ok(())
     }
 
-    // By the steps of `Documentation/virt/kvm/devices/vcpu.rst`, group KVM_VCPU_TSC_CTRL.
+    // The steps of `Documentation/virt/kvm/devices/vcpu.rst`, group KVM_VCPU_TSC_CTRL.
 
     fn read_offsets(&mut self, vm: &Vm) -> Result<()> {
         self.clock.clock = vm.fd.get_clock().context("KVM_GET_CLOCK")?;
@@ -184,7 +184,7 @@ impl Saved {
         Ok(())
     }
 
-    /// What QEMU writes when a VM goes on, and before that if it was `moved`.
+    /// Writes the values that QEMU writes to a VM that resumes, or to a new one (`moved`).
     fn write_msrs(&mut self, vm: &Vm, moved: bool) -> Result<()> {
         if moved {
             for (vcpu, tsc) in vm.vcpus.iter().zip(&self.tsc) {

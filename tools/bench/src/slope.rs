@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What another vCPU costs.
+//! The cost of another vCPU.
 
-/// The slope of the line through `points` (vCPUs, instructions) that has the least squares of errors; `None`
-/// of fewer than two different numbers of vCPUs.
+/// The slope of the least-squares line through `points` (vCPUs, instructions); `None` with fewer than two
+/// different numbers of vCPUs.
 pub(crate) fn slope(points: &[(u32, u64)]) -> Option<f64> {
-    // CAST: Far below 2^53.
+    // CAST: Counts are far below 2^53.
     let points: Vec<_> = points
         .iter()
         .map(|&(x, y)| (f64::from(x), y as f64))
         .collect();
-    // CAST: A few.
+    // CAST: The number of points is small.
     let count = points.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
     let (x_mean, y_mean) = (mean(|point| point.0), mean(|point| point.1));

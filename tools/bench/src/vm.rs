@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM of many vCPUs that do nothing but halt: nothing of it runs while it is measured.
+//! A VM with many vCPUs that only halt: none runs during a measurement.
 
 use anyhow::{bail, Context, Result};
 use clockguest::{
@@ -11,16 +11,16 @@ use kvm_bindings::{kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES}
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::io;
 
-/// `hlt`, and back to it.
+/// `hlt`, and a jump back to it.
 const CODE: [u8; 3] = [0xf4, 0xeb, 0xfd];
 /// Guest physical address of the code.
 const CODE_AT: u64 = 0;
-/// Guest physical address of the pvclock records, one after the other.
+/// Guest physical address of the pvclock records, which are contiguous.
 const RECORDS_AT: u64 = 0x1000;
-/// Bytes of a record.
+/// Size of a record, bytes.
 const RECORD: u64 = 32;
 const PAGE: u64 = 4096;
-/// Files of the process that are no vCPUs.
+/// Files of the process besides vCPUs.
 const SPARE_FILES: u64 = 64;
 
 /// The VM.
@@ -32,7 +32,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A VM with `count` vCPUs, ids from 0, each of which has kvmclock, ran, and is stopped.
+    /// Creates a VM with `count` vCPUs, IDs from 0; each has kvmclock, has run, and is stopped.
     pub(crate) fn new(kvm: &Kvm, count: u32) -> Result<Self> {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -48,7 +48,7 @@ impl Vm {
             memory_size: size,
             userspace_addr: memory.host_address(),
         };
-        // SAFETY: `memory` outlives the VM, and is nobody else's.
+        // SAFETY: `memory` outlives the VM, and has no other user.
         unsafe { fd.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
         allow_files(u64::from(count) + SPARE_FILES)?;
         let mut vcpus = Vec::new();
@@ -74,7 +74,7 @@ impl Vm {
             fd,
             _memory: memory,
         };
-        // The first run of the last vCPU may update the clocks of all once more.
+        // The first run of the last vCPU may update the clocks of all vCPUs once more.
         vm.run()?;
         vm.run()?;
         Ok(vm)
@@ -89,22 +89,22 @@ impl Vm {
     }
 }
 
-/// Lets this process open `count` files at once.
+/// Allows this process to open `count` files.
 fn allow_files(count: u64) -> Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: It writes to `limit` alone.
+    // SAFETY: The call writes only `limit`.
     ensure_ok(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }).context("getrlimit")?;
     if limit.rlim_cur >= count {
         return Ok(());
     }
     limit.rlim_cur = count;
     limit.rlim_max = limit.rlim_max.max(count);
-    // SAFETY: It only reads `limit`.
+    // SAFETY: The call only reads `limit`.
     ensure_ok(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })
-        .with_context(|| format!("cannot have {count} files open"))
+        .with_context(|| format!("cannot open {count} files"))
 }
 
 fn ensure_ok(ret: libc::c_int) -> io::Result<()> {
@@ -118,6 +118,6 @@ fn ensure_ok(ret: libc::c_int) -> io::Result<()> {
 pub(crate) fn run(vcpu: &mut VcpuFd) -> Result<()> {
     match vcpu.run().context("KVM_RUN")? {
         VcpuExit::Hlt => Ok(()),
-        exit => bail!("the guest's HLT ended in {exit:?}"),
+        exit => bail!("KVM_RUN of a guest that halts returned {exit:?}"),
     }
 }

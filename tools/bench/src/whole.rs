@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! One save and one restore of the clocks of a whole VM.
+//! Counts a save and a restore of the clocks of a whole VM.
 
 use crate::{
-    count::{self, least},
-    held::Held,
+    count::{self, minimum},
+    locked::LockedTime,
     procedure::{Procedure, Saved},
     slope::slope,
     vm::Vm,
@@ -16,7 +16,7 @@ use kvm_ioctls::Kvm;
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// What is done.
+/// The operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Operation {
@@ -24,25 +24,25 @@ pub(crate) enum Operation {
     Restore,
 }
 
-/// What is there before.
+/// The state of the clocks before the operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Case {
-    /// What was saved: the VM was paused, and goes on.
+    /// The saved clocks: the VM was paused, and resumes.
     Unchanged,
-    /// Other TSC offsets on all vCPUs: it was restored elsewhere.
+    /// Other TSC offsets on all vCPUs: the VM is a new one.
     Written,
 }
 
-/// What is measured.
+/// The measured cases.
 const CASES: [(Operation, Case); 3] = [
     (Operation::Save, Case::Unchanged),
     (Operation::Restore, Case::Unchanged),
     (Operation::Restore, Case::Written),
 ];
 
-/// How many ticks the offsets are moved by before a restore that has to write them.
-const AWAY: u64 = 1_000_000;
+/// The change of the offsets before a restore that has to write them, ticks.
+const OFFSET_CHANGE: u64 = 1_000_000;
 
 /// A count.
 #[derive(Clone, Debug, Serialize)]
@@ -53,19 +53,19 @@ struct Count {
     vcpus: u32,
     instructions: u64,
     syscalls: u64,
-    /// Instructions with vCPUs held out of the guest: with more than one call, all of them, as no vCPU may
-    /// run in between.
-    held: u64,
+    /// Instructions with vCPUs locked. Procedures with several calls count fully, as no vCPU may run in
+    /// between.
+    locked: u64,
 }
 
-/// What another vCPU costs.
+/// The cost of another vCPU.
 #[derive(Clone, Debug, Serialize)]
 struct Slope {
     method: Procedure,
     operation: Operation,
     case: Case,
     instructions_per_vcpu: f64,
-    held_per_vcpu: f64,
+    locked_per_vcpu: f64,
 }
 
 /// All counts.
@@ -76,7 +76,7 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    /// Counts, for VMs of so many `vcpus`.
+    /// Counts for VMs with these numbers of vCPUs.
     pub(crate) fn measure(kvm: &Kvm, vcpus: &[u32], repeat: u32) -> Result<Self> {
         // CAST: A few.
         let total = (vcpus.len() * Procedure::ALL.len() * CASES.len()) as u32;
@@ -87,14 +87,14 @@ impl Whole {
             let vm = Vm::new(kvm, count).with_context(|| format!("VM with {count} vCPUs"))?;
             for method in Procedure::ALL {
                 for (operation, case) in CASES {
-                    let one = One {
+                    let measurement = Measurement {
                         vm: &vm,
                         method,
                         operation,
                         case,
                     };
                     let what = || format!("{count} vCPUs, {}, {operation:?}", method.name());
-                    results.push(one.count(repeat).with_context(what)?);
+                    results.push(measurement.count(repeat).with_context(what)?);
                     // CAST: A few.
                     progress.update(results.len() as u32);
                 }
@@ -113,7 +113,7 @@ impl Whole {
         })
     }
 
-    /// A table for each operation: instructions by vCPUs.
+    /// A table per operation: instructions against vCPUs.
     pub(crate) fn to_text(&self) -> String {
         let mut text = String::new();
         for (operation, case) in CASES {
@@ -123,14 +123,14 @@ impl Whole {
                 "{}",
                 match (operation, case) {
                     (Operation::Save, _) => "save",
-                    (_, Case::Unchanged) => "restore, nothing has changed",
-                    (_, Case::Written) => "restore, every TSC offset is another",
+                    (_, Case::Unchanged) => "restore, nothing to write",
+                    (_, Case::Written) => "restore, every TSC offset to write",
                 }
             );
             let _ = writeln!(
                 text,
                 "  {:<11} {:>6} {:>13} {:>9} {:>13}",
-                "procedure", "vCPUs", "instructions", "syscalls", "held"
+                "procedure", "vCPUs", "instructions", "syscalls", "locked"
             );
             for count in self.results.iter().filter(of) {
                 let _ = writeln!(
@@ -140,7 +140,7 @@ impl Whole {
                     count.vcpus,
                     count.instructions,
                     count.syscalls,
-                    count.held
+                    count.locked
                 );
             }
             for slope in self
@@ -150,10 +150,10 @@ impl Whole {
             {
                 let _ = writeln!(
                     text,
-                    "  {:<11} {:>20.1} instructions, {:.1} of them held, for another vCPU",
+                    "  {:<11} {:>20.1} instructions per vCPU, {:.1} of them with vCPUs locked",
                     slope.method.name(),
                     slope.instructions_per_vcpu,
-                    slope.held_per_vcpu
+                    slope.locked_per_vcpu
                 );
             }
         }
@@ -181,11 +181,11 @@ fn slope_of(
         operation,
         case,
         instructions_per_vcpu: slope(&points(|count| count.instructions))?,
-        held_per_vcpu: slope(&points(|count| count.held))?,
+        locked_per_vcpu: slope(&points(|count| count.locked))?,
     })
 }
 
-/// Does it once, between two marks.
+/// Runs one operation between two marks.
 pub(crate) fn mark(
     kvm: &Kvm,
     vcpus: u32,
@@ -194,44 +194,44 @@ pub(crate) fn mark(
     case: Case,
 ) -> Result<()> {
     let vm = Vm::new(kvm, vcpus)?;
-    let one = One {
+    let measurement = Measurement {
         vm: &vm,
         method,
         operation,
         case,
     };
     let mut saved = Saved::new(&vm)?;
-    // The second time its code and data are where they stay.
+    // The first time warms up code and data.
     for _ in 0..2 {
-        one.prepare(&mut saved)?;
+        measurement.prepare(&mut saved)?;
         count::mark();
-        let done = one.work(&mut saved);
+        let done = measurement.work(&mut saved);
         count::mark();
         done?;
     }
     Ok(())
 }
 
-/// What is counted.
+/// A measurement.
 #[derive(Clone, Copy)]
-struct One<'a> {
+struct Measurement<'a> {
     vm: &'a Vm,
     method: Procedure,
     operation: Operation,
     case: Case,
 }
 
-impl One<'_> {
+impl Measurement<'_> {
     fn prepare(&self, saved: &mut Saved) -> Result<()> {
         if self.operation == Operation::Restore {
             saved.save(self.method, self.vm)?;
             match self.case {
                 Case::Unchanged => {
-                    // So that it is there already.
+                    // Write the clocks, so that nothing is left to write.
                     self.work(saved)?;
                     saved.save(self.method, self.vm)?;
                 }
-                Case::Written => move_away(self.vm)?,
+                Case::Written => change_offsets(self.vm)?,
             }
         }
         saved.calls = 0;
@@ -247,23 +247,23 @@ impl One<'_> {
 
     fn count(&self, repeat: u32) -> Result<Count> {
         let mut saved = Saved::new(self.vm)?;
-        let instructions = least(
+        let instructions = minimum(
             repeat,
             &mut saved,
             |saved| self.prepare(saved),
             |saved| self.work(saved),
         )?;
         let syscalls = saved.calls;
-        let held = match (self.method, self.operation) {
+        let locked = match (self.method, self.operation) {
             (Procedure::Atomic, Operation::Save) => 0,
             (Procedure::Atomic, Operation::Restore) => {
-                let probes = Held::new()?;
-                let mut held = u64::MAX;
+                let probes = LockedTime::new()?;
+                let mut locked = u64::MAX;
                 for _ in 0..repeat {
                     self.prepare(&mut saved)?;
-                    held = held.min(probes.during(|| self.work(&mut saved))?.unwrap_or(0));
+                    locked = locked.min(probes.during(|| self.work(&mut saved))?.unwrap_or(0));
                 }
-                held
+                locked
             }
             _ => instructions,
         };
@@ -275,16 +275,16 @@ impl One<'_> {
             vcpus: self.vm.vcpus.len() as u32,
             instructions,
             syscalls,
-            held,
+            locked,
         })
     }
 }
 
-/// Gives every vCPU another TSC offset.
-fn move_away(vm: &Vm) -> Result<()> {
+/// Changes the TSC offset of every vCPU.
+fn change_offsets(vm: &Vm) -> Result<()> {
     for vcpu in &vm.vcpus {
         let offset = tsc_offset(vcpu).context("KVM_VCPU_TSC_OFFSET")?;
-        set_tsc_offset(vcpu, offset.wrapping_sub(AWAY)).context("KVM_VCPU_TSC_OFFSET")?;
+        set_tsc_offset(vcpu, offset.wrapping_sub(OFFSET_CHANGE)).context("KVM_VCPU_TSC_OFFSET")?;
     }
     Ok(())
 }

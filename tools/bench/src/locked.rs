@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! How long the module holds all vCPUs out of the guest, by kprobes on the functions that take and release
-//! them. A probe costs some instructions itself: these are no part of any other count.
+//! Measures how long the module locks the vCPUs, with kprobes on the functions that lock and unlock
+//! them. The probes themselves take some instructions, which no other count includes.
 
 use anyhow::{Context, Result};
 use clockguest::trace::Kprobes;
 
-/// The probes, by name, and where they are.
+/// The probes: name, kind and function.
 const PROBES: [(&str, char, &str); 2] = [
-    ("hold", 'p', "kvm_clock_guest_trylock_vcpus"),
-    ("release", 'p', "kvm_clock_guest_unlock_vcpus"),
+    ("lock", 'p', "kvm_clock_guest_trylock_vcpus"),
+    ("unlock", 'p', "kvm_clock_guest_unlock_vcpus"),
 ];
 
-/// The probes, set.
-pub(crate) struct Held(Kprobes);
+/// The active probes.
+pub(crate) struct LockedTime(Kprobes);
 
-impl Held {
-    /// Sets them.
+impl LockedTime {
+    /// Sets the probes.
     pub(crate) fn new() -> Result<Self> {
         let probes = Kprobes::new(&PROBES)?;
         probes.write("trace_clock", "x86-tsc")?;
         Ok(Self(probes))
     }
 
-    /// Instructions from before the first vCPU is taken to the release of the first, while `work` is done; `None` if none was
-    /// taken.
+    /// Instructions from locking the first vCPU to unlocking the first one during `work`; `None` if none was
+    /// locked.
     pub(crate) fn during(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<u64>> {
         self.0.clear()?;
         work()?;
@@ -35,10 +35,10 @@ impl Held {
                 .find(|event| event.name == name)
                 .map(|event| event.time.parse::<u64>())
         };
-        let Some(hold) = at("hold") else {
+        let Some(lock) = at("lock") else {
             return Ok(None);
         };
-        let release = at("release").context("the vCPUs were not released")?;
-        Ok(Some(release?.wrapping_sub(hold?)))
+        let unlock = at("unlock").context("the vCPUs were not released")?;
+        Ok(Some(unlock?.wrapping_sub(lock?)))
     }
 }
