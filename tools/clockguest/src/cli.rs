@@ -15,12 +15,12 @@ use clap_complete::Shell;
 use clockguest::{method::Method, scenario::Scenario};
 use std::path::PathBuf;
 
-/// Measures, by a guest's own readings, what saving and restoring its clocks does to them
+/// Measures the clock errors of saving and restoring a KVM guest, from the guest's own readings
 ///
-/// The guest is some dozens of instructions that read the TSC and the pvclock page at full speed on
-/// every vCPU. It is stopped, its clocks are saved by a method, and restored: in the same VM, in
-/// another process, on another host, or under another kernel. What its clocks then read is compared
-/// with what they would have read had nothing happened.
+/// The guest is a few dozen instructions that read the TSC and the pvclock page in a tight loop on
+/// every vCPU. The program stops it, saves its clocks with a method, and restores them: in the same VM,
+/// in another process, on another host, or under another kernel. It then compares the guest's clocks
+/// with the values that they would have had without the interruption.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -31,14 +31,14 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 
-    /// Use /dev/kvm even if neither kvm_amd nor kvm_intel is behind it
+    /// Use /dev/kvm even if neither kvm_amd nor kvm_intel is loaded
     #[arg(long, global = true)]
     pub(crate) any_kvm: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show what this host has: module, capability, clocksource, TSC, TAI
+    /// Show this host's support: module, capability, clocksource, TSC, TAI
     #[command(after_help = EXIT_STATUS)]
     Info {
         /// Print one JSON object
@@ -46,7 +46,7 @@ pub(crate) enum Command {
         json: bool,
     },
 
-    /// Run one scenario by one method, and show the errors of the guest's clocks
+    /// Run one scenario with one method, and show the errors of the guest's clocks
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS, help::CYCLE_EXAMPLES]))]
     Cycle {
         /// What happens to the VM
@@ -64,70 +64,70 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
 
-        /// Show every cycle too; JSON always has them all
+        /// Show every cycle; JSON always includes them
         #[arg(long)]
         verbose: bool,
     },
 
-    /// Run every scenario by every method, and show one table
+    /// Run every scenario with every method, and show one table
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS]))]
     Demo {
         #[command(flatten)]
         size: Size,
 
-        /// Print a JSON array with the object of each run
+        /// Print a JSON array with an object per run
         #[arg(long)]
         json: bool,
 
-        /// Write that array to a file, whatever is printed
+        /// Also write that array to a file
         #[arg(long, value_name = "FILE")]
         json_file: Option<PathBuf>,
     },
 
-    /// Pause a running guest again and again, and show the present errors of its clocks in one line
+    /// Pause a running guest repeatedly, and show the current errors of its clocks in one line
     ///
-    /// On a terminal that line is rewritten; elsewhere there is one for each cycle. It ends by Ctrl-C,
-    /// or after --cycles, with the sum. Errors are of the last cycle, and, in brackets, of all since the
-    /// guest started.
+    /// On a terminal, the line is rewritten; otherwise, each cycle has its own line. Ctrl-C or --cycles ends
+    /// the program, which then prints a summary. The errors are of the last cycle, and, in parentheses, in
+    /// total since the guest started.
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS]))]
     Watch(Watch),
 
-    /// Carry a running guest to another host, and show what that did to its clocks
+    /// Move a running guest to another host, and show the errors of its clocks
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
     Migrate(Migrate),
 
-    /// Take guests over that another host's `clockguest migrate` sends
+    /// Receive guests that `clockguest migrate` sends from another host
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
     Serve {
         /// Address to listen on, HOST:PORT. Anybody who can connect can run a guest here
         #[arg(long)]
         listen: String,
 
-        /// End after the first connection
+        /// Exit after the first connection
         #[arg(long)]
         once: bool,
 
-        /// Trace by a kprobe what the kernel's clock says when a guest's clocks are set (root)
+        /// Trace the kernel's clock snapshot at a restore with a kprobe (root)
         #[arg(long)]
         trace_clock: bool,
     },
 
-    /// Save a running guest to a file, to be restored when a kexec has replaced this host's kernel
+    /// Save a running guest to a file, to restore it after a kexec into another kernel
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Save(Save),
 
-    /// Restore a guest from a file on the host that saved it, and show the errors of its clocks
+    /// Restore a guest from a file on the same host, and show the errors of its clocks
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Restore(Restore),
 
-    /// Write a page and charts of the JSON that runs printed
+    /// Write a page with charts from the JSON output of runs
     #[command(after_help = help::REPORT)]
     Report {
-        /// Folder for index.html, and for a SVG and a PNG file of each chart
+        /// Folder for index.html, and an SVG and a PNG file of each chart
         #[arg(long, default_value = "clockguest-report", value_name = "DIR")]
         out: PathBuf,
 
-        /// What cycle, demo or migrate printed by --json, or `make bench` wrote
+        /// JSON output of cycle, demo, migrate, or `make bench`
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
@@ -136,14 +136,14 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_STATUS)]
     Man(ManPages),
 
-    /// Print what makes a shell complete this command line
+    /// Print a shell completion script
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::COMPLETION_EXAMPLES]))]
     Completion {
         /// The shell
         shell: Shell,
     },
 
-    /// Hold one VM, by commands on stdin: the other process of snapshot and migrate
+    /// Run one VM, controlled through stdin: the other process of snapshot and migrate
     #[command(hide = true)]
     Worker {
         #[arg(long)]
@@ -157,7 +157,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn definition_is_sound() {
+    fn definition_is_valid() {
         Cli::command().debug_assert();
     }
 

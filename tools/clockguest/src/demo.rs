@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Every scenario by every method, in one table.
+//! Every scenario with every method, in one table.
 
 use anyhow::Result;
 use clockguest::{
@@ -14,17 +14,17 @@ use clockguest::{
 };
 use std::time::Duration;
 
-/// One row per scenario, one cell per method; `None` where this host lacks the method.
+/// A row per scenario, a cell per method; `None` if the host does not support the method.
 type Grid = Vec<Vec<Option<Summary>>>;
 
-/// All of it, and what this host lacks.
+/// The results of all runs.
 pub(crate) struct Demo {
     grid: Grid,
     missing: Option<Unavailable>,
 }
 
 impl Demo {
-    /// Runs everything that this host can do.
+    /// Runs every scenario with every method that this host supports.
     pub(crate) fn run(vcpus: u32, cycles: u32, downtime: Duration, any_kvm: bool) -> Result<Self> {
         let mut missing = None;
         let mut grid = Grid::new();
@@ -55,7 +55,7 @@ impl Demo {
         Ok(Self { grid, missing })
     }
 
-    /// What this host lacks.
+    /// The feature that this host lacks, if any.
     pub(crate) fn missing(&mut self) -> Option<Unavailable> {
         self.missing.take()
     }
@@ -64,20 +64,20 @@ impl Demo {
         self.grid.iter().flatten().flatten()
     }
 
-    /// Nothing failed, and the exact method lost nothing.
+    /// Whether no run failed.
     pub(crate) fn passed(&self) -> bool {
         self.failed().is_none()
     }
 
-    /// A run that failed. Where the host does not keep its time by a stable TSC, the documented
-    /// procedure has no host TSC to go by: that is a result.
+    /// The first failed run. Without a stable host TSC, a legacy method may fail: it has no host TSC
+    /// to relate to.
     fn failed(&self) -> Option<&Summary> {
         let precise = self.summaries().all(|s| s.precision_ns_max == 0);
         self.summaries()
             .find(|s| s.first_error.is_some() && (precise || s.method.is_exact()))
     }
 
-    /// An array with the object of each run.
+    /// A JSON array with an object per run.
     pub(crate) fn to_json(&self) -> Result<String> {
         let origin = Origin::of_this();
         let runs: Vec<_> = self
@@ -132,7 +132,7 @@ impl Demo {
     fn verdict(&self) -> String {
         if let Some(failed) = self.failed() {
             return format!(
-                "FAILED: {} by {}: {}",
+                "FAILED: {} with {}: {}",
                 failed.scenario.name(),
                 failed.method.name(),
                 failed.first_error.as_deref().unwrap_or_default()
@@ -143,8 +143,8 @@ impl Demo {
             None => "atomic was not measured: kvm_clock_guest is not loaded".into(),
             _ if exact.iter().any(|s| s.precision_ns_max != 0) => {
                 let worst = exact.iter().max_by_key(|s| s.precision_ns_max);
-                let said = worst.map_or(String::new(), |s| s.said_precision());
-                format!("atomic: {said}")
+                let note = worst.map_or(String::new(), |s| s.precision_note());
+                format!("atomic: {note}")
             }
             Some(one) => format!(
                 "atomic: TSC offsets and pvclock records bit-identical, 0 ticks, 0 ns, 0 steps back \
@@ -182,7 +182,7 @@ fn text_of(cell: Option<&Summary>, line: usize) -> String {
 }
 
 fn run_one(config: &Config) -> Result<Summary> {
-    let what = format!("{} by {}", config.scenario.name(), config.method.name());
+    let what = format!("{} with {}", config.scenario.name(), config.method.name());
     let mut progress = Progress::new(what, config.cycles);
     let summary = scenario::run(config, &mut progress)?;
     progress.finish(summary.cycles_done);

@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-/// Parses `<integer><unit>`, the unit being one of `ns`, `us`, `ms`, `s`.
+/// Parses `<integer><unit>`, where the unit is `ns`, `us`, `ms` or `s`.
 ///
 /// # Errors
 ///
-/// A text that says what is accepted.
+/// A message for the user, which names the accepted form.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest() {
+    fn refuses_other_forms() {
         for text in ["", "50", "ms", "1.5s", "-1s", "5 s", "5min", "18446744074s"] {
             assert!(parse(text).is_err(), "{text}");
         }

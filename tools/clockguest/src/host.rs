@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host: which KVM it has, and its TSC.
+//! The host's KVM, TSC and clocks.
 
 use kvm_ioctls::Kvm;
 use pvclock::abi;
@@ -11,7 +11,7 @@ use std::{
 };
 use thiserror::Error;
 
-/// What this host lacks; the command line exits with status 4 on it.
+/// A feature that this host lacks; the command line exits with status 4.
 #[derive(Debug, Error)]
 pub enum Unavailable {
     /// `/dev/kvm` cannot be opened.
@@ -19,15 +19,15 @@ pub enum Unavailable {
         "cannot open /dev/kvm ({0}): load kvm_amd or kvm_intel, or run in the test host (make vm)"
     )]
     NoKvm(kvm_ioctls::Error),
-    /// `/dev/kvm` is there, but not by kvm_amd or kvm_intel.
+    /// `/dev/kvm` exists without kvm_amd or kvm_intel.
     #[error(
-        "/dev/kvm is here, but neither kvm_amd nor kvm_intel is loaded, so it is not hardware KVM \
+        "/dev/kvm exists, but neither kvm_amd nor kvm_intel is loaded, so it is not hardware KVM \
          and may not have TSC offsets: run in the test host (make vm), or pass --any-kvm"
     )]
     NotVendorKvm,
-    /// The capability of the module is absent.
+    /// KVM does not have the module's capability.
     #[error(
-        "KVM_CAP_VM_CLOCK_GUEST is {0:#x} here, method atomic needs bit {need:#x}: load the \
+        "KVM_CAP_VM_CLOCK_GUEST is {0:#x}, but method atomic needs bit {need:#x}: load the \
          kvm_clock_guest module into a kernel that has its KVM hook series",
         need = abi::CAP_EXACT
     )]
@@ -44,7 +44,7 @@ pub enum Vendor {
 }
 
 impl Vendor {
-    /// The one that is loaded.
+    /// The vendor whose module is loaded.
     pub fn loaded() -> Option<Self> {
         if module_loaded("kvm_amd") {
             Some(Self::Amd)
@@ -63,7 +63,7 @@ impl Vendor {
         }
     }
 
-    /// Fraction bits of this vendor's TSC scaling ratio.
+    /// The number of fraction bits in this vendor's TSC scaling ratio.
     pub fn tsc_frac_bits(self) -> u32 {
         match self {
             Self::Amd => 32,
@@ -77,11 +77,11 @@ pub fn module_loaded(name: &str) -> bool {
     Path::new("/sys/module").join(name).is_dir()
 }
 
-/// Opens `/dev/kvm`; unless `any`, only if the CPU vendor's module is behind it.
+/// Opens `/dev/kvm`; unless `any` is set, only if a CPU vendor's module is loaded.
 ///
 /// # Errors
 ///
-/// [`Unavailable`]: what is missing.
+/// [`Unavailable`].
 pub fn open_kvm(any: bool) -> Result<Kvm, Unavailable> {
     let kvm = Kvm::new().map_err(Unavailable::NoKvm)?;
     if !any && Vendor::loaded().is_none() {
@@ -90,9 +90,9 @@ pub fn open_kvm(any: bool) -> Result<Kvm, Unavailable> {
     Ok(kvm)
 }
 
-/// The host TSC (ticks), read after everything before it and before everything after it.
+/// The host TSC (ticks), ordered against all instructions before and after it.
 pub fn rdtsc_ordered() -> u64 {
-    // SAFETY: Both instructions are part of x86-64, and have no operands in memory.
+    // SAFETY: Both instructions are part of x86-64 and access no memory.
     unsafe {
         _mm_lfence();
         let tsc = _rdtsc();
@@ -101,8 +101,8 @@ pub fn rdtsc_ordered() -> u64 {
     }
 }
 
-/// KVM's module parameter `tsc_tolerance_ppm`, parts per million, or its default: up to so far from the
-/// host's, KVM does not scale a guest's TSC rate.
+/// KVM's module parameter `tsc_tolerance_ppm` (parts per million), or its default: KVM does not scale a
+/// guest's TSC whose rate is this close to the host's.
 pub fn tsc_tolerance_ppm() -> u32 {
     fs::read_to_string("/sys/module/kvm/parameters/tsc_tolerance_ppm")
         .ok()
@@ -110,7 +110,7 @@ pub fn tsc_tolerance_ppm() -> u32 {
         .unwrap_or(250)
 }
 
-/// What Linux calls this boot.
+/// Linux's ID of this boot.
 ///
 /// # Errors
 ///
@@ -120,10 +120,10 @@ pub fn boot_id() -> io::Result<String> {
     Ok(id.trim().to_owned())
 }
 
-/// Where tracefs may be.
+/// Possible mount points of tracefs.
 pub const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// The tracefs that has `file`, which is there to this user.
+/// The tracefs that has `file`, accessible to this user.
 pub fn tracefs_with(file: &str) -> Option<&'static Path> {
     TRACEFS
         .into_iter()
@@ -148,13 +148,13 @@ pub fn tai_ns() -> io::Result<i64> {
     Ok(now.tv_sec * 1_000_000_000 + now.tv_nsec)
 }
 
-/// TAI - UTC, s, as the host's kernel knows it; 0 if it does not.
+/// TAI - UTC of the host's kernel, s; 0 if it is not set.
 ///
 /// # Errors
 ///
 /// That of `adjtimex()`.
 pub fn tai_offset_s() -> io::Result<i32> {
-    // SAFETY: All zeros are a valid `timex`, which reads and sets nothing.
+    // SAFETY: An all-zero `timex` is valid; it requests a read.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
     // SAFETY: `timex` is valid for writes.
     if unsafe { libc::adjtimex(&mut timex) } < 0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What this host has, as far as guest clocks go.
+//! The host's support for guest clocks.
 
 use crate::{
     host::{self, module_loaded, Unavailable, Vendor},
@@ -13,36 +13,36 @@ use pvclock::{abi, plan::knows_tai};
 use serde::Serialize;
 use std::fs;
 
-/// The host, as found; `None` where it could not be found out.
+/// The host's support for guest clocks; `None` where unknown.
 #[derive(Clone, Debug, Serialize)]
 pub struct Info {
     /// Release of the running kernel.
     pub kernel: String,
     /// `KVM_GET_API_VERSION`; `None` if `/dev/kvm` cannot be opened.
     pub kvm_api_version: Option<i32>,
-    /// `kvm_amd` or `kvm_intel`, whichever is loaded.
+    /// `kvm_amd` or `kvm_intel`, if loaded.
     pub kvm_vendor_module: Option<&'static str>,
-    /// The `kvm_clock_guest` module is loaded.
+    /// Whether the `kvm_clock_guest` module is loaded.
     pub kvm_clock_guest_loaded: bool,
-    /// `KVM_CAP_VM_CLOCK_GUEST`'s bits by name; empty without the module.
+    /// The names of the bits in `KVM_CAP_VM_CLOCK_GUEST`; empty without the module.
     pub clock_guest_cap: Vec<String>,
     /// The host's clocksource.
     pub clocksource: Option<String>,
-    /// TSC rate of a VM that asks for none, which is the host's, kHz.
+    /// The default TSC rate of a VM, which is the host's, kHz.
     pub tsc_khz: Option<u32>,
-    /// A guest's TSC can be scaled to another rate.
+    /// Whether the host can scale a guest's TSC to another rate.
     pub tsc_scaling: Option<bool>,
-    /// Fraction bits of the scaling ratio, where there is scaling.
+    /// The number of fraction bits in the scaling ratio, if the host scales.
     pub tsc_frac_bits: Option<u32>,
-    /// A VM here gets a master clock.
+    /// Whether a VM has a master clock.
     pub master_clock: Option<bool>,
-    /// TAI - UTC, s; `None` if the kernel was not told.
+    /// TAI - UTC, s; `None` if it is not set in the kernel.
     pub tai_offset_s: Option<i32>,
-    /// Why something above is missing.
+    /// Why a value above is missing.
     pub problem: Option<String>,
 }
 
-/// What only a VM tells.
+/// Properties that need a VM to find out.
 struct ByVm {
     cap: u32,
     tsc_khz: u32,
@@ -51,7 +51,7 @@ struct ByVm {
 }
 
 impl Info {
-    /// Looks at this host.
+    /// Queries this host.
     pub fn gather(any_kvm: bool) -> Self {
         let mut info = Self {
             kernel: read_line("/proc/sys/kernel/osrelease").unwrap_or_default(),
@@ -86,7 +86,7 @@ impl Info {
         self.clock_guest_cap = cap_names(by_vm.cap);
         self.tsc_khz = Some(by_vm.tsc_khz);
         self.tsc_scaling = Some(scaling);
-        // Without the attribute the vendor decides.
+        // Without the attribute, the vendor determines it.
         self.tsc_frac_bits = by_vm
             .frac_bits
             .or_else(|| Vendor::loaded().map(Vendor::tsc_frac_bits))
@@ -95,66 +95,57 @@ impl Info {
         Ok(())
     }
 
-    /// One line for each.
+    /// A line per property.
     pub fn to_text(&self) -> String {
         let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
         let yes_no = |value: bool| if value { "yes" } else { "no" }.to_owned();
-        let lines = [
-            ("kernel", self.kernel.clone()),
-            (
-                "/dev/kvm",
-                self.kvm_api_version
-                    .map_or("does not open".into(), |version| {
-                        format!("opens, API version {version}")
-                    }),
-            ),
-            (
-                "KVM module",
-                self.kvm_vendor_module
-                    .unwrap_or("neither kvm_amd nor kvm_intel")
-                    .into(),
-            ),
-            (
-                "kvm_clock_guest",
-                if self.kvm_clock_guest_loaded {
-                    "loaded"
-                } else {
-                    "not loaded"
-                }
-                .into(),
-            ),
-            (
-                "KVM_CAP_VM_CLOCK_GUEST",
-                match self.clock_guest_cap.as_slice() {
-                    [] => "0".into(),
-                    names => names.join(", "),
-                },
-            ),
-            ("clocksource", or_unknown(self.clocksource.clone())),
-            (
-                "TSC rate",
-                or_unknown(self.tsc_khz.map(|khz| format!("{khz} kHz"))),
-            ),
-            (
-                "TSC scaling",
-                match (self.tsc_scaling, self.tsc_frac_bits) {
-                    (Some(true), Some(bits)) => format!("yes, {bits} fraction bits"),
-                    (scaling, _) => or_unknown(scaling.map(yes_no)),
-                },
-            ),
-            ("master clock", or_unknown(self.master_clock.map(yes_no))),
-            (
-                "TAI - UTC",
-                self.tai_offset_s
-                    .map_or("not known to this kernel".into(), |offset| {
-                        format!("{offset} s")
-                    }),
-            ),
-        ];
+        let version = |version| format!("API version {version}");
+        let vendor = self.kvm_vendor_module;
+        let scaling = match (self.tsc_scaling, self.tsc_frac_bits) {
+            (Some(true), Some(bits)) => format!("yes, {bits} fraction bits"),
+            (scaling, _) => or_unknown(scaling.map(yes_no)),
+        };
+        let tai = |offset| format!("{offset} s");
         let mut text = String::new();
-        for (name, value) in lines {
-            text += &format!("{name:20}{value}\n");
-        }
+        let mut line = |name: &str, value: String| text += &format!("{name:20}{value}\n");
+        line("kernel", self.kernel.clone());
+        line(
+            "/dev/kvm",
+            self.kvm_api_version
+                .map_or("cannot be opened".into(), version),
+        );
+        line(
+            "KVM module",
+            vendor.unwrap_or("neither kvm_amd nor kvm_intel").into(),
+        );
+        line(
+            "kvm_clock_guest",
+            if self.kvm_clock_guest_loaded {
+                "loaded"
+            } else {
+                "not loaded"
+            }
+            .into(),
+        );
+        line(
+            "KVM_CAP_VM_CLOCK_GUEST",
+            match self.clock_guest_cap.as_slice() {
+                [] => "0".into(),
+                names => names.join(", "),
+            },
+        );
+        line("clocksource", or_unknown(self.clocksource.clone()));
+        line(
+            "TSC rate",
+            or_unknown(self.tsc_khz.map(|khz| format!("{khz} kHz"))),
+        );
+        line("TSC scaling", scaling);
+        line("master clock", or_unknown(self.master_clock.map(yes_no)));
+        line(
+            "TAI - UTC",
+            self.tai_offset_s
+                .map_or("not set in the kernel".into(), tai),
+        );
         text
     }
 }
@@ -207,7 +198,7 @@ pub(crate) fn read_line(path: &str) -> Option<String> {
         .map(|text| text.trim().to_owned())
 }
 
-/// TAI - UTC (s), if the kernel was told.
+/// TAI - UTC (s), if it is set in the kernel.
 fn tai_offset_s() -> Option<i32> {
     host::tai_offset_s()
         .ok()

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A small VMM whose guest measures what saving and restoring its clocks does to them.
+//! A small VMM whose guest measures the clock errors of a save and restore.
 //!
 //! From the bottom up:
 //!
-//! - [`guest`]: some dozens of instructions that read RDTSC and the pvclock page at full speed, and
-//!   the host's view of what they publish,
-//! - [`vmm`]: a VM made of that guest: memory, vCPU threads, what is saved of it,
-//! - [`method`]: the ways to save and restore its clocks,
-//! - [`scenario`]: what happens to the VM in between: pause, snapshot, migration,
-//! - [`stream`]: what a saved guest travels in,
-//! - [`migration`]: a guest that moves to another host,
-//! - [`update`]: a guest that outlives its host's kernel,
-//! - [`measure`]: the error, from the guest's readings before and after,
-//! - [`summary`], [`info`], [`origin`]: what is printed,
-//! - [`report`]: a page and charts of what was printed,
-//! - [`trace`]: the kernel, watched from outside.
+//! - [`guest`]: a few dozen instructions that read RDTSC and the pvclock page in a tight loop, and
+//!   the host's view of their results,
+//! - [`vmm`]: a VM that runs this guest: memory, vCPU threads, saved state,
+//! - [`method`]: the ways to save and restore the guest's clocks,
+//! - [`scenario`]: what happens between save and restore: pause, snapshot, migration,
+//! - [`stream`]: the format of a saved guest,
+//! - [`migration`]: migration to another host,
+//! - [`update`]: live update of the host's kernel,
+//! - [`measure`]: clock errors, from the guest's readings before and after,
+//! - [`summary`], [`info`], [`origin`]: the printed results,
+//! - [`report`]: a page and charts of the printed results,
+//! - [`trace`]: kprobes on the kernel.
 //!
-//! Units are in every name: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
+//! Names carry their units: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
 //!
 //! # Example
 //!
-//! What `clockguest cycle --scenario pause --method legacy-msr --cycles 5` does, on a host with
-//! KVM; [`measure::compare`] and [`stream`] have examples that need none.
+//! The same as `clockguest cycle --scenario pause --method legacy-msr --cycles 5`. It needs KVM; the
+//! examples of [`measure::compare`] and [`stream`] do not.
 //!
 //! ```no_run
 //! use clockguest::{method::Method, progress::Progress, scenario};
@@ -35,13 +35,13 @@
 //!     downtime: std::time::Duration::from_millis(50),
 //!     any_kvm: false,
 //! };
-//! let mut progress = Progress::new("pause by legacy-msr".to_owned(), config.cycles);
+//! let mut progress = Progress::new("pause with legacy-msr".to_owned(), config.cycles);
 //! let summary = scenario::run(&config, &mut progress)?;
 //! print!("{}", summary.to_text(true));
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-// The guest and the RDTSC brackets are x86 code.
+// The guest and the RDTSC reads are x86 code.
 #![cfg(target_arch = "x86_64")]
 
 pub mod duration;

@@ -14,7 +14,7 @@ use cli::{Cli, Command, Migrate, Restore, Save};
 use clockguest::{
     host::Unavailable,
     info::Info,
-    migration::{self, MigrateConfig, ServeConfig, Truth},
+    migration::{self, GroundTruth, MigrateConfig, ServeConfig},
     origin::{Origin, WithOrigin},
     progress::Progress,
     report,
@@ -23,6 +23,7 @@ use clockguest::{
 };
 use demo::Demo;
 use man::ManPages;
+use serde::Serialize;
 use std::{
     fs,
     io::{stdout, Write},
@@ -30,9 +31,9 @@ use std::{
     process::ExitCode,
 };
 
-/// The clocks were lost, or something failed.
+/// A clock error of an exact method, or another failure.
 const FAILED: u8 = 1;
-/// This host cannot do it; clap's own status for wrong usage is 2.
+/// Not supported on this host; clap's status for wrong usage is 2.
 const UNAVAILABLE: u8 = 4;
 
 fn main() -> ExitCode {
@@ -98,7 +99,7 @@ fn run(cli: Cli) -> Result<u8> {
             let written = report::write(&files, &out)?;
             println!("{}", written.page.display());
             eprintln!(
-                "clockguest: {} charts of {} runs, each as SVG and PNG too",
+                "clockguest: {} charts of {} runs, each also as SVG and PNG",
                 written.charts, written.runs
             );
             Ok(0)
@@ -110,18 +111,24 @@ fn run(cli: Cli) -> Result<u8> {
             stdout().write_all(&script)?;
             Ok(0)
         }
-        // Its parent reports what it answers.
+        // Its parent reports errors.
         Command::Worker { method } => Ok(worker::serve(method, cli.any_kvm).map_or(FAILED, |()| 0)),
     }
 }
 
+/// Prints a result as JSON or as text.
+fn print(json: bool, result: &impl Serialize, text: &str) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(result)?);
+    } else {
+        print!("{text}");
+    }
+    Ok(())
+}
+
 fn info(any_kvm: bool, json: bool) -> Result<u8> {
     let info = Info::gather(any_kvm);
-    if json {
-        println!("{}", serde_json::to_string(&info)?);
-    } else {
-        print!("{}", info.to_text());
-    }
+    print(json, &info, &info.to_text())?;
     if let Some(problem) = &info.problem {
         eprintln!("clockguest: {problem}");
         return Ok(UNAVAILABLE);
@@ -130,17 +137,13 @@ fn info(any_kvm: bool, json: bool) -> Result<u8> {
 }
 
 fn cycle(config: &Config, json: bool, verbose: bool) -> Result<u8> {
-    let what = format!("{} by {}", config.scenario.name(), config.method.name());
+    let what = format!("{} with {}", config.scenario.name(), config.method.name());
     let mut progress = Progress::new(what, config.cycles);
     let summary = scenario::run(config, &mut progress)?;
     progress.finish(summary.cycles_done);
-    if json {
-        let origin = Origin::of_this();
-        let run = WithOrigin::new("cycle", &origin, &summary);
-        println!("{}", serde_json::to_string(&run)?);
-    } else {
-        print!("{}", summary.to_text(verbose));
-    }
+    let origin = Origin::of_this();
+    let run = WithOrigin::new("cycle", &origin, &summary);
+    print(json, &run, &summary.to_text(verbose))?;
     Ok(summary.first_error.map_or(0, |_| FAILED))
 }
 
@@ -154,20 +157,16 @@ fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
         sync: args.sync,
         round_trips: args.round_trips,
         trace_clock: args.trace_clock,
-        truth: args.truth.as_deref().map(Truth::read).transpose()?,
+        truth: args.truth.as_deref().map(GroundTruth::read).transpose()?,
         any_kvm,
     };
-    let what = format!("migrate by {}", config.method.name());
+    let what = format!("migrate with {}", config.method.name());
     let mut progress = Progress::new(what, (2 * config.round_trips).max(1));
     let summary = migration::migrate(&config, &mut progress)?;
     progress.finish(summary.moves_done);
-    if args.json {
-        let origin = Origin::of_this();
-        let run = WithOrigin::new("migrate", &origin, &summary);
-        println!("{}", serde_json::to_string(&run)?);
-    } else {
-        print!("{}", summary.to_text(args.verbose));
-    }
+    let origin = Origin::of_this();
+    let run = WithOrigin::new("migrate", &origin, &summary);
+    print(args.json, &run, &summary.to_text(args.verbose))?;
     Ok(summary.first_error.map_or(0, |_| FAILED))
 }
 
@@ -180,21 +179,13 @@ fn save(args: Save, any_kvm: bool) -> Result<u8> {
         any_kvm,
     };
     let report = update::save(&config)?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print!("{}", report.to_text());
-    }
+    print(args.json, &report, &report.to_text())?;
     Ok(0)
 }
 
 fn restore(args: &Restore, any_kvm: bool) -> Result<u8> {
     let outcome = update::restore(&args.from, args.mode, args.to.as_deref(), any_kvm)?;
-    if args.json {
-        println!("{}", serde_json::to_string(&outcome)?);
-    } else {
-        print!("{}", outcome.to_text());
-    }
+    print(args.json, &outcome, &outcome.to_text())?;
     Ok(outcome.first_error.map_or(0, |_| FAILED))
 }
 

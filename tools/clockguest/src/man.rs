@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Man pages, made of the definition of the command line: a page for each subcommand.
+//! Man pages, generated from the definition of the command line: a page per subcommand.
 
 use clap::{Args, Command, CommandFactory};
 use clap_mangen::{
@@ -13,39 +13,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the pages say at the top and the bottom.
+/// The title of the manual, at the top of each page.
 const MANUAL: &str = "kvm-clock-guest";
 
 #[derive(Args, Debug)]
 pub(crate) struct ManPages {
-    /// The subcommand whose page to print [default: the program's own]
+    /// Subcommand whose page to print [default: the program itself]
     pub(crate) subcommand: Option<String>,
 
-    /// Write the pages of all subcommands into this folder, which is made if it is not there
+    /// Write the pages of all subcommands to this folder; creates it if necessary
     #[arg(long, value_name = "DIR", conflicts_with = "subcommand")]
     pub(crate) to: Option<PathBuf>,
 
-    /// Date that the pages bear, e.g. 2026-01-31
+    /// Date of the pages, e.g. 2026-01-31
     #[arg(long, default_value = "", hide_default_value = true, value_parser = date)]
     pub(crate) date: String,
 }
 
-/// The page of a subcommand, or that of the program, as of `date`; `None` if there is no such subcommand.
+/// The page of a subcommand, or of the program itself, with `date`; `None` if the subcommand is unknown.
 pub(crate) fn page<C: CommandFactory>(subcommand: Option<&str>, date: &str) -> Option<String> {
     let program = built::<C>();
     let command = match subcommand {
         None => &program,
         Some(name) => program.find_subcommand(name)?,
     };
-    // Nothing can go wrong with memory.
+    // Writes to memory do not fail.
     render(&program, command, date).ok()
 }
 
-/// Writes every page into the folder `to`, which is made if it is not there, as of `date`.
-///
-/// # Errors
-///
-/// Those of the file system.
+/// Writes every page with `date` to the folder `to`, which it creates if necessary.
 pub(crate) fn write_all<C: CommandFactory>(to: &Path, date: &str) -> Result<()> {
     let program = built::<C>();
     fs::create_dir_all(to)?;
@@ -56,17 +52,13 @@ pub(crate) fn write_all<C: CommandFactory>(to: &Path, date: &str) -> Result<()> 
     Ok(())
 }
 
-/// Takes a date as the pages have it, YYYY-MM-DD.
-///
-/// # Errors
-///
-/// A text that says so.
+/// Parses a date YYYY-MM-DD; it may be empty.
 pub(crate) fn date(text: &str) -> std::result::Result<String, String> {
     let is_right = |(place, byte): (usize, u8)| match place {
         4 | 7 => byte == b'-',
         _ => byte.is_ascii_digit(),
     };
-    // Empty if nobody says.
+    // Empty by default.
     let length = text.len() == 10 || text.is_empty();
     if length && text.bytes().enumerate().all(is_right) {
         Ok(text.to_owned())
@@ -75,15 +67,15 @@ pub(crate) fn date(text: &str) -> std::result::Result<String, String> {
     }
 }
 
-/// The definition, with the names of pages filled in.
+/// The definition, with the names of pages.
 fn built<C: CommandFactory>() -> Command {
-    // `help` would have pages for the help of each.
+    // The `help` subcommand would have a page for each subcommand.
     let mut program = C::command().disable_help_subcommand(true);
     program.build();
     program
 }
 
-/// The program, and the subcommands that it shows.
+/// The program and its visible subcommands.
 fn pages(program: &Command) -> impl Iterator<Item = &Command> {
     let shown = program.get_subcommands().filter(|sub| !sub.is_hide_set());
     std::iter::once(program).chain(shown)
@@ -97,7 +89,7 @@ fn page_name(command: &Command) -> &str {
 
 fn render(program: &Command, command: &Command, date: &str) -> Result<String> {
     let version = program.get_version().unwrap_or_default();
-    // An empty argument has to be told from none.
+    // An empty argument differs from a missing one.
     let date = if date.is_empty() { "\"\"" } else { date };
     let man = Man::new(command.clone())
         .title(page_name(command).to_uppercase())
@@ -119,11 +111,11 @@ fn render(program: &Command, command: &Command, date: &str) -> Result<String> {
         .map(ToString::to_string);
     out.write_all(sections(&help.unwrap_or_default()).render().as_bytes())?;
     out.write_all(see_also(program, command).render().as_bytes())?;
-    // clap_mangen makes an empty line by one that is empty, which roff has a request for.
+    // clap_mangen writes empty lines, for which roff has a request.
     Ok(String::from_utf8_lossy(&out).replace(".br\n\n.br\n", ".sp\n"))
 }
 
-/// What `line` is the heading of, if it is one.
+/// The heading in `line`, if it is one.
 fn heading(line: &str) -> Option<&str> {
     line.strip_suffix(':')
         .filter(|heading| !heading.starts_with(' '))
@@ -133,7 +125,7 @@ fn heading(line: &str) -> Option<&str> {
 fn sections(help: &str) -> Roff {
     let mut roff = Roff::new();
     let mut lines = help.lines().peekable();
-    // Whether a text that comes now belongs to what was before it, or is the first of its section.
+    // Whether the next text continues a paragraph or starts a section.
     let mut flows = true;
     if lines.peek().is_some_and(|first| heading(first).is_none()) {
         roff.control("SH", ["NOTES"]);
@@ -150,7 +142,7 @@ fn sections(help: &str) -> Roff {
         }
         let body = line.strip_prefix("  ").unwrap_or(line);
         if body.starts_with("$ ") {
-            // To be typed as it is.
+            // A command.
             if !std::mem::take(&mut flows) {
                 roff.control("PP", []);
             }
@@ -159,7 +151,7 @@ fn sections(help: &str) -> Roff {
             continue;
         }
         let is_deeper = |next: &&str| next.starts_with("   ");
-        // A long term has its text below it, not beside it.
+        // The text of a long term starts on the next line.
         let below = lines.peek().is_some_and(is_deeper).then_some((body, ""));
         if let Some((term, what)) = body.split_once("  ").or(below) {
             let mut words = vec![what.trim()];
@@ -179,7 +171,7 @@ fn sections(help: &str) -> Roff {
     roff
 }
 
-/// The other pages.
+/// Refers to the other pages.
 fn see_also(program: &Command, command: &Command) -> Roff {
     let mut others: Vec<_> = pages(program)
         .map(page_name)

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The error of a guest's clocks, from its own readings.
+//! Clock errors, computed from the guest's own readings.
 //!
-//! Before a cycle a vCPU has a TSC transform, the offset and scaling ratio that KVM reports, and the
-//! pvclock record that the guest read last. After the cycle the guest reads TSC `g` and kvmclock
-//! `k`. With `G(h)` the guest TSC at host TSC `h` and `K(g)` the record's kvmclock at `g`:
+//! Before a cycle, a vCPU has a TSC transform, which is the offset and scaling ratio that KVM reports,
+//! and the pvclock record that the guest read last. After the cycle, the guest reads TSC `g` and
+//! kvmclock `k`. With `G(h)` the guest TSC at host TSC `h`, and `K(g)` the record's kvmclock at `g`:
 //!
-//! - the reading was made at the host TSC `h` with `G_after(h) = g`,
+//! - the host TSC of the reading is the `h` with `G_after(h) = g`,
 //! - TSC error = `g - G_before(h)`, in ticks,
 //! - kvmclock error = `k - K_before(G_before(h))`, in ns,
-//! - skew = `k - K_before(g)`, in ns: how far the one clock was set against the other.
+//! - skew = `k - K_before(g)`, in ns: the shift of kvmclock against the TSC.
 //!
-//! All three are what the guest would not have seen had nobody touched it. Across hosts, `h` in
-//! `G_before(h)` is the TSC of the host before, at the same moment; who knows what it was gives the
-//! function, see [`compare_across`]. `G_after` is not taken on
-//! trust: the host reads its own TSC before and after the guest's reading, and `g` must lie between
-//! `G_after` of the two; nor is `k`: it must be what the record that the guest read says at `g`.
+//! All three are 0 if nothing touches the clocks. Between hosts, the `h` of `G_before(h)` is the TSC of
+//! the source at the same moment, see [`compare_across`]. `G_after` is verified: the host reads its own
+//! TSC before and after the guest's reading, and `g` must lie between the values of `G_after` for both.
+//! So is `k`: it must be the kvmclock of the record that the guest read, at `g`.
 
 use crate::guest::{Backwards, Sample};
 use pvclock::{
@@ -25,7 +24,7 @@ use pvclock::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Offset and ratio of a vCPU, as KVM reports them.
+/// A vCPU's TSC offset and scaling ratio, as KVM reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawTransform {
     /// TSC offset, ticks mod 2^64.
@@ -37,9 +36,9 @@ pub struct RawTransform {
 }
 
 impl RawTransform {
-    pub(crate) fn transform(self) -> Result<TscTransform, Contradiction> {
+    pub(crate) fn transform(self) -> Result<TscTransform, Inconsistent> {
         let scale = Scale::new(self.ratio, self.frac_bits)
-            .ok_or(Contradiction::Ratio(self.ratio, self.frac_bits))?;
+            .ok_or(Inconsistent::Ratio(self.ratio, self.frac_bits))?;
         Ok(TscTransform {
             scale,
             offset: self.offset,
@@ -47,7 +46,7 @@ impl RawTransform {
     }
 }
 
-/// A guest's reading, and the host TSC (ticks) before and after it.
+/// A guest's reading with the host TSC (ticks) before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bracketed {
     /// The reading.
@@ -58,32 +57,32 @@ pub struct Bracketed {
     pub host_after: u64,
 }
 
-/// One vCPU, from the moment it was let run until it was stopped.
+/// The readings of a vCPU between a start and a stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuReading {
-    /// The transform in force, read after it was stopped.
+    /// The TSC transform, read after the stop.
     pub tsc: RawTransform,
     /// The record that the guest read last.
     #[serde(with = "kvm_clock::bits")]
     pub record: ClockGuest,
-    /// Readings made meanwhile.
+    /// Its readings.
     pub samples: Vec<Bracketed>,
-    /// Steps back since the guest's start.
+    /// The steps back since the guest started.
     pub backwards: Backwards,
 }
 
-/// A whole VM, from the moment it was let run until it was stopped.
+/// The readings of a whole VM between a start and a stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
-    /// By vCPU.
+    /// The vCPUs, in order of index.
     pub vcpus: Vec<VcpuReading>,
     /// Guest TSC rate, kHz.
     pub tsc_khz: u32,
-    /// Host TSC right before the first vCPU was let run.
+    /// Host TSC right before the first vCPU started.
     pub host_run: u64,
-    /// Host TSC right after the last vCPU was stopped.
+    /// Host TSC right after the last vCPU stopped.
     pub host_stop: u64,
-    /// What the clocks that were saved then are said to be precise to, ns; 0 if nothing was said.
+    /// The precision that the kernel reports for the clocks saved at the stop, ns; 0 if exact or unknown.
     #[serde(default)]
     pub precision_ns: u32,
 }
@@ -97,26 +96,26 @@ impl Reading {
             .any(|vcpu| scale(vcpu).is_ok_and(|scale| !scale.is_identity()))
     }
 
-    /// Steps back that the guest saw since its start.
+    /// The guest's steps back since it started.
     pub fn backwards(&self) -> Backwards {
         let each = self.vcpus.iter().map(|vcpu| vcpu.backwards);
         each.fold(Backwards::default(), |sum, next| sum + next)
     }
 }
 
-/// A clock error, signed: positive if the guest's clock is ahead of where it should be.
+/// A signed clock error: positive if the guest's clock is ahead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockError {
     /// TSC error, ticks.
     pub tsc_ticks: i64,
     /// kvmclock error, ns.
     pub kvmclock_ns: i64,
-    /// kvmclock against what the record before says at the same guest TSC, ns.
+    /// kvmclock error of the record at the same guest TSC, ns.
     pub skew_ns: i64,
 }
 
 impl ClockError {
-    /// Keeps, of each, the one further from 0.
+    /// The larger magnitude of each error.
     pub fn worst(self, other: Self) -> Self {
         let worst = |a: i64, b: i64| {
             if b.unsigned_abs() > a.unsigned_abs() {
@@ -133,29 +132,28 @@ impl ClockError {
     }
 }
 
-/// What a cycle did to the clocks.
+/// The effect of a cycle on the clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
     /// Worst error over vCPUs and readings.
     pub error: ClockError,
-    /// Every TSC offset is the same.
+    /// Whether every TSC offset is the same.
     pub offsets_identical: bool,
-    /// Every record that a guest read is the same, `version` aside.
+    /// Whether every record that the guest read is the same, except for `version`.
     pub records_identical: bool,
 }
 
-/// Readings that cannot be true together; no error is computed from them.
+/// Readings that contradict each other, so no error can be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Contradiction {
-    /// The guest's TSC is not where KVM says.
+pub enum Inconsistent {
+    /// The guest's TSC does not match the TSC offset.
     #[error(
-        "vCPU {vcpu}: the guest read TSC {tsc}, but by TSC offset {offset:#x} it was between {low} \
-         and {high}"
+        "vCPU {vcpu}: the guest read TSC {tsc}, but TSC offset {offset:#x} gives {low} to {high}"
     )]
     Tsc {
         /// Index of the vCPU.
         vcpu: usize,
-        /// What the guest read.
+        /// The guest's reading.
         tsc: u64,
         /// The offset that KVM reports.
         offset: u64,
@@ -164,39 +162,41 @@ pub enum Contradiction {
         /// Guest TSC at the host TSC after the reading.
         high: u64,
     },
-    /// The guest's kvmclock is not what its record says.
-    #[error("vCPU {vcpu}: the guest computed kvmclock {read} ns, its record says {expected} ns")]
+    /// The guest's kvmclock does not match its record.
+    #[error(
+        "vCPU {vcpu}: the guest computed kvmclock {read} ns, but its record gives {expected} ns"
+    )]
     Kvmclock {
         /// Index of the vCPU.
         vcpu: usize,
-        /// What the guest computed.
+        /// The guest's result.
         read: u64,
-        /// What the record says.
+        /// The record's kvmclock.
         expected: u64,
     },
-    /// The guest does not use kvmclock, or KVM never wrote the record.
-    #[error("vCPU {0}: the guest's pvclock record has a multiplier of 0: KVM did not fill it in")]
+    /// The guest does not use kvmclock, or KVM has not written the record.
+    #[error("vCPU {0}: the guest's pvclock record has multiplier 0: KVM has not written it")]
     NoRecord(usize),
-    /// No scaling ratio.
-    #[error("TSC ratio {0:#x} with {1} fraction bits is no scaling ratio")]
+    /// An invalid scaling ratio.
+    #[error("TSC ratio {0:#x} with {1} fraction bits is not a scaling ratio")]
     Ratio(u64, u32),
-    /// Not the same VM.
+    /// Different numbers of vCPUs.
     #[error("{0} vCPUs before, {1} after")]
     VcpuCount(usize, usize),
-    /// No readings to compare.
+    /// A vCPU without readings.
     #[error("vCPU {0}: no reading after the cycle")]
     NoSamples(usize),
 }
 
-/// Compares the readings after a cycle with the clocks before it, on one host.
+/// Compares the readings after a cycle on one host with the clocks before it.
 ///
 /// # Errors
 ///
-/// [`Contradiction`], if the readings are not consistent in themselves.
+/// [`Inconsistent`].
 ///
 /// # Example
 ///
-/// A vCPU whose TSC was set ahead by 1,000 ticks, while its kvmclock, at 2 ticks a ns, was not:
+/// The TSC of a vCPU is set ahead by 1,000 ticks, its kvmclock (2 ticks per ns) is not:
 ///
 /// ```
 /// use clockguest::{guest, measure};
@@ -222,17 +222,17 @@ pub enum Contradiction {
 /// let compared = measure::compare(&before, &reading(51_000, moved, 2_000_000))?;
 /// assert_eq!(compared.error.tsc_ticks, 1_000);
 /// assert_eq!(compared.error.kvmclock_ns, 0);
-/// // The one clock was set against the other.
+/// // kvmclock has shifted against the TSC.
 /// assert_eq!(compared.error.skew_ns, -500);
 /// assert!(!compared.offsets_identical && !compared.records_identical);
-/// # Ok::<(), measure::Contradiction>(())
+/// # Ok::<(), measure::Inconsistent>(())
 /// ```
-pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Contradiction> {
+pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Inconsistent> {
     compare_across(before, after, |host_tsc| host_tsc)
 }
 
-/// As [`compare`], where `before_of` turns the TSC of the host after into that of the host before,
-/// at the same moment, ticks.
+/// As [`compare`], between two hosts: `source_tsc` converts a TSC value (ticks) of the destination to the
+/// source's TSC at the same moment.
 ///
 /// # Errors
 ///
@@ -240,10 +240,10 @@ pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Contradi
 pub fn compare_across(
     before: &Reading,
     after: &Reading,
-    before_of: impl Fn(u64) -> u64,
-) -> Result<Comparison, Contradiction> {
+    source_tsc: impl Fn(u64) -> u64,
+) -> Result<Comparison, Inconsistent> {
     if before.vcpus.len() != after.vcpus.len() {
-        return Err(Contradiction::VcpuCount(
+        return Err(Inconsistent::VcpuCount(
             before.vcpus.len(),
             after.vcpus.len(),
         ));
@@ -256,10 +256,10 @@ pub fn compare_across(
     for (index, (before_vcpu, after_vcpu)) in before.vcpus.iter().zip(&after.vcpus).enumerate() {
         result.offsets_identical &= before_vcpu.tsc.offset == after_vcpu.tsc.offset;
         if after_vcpu.samples.is_empty() {
-            return Err(Contradiction::NoSamples(index));
+            return Err(Inconsistent::NoSamples(index));
         }
         for bracketed in &after_vcpu.samples {
-            let error = error_of(index, before_vcpu, after_vcpu, bracketed, &before_of)?;
+            let error = error_of(index, before_vcpu, after_vcpu, bracketed, &source_tsc)?;
             result.error = result.error.worst(error);
             result.records_identical &= same_bits(&before_vcpu.record, &bracketed.sample.record);
         }
@@ -273,8 +273,8 @@ fn error_of(
     before: &VcpuReading,
     after: &VcpuReading,
     bracketed: &Bracketed,
-    before_of: impl Fn(u64) -> u64,
-) -> Result<ClockError, Contradiction> {
+    source_tsc: impl Fn(u64) -> u64,
+) -> Result<ClockError, Inconsistent> {
     let Sample {
         tsc,
         kvmclock_ns,
@@ -287,7 +287,7 @@ fn error_of(
     let low = now.guest_tsc(bracketed.host_before);
     let high = now.guest_tsc(bracketed.host_after);
     if is_ahead(low, tsc) || is_ahead(tsc, high) {
-        return Err(Contradiction::Tsc {
+        return Err(Inconsistent::Tsc {
             vcpu,
             tsc,
             offset: now.offset,
@@ -296,11 +296,11 @@ fn error_of(
         });
     }
     if record.tsc_to_system_mul == 0 || before.record.tsc_to_system_mul == 0 {
-        return Err(Contradiction::NoRecord(vcpu));
+        return Err(Inconsistent::NoRecord(vcpu));
     }
     let expected = record.kvmclock_ns(tsc);
     if kvmclock_ns != expected {
-        return Err(Contradiction::Kvmclock {
+        return Err(Inconsistent::Kvmclock {
             vcpu,
             read: kvmclock_ns,
             expected,
@@ -308,7 +308,7 @@ fn error_of(
     }
 
     let host_tsc = host_tsc_of(now, tsc, bracketed.host_before);
-    let tsc_before = was.guest_tsc(before_of(host_tsc));
+    let tsc_before = was.guest_tsc(source_tsc(host_tsc));
     // CAST: the signed difference of values mod 2^64.
     let ahead_of = |now: u64, before: u64| now.wrapping_sub(before) as i64;
     Ok(ClockError {
@@ -328,14 +328,14 @@ fn host_tsc_of(transform: TscTransform, guest_tsc: u64, host_before: u64) -> u64
         / u128::from(transform.scale.ratio());
     // CAST: a bracket is far shorter than 2^64 ticks.
     let mut host_tsc = host_before.wrapping_add(host_ticks as u64);
-    // `scale()` rounds down at both ends, so the quotient is at most one tick early.
+    // `scale()` rounds down for both values, so the quotient is at most one tick early.
     while is_ahead(guest_tsc, transform.guest_tsc(host_tsc)) {
         host_tsc = host_tsc.wrapping_add(1);
     }
     host_tsc
 }
 
-/// Equal but for `version`, which counts KVM's updates.
+/// Whether two records are equal, except for `version`, which counts KVM's updates.
 fn same_bits(a: &ClockGuest, b: &ClockGuest) -> bool {
     ClockGuest { version: 0, ..*a } == ClockGuest { version: 0, ..*b }
 }
@@ -347,7 +347,7 @@ pub(crate) mod tests {
     use pvclock::rate::Factor;
 
     pub(crate) const KHZ: u32 = 2_100_000;
-    /// Host TSC of a first reading.
+    /// Host TSC of the first reading.
     pub(crate) const START: u64 = 1 << 40;
 
     pub(crate) fn record(tsc_timestamp: u64, system_time: u64) -> ClockGuest {
@@ -362,7 +362,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A VM of one vCPU that reads once, at host TSC `host_tsc`.
+    /// One reading of a VM with one vCPU, at host TSC `host_tsc`.
     pub(crate) fn reading(tsc: RawTransform, record: ClockGuest, host_tsc: u64) -> Reading {
         let guest_tsc = tsc.transform().unwrap().guest_tsc(host_tsc);
         let sample = Sample {
@@ -423,7 +423,7 @@ pub(crate) mod tests {
             let after = reading(shifted, record(timestamp, 1 << 40), host.wrapping_add(12_345));
             let found = compare(&before, &after).unwrap();
             prop_assert_eq!(found.error.tsc_ticks, shift);
-            // The record stayed, so the two clocks still agree.
+            // The record is the same, so kvmclock still matches the TSC.
             prop_assert_eq!(found.error.skew_ns, 0);
             prop_assert_eq!(found.offsets_identical, shift == 0);
             prop_assert!(found.records_identical);
@@ -444,7 +444,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn another_host_is_another_origin(offset: u64, ahead: u64, host: u64, shift in -1i64 << 40..1 << 40) {
+        fn source_tsc_is_converted_between_hosts(offset: u64, ahead: u64, host: u64, shift in -1i64 << 40..1 << 40) {
             let timestamp = host.wrapping_add(offset).wrapping_sub(1 << 41);
             let before = reading(unscaled(offset), record(timestamp, 1 << 40), host);
             let there = host.wrapping_add(ahead);
@@ -478,23 +478,23 @@ pub(crate) mod tests {
         after.vcpus[0].tsc.offset = 5_000;
         assert!(matches!(
             compare(&before, &after),
-            Err(Contradiction::Tsc { vcpu: 0, .. })
+            Err(Inconsistent::Tsc { vcpu: 0, .. })
         ));
     }
 
     #[test]
-    fn a_kvmclock_that_its_record_does_not_give_is_refused() {
+    fn a_kvmclock_that_differs_from_its_record_is_refused() {
         let before = reading(unscaled(0), record(0, 0), 1 << 20);
         let mut after = reading(unscaled(0), record(0, 0), 1 << 21);
         after.vcpus[0].samples[0].sample.kvmclock_ns += 1;
         assert!(matches!(
             compare(&before, &after),
-            Err(Contradiction::Kvmclock { vcpu: 0, .. })
+            Err(Inconsistent::Kvmclock { vcpu: 0, .. })
         ));
     }
 
     #[test]
-    fn flags_count_and_versions_do_not() {
+    fn flags_are_compared_and_versions_are_not() {
         let before = reading(unscaled(0), record(0, 0), 1 << 20);
         let mut after = before.clone();
         after.vcpus[0].samples[0].sample.record.version = 8;

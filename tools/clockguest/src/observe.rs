@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Lets a VM run until every vCPU has made fresh readings, and takes them.
+//! Runs a VM until every vCPU has published new samples, and returns these.
 
 use crate::{
     host::rdtsc_ordered,
@@ -14,25 +14,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Readings taken of each running vCPU; the last one before it stops comes on top.
+/// Samples of each running vCPU; the last one before it stops is extra.
 const SAMPLES_PER_VCPU: usize = 2;
-/// Sleep between two looks: short against a time slice, long enough to leave the CPU to the guest.
+/// Poll interval: short against a time slice, long enough to leave the CPU to the guest.
 const POLL: Duration = Duration::from_micros(100);
-/// How long a running vCPU may take for two readings.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time limit for two samples of a running vCPU.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A VM that runs, and what was read of it so far.
+/// A running VM's samples so far.
 #[derive(Debug)]
 pub struct Run {
     host_run: u64,
     samples: Vec<Vec<Bracketed>>,
 }
 
-/// Lets `vm` run, and takes fresh readings of every vCPU; the VM goes on running.
+/// Runs `vm`, and takes new samples of every vCPU; the VM keeps running.
 ///
 /// # Errors
 ///
-/// If a vCPU does not run, or makes no readings.
+/// [`Error::Exit`], or [`Error::Timeout`] if a vCPU does not run or publishes no samples.
 pub fn run(vm: &Vm) -> Result<Run> {
     let host_run = rdtsc_ordered();
     vm.run()?;
@@ -46,7 +46,7 @@ pub fn run(vm: &Vm) -> Result<Run> {
 }
 
 impl Run {
-    /// Completes the reading of `vm`, which was stopped at host TSC `host_stop`.
+    /// Completes the reading of `vm`, which stopped at host TSC `host_stop`.
     ///
     /// # Errors
     ///
@@ -87,10 +87,9 @@ impl Run {
     }
 }
 
-/// Scaling ratio and its fraction bits.
+/// The scaling ratio and its number of fraction bits; both are 0 without the attribute.
 ///
-/// Without the attribute there is none: only tests that need it ask for another rate than the
-/// host's.
+/// Only tests that need the attribute use another TSC rate than the host's.
 fn scaling(vcpu: &VcpuFd) -> Result<(u64, u32)> {
     match tsc_scale(vcpu) {
         Ok(scale) => {
@@ -103,11 +102,11 @@ fn scaling(vcpu: &VcpuFd) -> Result<(u64, u32)> {
     }
 }
 
-/// A sample of every vCPU whose RDTSC was executed inside this function.
+/// A sample of every vCPU, whose RDTSC executed during this function.
 fn fresh_samples(vm: &Vm) -> Result<Vec<Bracketed>> {
     let host_before = rdtsc_ordered();
-    // A vCPU's next sample may have been begun before `host_before`, perhaps before a pause; the
-    // one after it was not.
+    // A vCPU may have started its next sample before `host_before`, perhaps before a pause, but not
+    // the one after it.
     let fresh: Vec<_> = vm
         .vcpus()
         .iter()
@@ -115,22 +114,25 @@ fn fresh_samples(vm: &Vm) -> Result<Vec<Bracketed>> {
         .collect();
     let start = Instant::now();
     let mut samples = Vec::new();
-    // In order of index: while one is waited for, the others run too.
+    // The vCPUs run in parallel, so their order does not matter.
     for (vcpu, fresh) in vm.vcpus().iter().zip(fresh) {
         let view = vm.view(vcpu.index());
         while view.count() < fresh {
             vm.check()?;
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 return Err(Error::Timeout {
                     index: vcpu.index(),
-                    what: "make two readings",
-                    after: PATIENCE,
+                    what: "publish two samples",
+                    after: TIMEOUT,
                 });
             }
             sleep(POLL);
         }
         let sample = view.latest().ok_or_else(|| {
-            Error::Missing(format!("vCPU {} counts samples but has none", vcpu.index()))
+            Error::Missing(format!(
+                "vCPU {} has a sample count but no sample",
+                vcpu.index()
+            ))
         })?;
         samples.push(Bracketed {
             sample,

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a result was measured by: command, kernel, module, emulator.
+//! The origin of a result: command, kernel, module, emulator.
 
 use crate::info::read_line;
 use serde::{Deserialize, Serialize};
 use std::{env, fs};
 
-/// Where `tools/vm/run` tells which QEMU emulates the test host.
+/// `tools/vm/run` sets this variable to the version of the QEMU that emulates the test host.
 const QEMU: &str = "CLOCK_GUEST_QEMU";
 
-/// What must be known to measure the same again; `None` where it could not be found out.
+/// The information that is needed to repeat a measurement; `None` where unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The command line, as a shell would take it.
+    /// The command line, quoted for a shell.
     pub command: String,
     /// Release and version of the running kernel.
     pub kernel: Option<String>,
-    /// Build ID of the `kvm_clock_guest` that is loaded.
+    /// Build ID of the loaded `kvm_clock_guest`.
     pub module: Option<String>,
     /// Version of the QEMU that emulates this host.
     pub qemu: Option<String>,
@@ -26,7 +26,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of this process, on this host.
+    /// The origin of this process's results.
     pub fn of_this() -> Self {
         let arguments = env::args_os().map(|word| quoted(&word.to_string_lossy()));
         Self {
@@ -39,7 +39,7 @@ impl Origin {
     }
 }
 
-/// `kind` and origin before the members of `of`, an object.
+/// An object with `kind` and the origin before its own members.
 #[derive(Debug, Serialize)]
 pub struct WithOrigin<'a, T> {
     kind: &'static str,
@@ -50,7 +50,7 @@ pub struct WithOrigin<'a, T> {
 }
 
 impl<'a, T> WithOrigin<'a, T> {
-    /// Of what `kind` the object `of` is, and where it comes from.
+    /// The object `of` of type `kind`.
     pub fn new(kind: &'static str, origin: &'a Origin, of: &'a T) -> Self {
         Self { kind, origin, of }
     }
@@ -62,14 +62,14 @@ fn kernel() -> Option<String> {
     Some(format!("{release} {version}"))
 }
 
-/// The linker's hash of what was linked, in hex: modules in Rust have neither version nor srcversion.
+/// The build ID in hex: modules in Rust have neither version nor srcversion.
 fn module_build_id() -> Option<String> {
     let note = fs::read("/sys/module/kvm_clock_guest/notes/.note.gnu.build-id").ok()?;
     Some(hex_of(description(&note)?))
 }
 
-/// The description of an ELF note: after three words, the second of which is its size, and the name,
-/// padded to whole words, whose size is the first.
+/// The description of an ELF note. Three words precede it, the first two with the sizes of name and
+/// description, then the name, padded to whole words.
 fn description(note: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| {
         let bytes = note.get(at..at + 4)?.try_into().ok()?;
@@ -89,7 +89,7 @@ fn cpu() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// `word` as a shell takes it for one word.
+/// `word`, quoted for a shell if necessary.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
+    fn words_are_quoted_for_a_shell() {
         assert_eq!(quoted("--cycles=20"), "--cycles=20");
         assert_eq!(quoted("a b"), "'a b'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_id_is_what_the_note_describes() {
+    fn build_id_is_the_description_of_the_note() {
         let mut note = Vec::new();
         for word in [4u32, 3, 3] {
             note.extend(word.to_ne_bytes());

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Progress on stderr: a bar on a terminal, a line now and then elsewhere.
+//! Progress on stderr: a bar on a terminal, otherwise a line every few seconds.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::{Duration, Instant};
 
-/// Time between two lines in a log.
+/// Time between two lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A terminal's line.
+/// The format of the bar.
 const TEMPLATE: &str = "{prefix} [{bar:20}] {pos}/{len}, {elapsed_precise}";
 
 /// Progress of one run.
@@ -18,12 +18,12 @@ pub struct Progress {
     total: u32,
     start: Instant,
     last: Instant,
-    /// Hidden where there is no terminal.
+    /// Hidden if stderr is not a terminal.
     bar: ProgressBar,
 }
 
 impl Progress {
-    /// Progress of `what`, which has `total` cycles; prints nothing yet.
+    /// The progress of `what`, which has `total` cycles; it prints nothing yet.
     pub fn new(what: String, total: u32) -> Self {
         Self::on(ProgressDrawTarget::stderr(), what, total)
     }
@@ -43,23 +43,23 @@ impl Progress {
         }
     }
 
-    /// The run begins.
+    /// Shows that the run begins.
     pub fn begin(&self) {
         self.bar.tick();
         self.log(0);
     }
 
-    /// `done` cycles are done.
+    /// Shows that `done` cycles are done.
     pub fn update(&mut self, done: u32) {
         self.bar.set_position(done.into());
-        // The last line is `finish()`'s.
+        // `finish()` prints the last line.
         if done < self.total && self.last.elapsed() >= LOG_INTERVAL {
             self.last = Instant::now();
             self.log(done);
         }
     }
 
-    /// The run has ended, after `done` cycles.
+    /// Shows that the run has ended after `done` cycles.
     pub fn finish(self, done: u32) {
         self.bar.set_position(done.into());
         self.bar.abandon();
@@ -80,7 +80,7 @@ mod tests {
     use super::Progress;
     use indicatif::{InMemoryTerm, ProgressDrawTarget};
 
-    /// What a terminal of 60 columns shows in the end of a run of which `done` of `total` were done.
+    /// The contents of a 60-column terminal after a run with `done` of `total` cycles.
     fn shown(done: u32, total: u32) -> String {
         let terminal = InMemoryTerm::new(4, 60);
         let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_is_as_full_as_much_is_done() {
+    fn bar_shows_the_done_part() {
         let none = shown(0, 7);
         assert!(
             none.starts_with("pause [....................] 0/7, 00:00:0"),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Sums up the cycles of a run, and prints the sum: as JSON, as text, as the demo's table.
+//! The summary of a run's cycles, as JSON and as text.
 
 use crate::{
     guest::Backwards,
@@ -11,12 +11,12 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
-/// One cycle.
+/// A cycle.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Cycle {
-    /// Counts from 1.
+    /// Its number, from 1.
     pub cycle: u32,
-    /// From stop to go, ns.
+    /// Time from stop to run, ns.
     pub downtime_ns: u64,
     /// Worst TSC error over vCPUs and readings, ticks.
     pub tsc_error_ticks: i64,
@@ -26,28 +26,28 @@ pub struct Cycle {
     pub tsc_kvmclock_skew_ns: i64,
 }
 
-/// All cycles of a run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The summary of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
-    /// What happened to the VM.
+    /// The scenario.
     pub scenario: Scenario,
-    /// How its clocks were saved and restored.
+    /// The method.
     pub method: Method,
     /// vCPUs of the guest.
     pub vcpus: u32,
-    /// Cycles asked for.
+    /// Requested cycles.
     pub cycles: u32,
-    /// Cycles done; fewer only after an error.
+    /// Completed cycles; fewer only after an error.
     pub cycles_done: u32,
-    /// Downtime asked for, ns.
+    /// Requested downtime, ns.
     pub downtime_ns: u64,
-    /// Longest time from stop to go, ns.
+    /// Longest time from stop to run, ns.
     pub downtime_ns_max: u64,
     /// Guest TSC rate, kHz.
     pub tsc_khz: u32,
-    /// Every `KVM_VCPU_TSC_OFFSET` was the same before and after every cycle.
+    /// Whether every cycle preserved every `KVM_VCPU_TSC_OFFSET`.
     pub offsets_bit_identical: bool,
-    /// Every record that a guest read was the same before and after every cycle, `version` aside.
+    /// Whether every cycle preserved every record that the guest read, except for `version`.
     pub record_bit_identical: bool,
     /// Largest TSC error of a cycle, ticks.
     pub tsc_error_ticks_max: u64,
@@ -55,29 +55,28 @@ pub struct Summary {
     pub kvmclock_error_ns_max: u64,
     /// Largest skew of a cycle, ns.
     pub tsc_kvmclock_skew_ns_max: u64,
-    /// TSC error after the last cycle against the first transform, ticks, signed.
+    /// Signed TSC error after the last cycle against the first transform, ticks.
     pub tsc_error_ticks_total: i64,
-    /// kvmclock error likewise, ns.
+    /// Signed kvmclock error after the last cycle, ns.
     pub kvmclock_error_ns_total: i64,
-    /// Skew likewise, ns.
+    /// Signed skew after the last cycle, ns.
     pub tsc_kvmclock_skew_ns_total: i64,
-    /// Worst precision (ns) that the kernel reported of the clocks it saved; 0: exact, or nothing
-    /// was said.
+    /// Worst precision that the kernel reported for saved clocks, ns; 0 if exact or unknown.
     #[serde(default)]
     pub precision_ns_max: u32,
     /// Steps back that the guest saw, all kinds.
     pub backwards_steps: u64,
-    /// The same by kind.
+    /// Steps back by kind.
     pub backwards: Backwards,
-    /// The first failure: contradictory readings, a failed call, a dead process; and, of a method
-    /// that claims to be exact, the first error of a clock.
+    /// The first failure: inconsistent readings, a failed call, a dead process; or any clock error of an
+    /// exact method.
     pub first_error: Option<String>,
-    /// The cycles one by one.
+    /// The individual cycles.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_cycle: Vec<Cycle>,
 }
 
-/// Takes the readings of a run, the first being the one before the first cycle.
+/// Summarises the readings of a run, of which the first one precedes the first cycle.
 #[derive(Debug)]
 pub struct Tally {
     summary: Summary,
@@ -86,7 +85,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Nothing yet.
+    /// An empty summary.
     pub fn new(config: &Config) -> Self {
         Self {
             summary: Summary {
@@ -94,41 +93,28 @@ impl Tally {
                 method: config.method,
                 vcpus: config.vcpus,
                 cycles: config.cycles,
-                cycles_done: 0,
                 // CAST: `duration::parse()` accepts no more than 64 bits of ns.
                 downtime_ns: config.downtime.as_nanos() as u64,
-                downtime_ns_max: 0,
-                tsc_khz: 0,
                 offsets_bit_identical: true,
                 record_bit_identical: true,
-                tsc_error_ticks_max: 0,
-                kvmclock_error_ns_max: 0,
-                tsc_kvmclock_skew_ns_max: 0,
-                tsc_error_ticks_total: 0,
-                kvmclock_error_ns_total: 0,
-                tsc_kvmclock_skew_ns_total: 0,
-                precision_ns_max: 0,
-                backwards_steps: 0,
-                backwards: Backwards::default(),
-                first_error: None,
-                per_cycle: Vec::new(),
+                ..Summary::default()
             },
             first: None,
             previous: None,
         }
     }
 
-    /// Cycles done so far.
+    /// The number of completed cycles.
     pub fn cycles_done(&self) -> u32 {
         self.summary.cycles_done
     }
 
-    /// The sum so far.
-    pub fn so_far(&self) -> &Summary {
+    /// The summary so far.
+    pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// Takes the reading after a cycle.
+    /// Adds the reading after a cycle.
     pub fn add(&mut self, reading: Reading) {
         match (self.first.take(), self.previous.take()) {
             (Some(first), Some(previous)) => {
@@ -147,11 +133,11 @@ impl Tally {
         self.summary.precision_ns_max = self.summary.precision_ns_max.max(precision_ns);
 
         match compare(previous, reading) {
-            Err(contradiction) => {
+            Err(inconsistent) => {
                 self.summary.offsets_bit_identical = false;
                 self.summary.record_bit_identical = false;
                 self.fail(format!(
-                    "cycle {}: {contradiction}",
+                    "cycle {}: {inconsistent}",
                     self.summary.cycles_done
                 ));
             }
@@ -161,7 +147,7 @@ impl Tally {
                 self.count(found.error, downtime_ns(previous, reading));
             }
         }
-        // A contradiction was reported above.
+        // Inconsistent readings were reported above.
         if let Ok(found) = compare(first, reading) {
             self.summary.tsc_error_ticks_total = found.error.tsc_ticks;
             self.summary.kvmclock_error_ns_total = found.error.kvmclock_ns;
@@ -211,25 +197,25 @@ impl Tally {
         });
     }
 
-    /// Something went wrong; the first such text is kept.
+    /// Records a failure; only the first one is kept.
     pub fn fail(&mut self, message: String) {
         self.summary.first_error.get_or_insert(message);
     }
 
-    /// The sum.
+    /// The final summary.
     pub fn finish(self) -> Summary {
         self.summary
     }
 }
 
-/// Host time from stop to go; both processes are on one host, so its TSC tells.
+/// Time from stop to run by the host TSC, which is the same for both processes.
 fn downtime_ns(previous: &Reading, reading: &Reading) -> u64 {
     let ticks = reading.host_run.wrapping_sub(previous.host_stop);
     let ns = u128::from(ticks) * 1_000_000 / u128::from(reading.tsc_khz.max(1));
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
-/// What is said of bits that are the same or not.
+/// The result of a comparison, for the user.
 pub(crate) fn identical(is: bool) -> &'static str {
     if is {
         "bit-identical"
@@ -239,7 +225,7 @@ pub(crate) fn identical(is: bool) -> &'static str {
 }
 
 impl Summary {
-    /// Nothing was lost: same bits, no error, no step back.
+    /// Whether all cycles were exact: same bits, no error, no step back.
     pub fn is_exact(&self) -> bool {
         self.offsets_bit_identical
             && self.record_bit_identical
@@ -248,8 +234,8 @@ impl Summary {
             && self.backwards_steps == 0
     }
 
-    /// It is exact; or the kernel reports a precision, as the host does not keep its time by a stable
-    /// TSC, and the guest's TSC is exact. Its kvmclock then follows the host's time.
+    /// Whether the run is exact; or, without a stable host TSC, the guest's TSC is exact. The guest's
+    /// kvmclock then follows the host's time with the precision that the kernel reports.
     fn is_as_good_as_reported(&self) -> bool {
         self.is_exact()
             || self.precision_ns_max != 0
@@ -258,10 +244,10 @@ impl Summary {
                 && self.backwards.own_tsc == 0
     }
 
-    /// Some lines for a reader.
+    /// A text for the user.
     pub fn to_text(&self, verbose: bool) -> String {
         let mut text = format!(
-            "{} by {}: {}/{} cycles, {} vCPUs, downtime {} (longest {}), TSC {} kHz\n",
+            "{} with {}: {}/{} cycles, {} vCPUs, downtime {} (longest {}), TSC {} kHz\n",
             self.scenario.name(),
             self.method.name(),
             self.cycles_done,
@@ -286,9 +272,9 @@ impl Summary {
         }
         let _ = write!(
             text,
-            "  TSC error       worst {} ticks a cycle, {:+} in all; offsets {}\n\
-             \x20 kvmclock error  worst {} ns a cycle, {:+} in all; record {}\n\
-             \x20 skew            worst {} ns a cycle, {:+} in all\n\
+            "  TSC error       worst {} ticks per cycle, {:+} in total; offsets {}\n\
+             \x20 kvmclock error  worst {} ns per cycle, {:+} in total; record {}\n\
+             \x20 skew            worst {} ns per cycle, {:+} in total\n\
              \x20 backward steps  {} (own TSC {}, own kvmclock {}, across vCPUs {} and {})\n\
              \x20 first error     {}\n",
             self.tsc_error_ticks_max,
@@ -307,22 +293,21 @@ impl Summary {
             self.first_error.as_deref().unwrap_or("none"),
         );
         if self.precision_ns_max != 0 {
-            let _ = writeln!(text, "  {}", self.said_precision());
+            let _ = writeln!(text, "  {}", self.precision_note());
         }
         text
     }
 
-    /// What is to be said where the clocks are not exact.
-    pub fn said_precision(&self) -> String {
+    /// A note about clocks that are not exact.
+    pub fn precision_note(&self) -> String {
         format!(
-            "this host does not keep its time by a stable TSC: the clocks were saved precise to {} ns, as the \
-             kernel reports",
+            "this host's TSC is not stable: the kernel saved the clocks precise to {} ns",
             self.precision_ns_max
         )
     }
 }
 
-/// ns with the unit that suits them.
+/// `value` ns with a suitable unit.
 fn ns(value: u64) -> String {
     match value {
         0..10_000 => format!("{value} ns"),
@@ -349,7 +334,7 @@ mod tests {
         })
     }
 
-    /// A reading after `cycle` cycles, the TSC being off by `ticks` and kvmclock by `ns`.
+    /// A reading after `cycle` cycles, with a TSC error of `ticks` and a kvmclock error of `ns`.
     fn after(cycle: u64, ticks: u64, ns: u64) -> Reading {
         let host = START + cycle * 1_000_000_000;
         let mut reading = reading(unscaled(ticks), record(START + ticks, 1_000 + ns), host);
@@ -388,12 +373,12 @@ mod tests {
         assert_eq!(summary.kvmclock_error_ns_max, 7);
         assert_eq!(summary.kvmclock_error_ns_total, 4);
         assert!(summary.offsets_bit_identical && !summary.record_bit_identical);
-        // An error of a method that does not claim to be exact is a result.
+        // An error of a legacy method is a result.
         assert_eq!(summary.first_error, None);
     }
 
     #[test]
-    fn an_exact_method_may_lose_nothing() {
+    fn an_error_of_an_exact_method_is_a_failure() {
         for (ticks, ns) in [(1, 0), (0, 1)] {
             let mut tally = tally(Method::Atomic);
             tally.add(after(0, 0, 0));

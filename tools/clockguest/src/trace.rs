@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! kprobes in a trace buffer of their own.
+//! kprobes in a separate trace buffer.
 //!
-//! Needs root, tracefs and a kernel with kprobe events.
+//! They need root, tracefs and a kernel with kprobe events.
 
 use crate::host::{tracefs_with, TRACEFS};
 use anyhow::{bail, Context, Result};
@@ -14,7 +14,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// Probes and their buffer; dropping it removes both.
+/// Probes and their buffer; drop removes both.
 #[derive(Debug)]
 pub struct Kprobes {
     tracefs: &'static Path,
@@ -22,19 +22,19 @@ pub struct Kprobes {
     names: Vec<String>,
 }
 
-/// One hit of a probe.
+/// A hit of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// The probe's name.
     pub name: String,
-    /// When, by the buffer's `trace_clock`.
+    /// Its time in the buffer's `trace_clock`.
     pub time: String,
-    /// Where, and the fields that the probe fetches.
+    /// Its location and fields.
     pub text: String,
 }
 
 impl Event {
-    /// A field that the probe fetches.
+    /// The value of a field.
     pub fn field(&self, name: &str) -> Option<&str> {
         let (_, value) = self.text.split_once(&format!(" {name}="))?;
         value.split_whitespace().next()
@@ -42,12 +42,12 @@ impl Event {
 }
 
 impl Kprobes {
-    /// Sets probes, each by its name and by what goes before and after that name in `kprobe_events`: `p` or
-    /// `r`, then function and fields.
+    /// Sets probes, each with its name and the parts of its `kprobe_events` line before and after the name:
+    /// `p` or `r`, then function and fields.
     ///
     /// # Errors
     ///
-    /// If there is no tracefs, or the kernel refuses a probe.
+    /// If tracefs is missing, or the kernel refuses a probe.
     pub fn new(probes: &[(&str, char, &str)]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -70,7 +70,7 @@ impl Kprobes {
         Ok(this)
     }
 
-    /// What this thread hit since the buffer was cleared, oldest first.
+    /// This thread's events since the buffer was cleared, oldest first.
     ///
     /// # Errors
     ///
@@ -79,12 +79,12 @@ impl Kprobes {
         let path = self.instance().join("trace");
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        // SAFETY: It has no arguments and cannot fail.
+        // SAFETY: gettid() has no arguments and cannot fail.
         let thread = unsafe { libc::gettid() };
         Ok(events_of(&text, thread))
     }
 
-    /// Forgets what was hit so far.
+    /// Clears the buffer.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl Kprobes {
         self.write("trace", "")
     }
 
-    /// Writes a file of the buffer's folder, e.g. `trace_clock`.
+    /// Writes a file in the buffer's folder, e.g. `trace_clock`.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Drop for Kprobes {
             names.try_for_each(|name| self.define(&format!("-:{}/{name}\n", self.group)))
         });
         if let Err(error) = removed {
-            eprintln!("clockguest: a kprobe is left behind: {error:#}");
+            eprintln!("clockguest: cannot remove a kprobe: {error:#}");
         }
     }
 }
@@ -138,7 +138,7 @@ fn events_of(trace: &str, thread: libc::pid_t) -> Vec<Event> {
         if !task.trim_end().ends_with(&of_thread) {
             return None;
         }
-        // CPU, flags and time; name; the rest.
+        // CPU, flags and time; name; location and fields.
         let (at, event) = event.split_once(": ")?;
         let (name, text) = event.split_once(": ")?;
         Some(Event {
@@ -155,19 +155,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_those_of_its_thread() {
+    fn events_of_the_thread_are_found() {
         let trace = "\
 # tracer: nop
      other task-12    [001] .....  1.000001: snapshot: (f <- ktime_get_snapshot_id) cycles=1 mono=2
       clockguest-112   [000] .....  1.000002: snapshot: (f <- ktime_get_snapshot_id) cycles=3 mono=4
-      clockguest-112   [000] ..... 812345: hold: (kvm_clock_guest_trylock_vcpus+0x4/0x10)
+      clockguest-112   [000] ..... 812345: lock: (kvm_clock_guest_trylock_vcpus+0x4/0x10)
 ";
         let events = events_of(trace, 112);
         let seen: Vec<_> = events
             .iter()
             .map(|event| (event.name.as_str(), event.time.as_str()))
             .collect();
-        assert_eq!(seen, [("snapshot", "1.000002"), ("hold", "812345")]);
+        assert_eq!(seen, [("snapshot", "1.000002"), ("lock", "812345")]);
         assert_eq!(
             (events[0].field("cycles"), events[0].field("mono")),
             (Some("3"), Some("4"))

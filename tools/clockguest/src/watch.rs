@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `clockguest watch`: the present errors of a running guest's clocks.
+//! `clockguest watch`: the current errors of a running guest's clocks.
 
 use crate::{cli, FAILED};
 use anyhow::{Context, Result};
@@ -19,37 +19,37 @@ use std::{
 };
 use vmm_sys_util::signal::register_signal_handler;
 
-/// Somebody asked for the end.
-static ENOUGH: AtomicBool = AtomicBool::new(false);
+/// A signal has requested the end.
+static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Ctrl-C, and what else ends a program, ends the watch instead.
+/// Makes Ctrl-C and other terminating signals end the watch.
 fn catch_signals() -> Result<()> {
-    extern "C" fn enough(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        ENOUGH.store(true, Ordering::Relaxed);
+    extern "C" fn handler(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        STOP.store(true, Ordering::Relaxed);
     }
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        register_signal_handler(signal, enough).context("sigaction")?;
+        register_signal_handler(signal, handler).context("sigaction")?;
     }
     Ok(())
 }
 
-/// How a cycle is shown.
+/// The output format of a cycle.
 enum Style {
-    /// One line that is rewritten.
+    /// A line that is rewritten.
     Live,
-    /// A line each.
+    /// A new line.
     Lines,
-    /// A JSON object each.
+    /// A JSON object.
     Json,
 }
 
 struct View {
     style: Style,
-    /// Nobody sees what is printed.
+    /// The error of stdout, if any.
     failed: Option<io::Error>,
 }
 
-/// What a line of JSON tells.
+/// The JSON object of a cycle.
 #[derive(Serialize)]
 struct Line<'a> {
     kind: &'static str,
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &cli::Watch, any_kvm: bool) -> Result<u8> {
     };
     catch_signals()?;
     let mut summary = watch(&config, args.interval, &mut view)?;
-    // Whoever ends it asks for no more than was done.
+    // Without --cycles, any number is complete.
     if args.cycles.is_none() {
         summary.cycles = summary.cycles_done;
     }
@@ -93,33 +93,33 @@ pub(crate) fn run(args: &cli::Watch, any_kvm: bool) -> Result<u8> {
 }
 
 impl Watcher for View {
-    fn enough(&self) -> bool {
-        self.failed.is_some() || ENOUGH.load(Ordering::Relaxed)
+    fn is_done(&self) -> bool {
+        self.failed.is_some() || STOP.load(Ordering::Relaxed)
     }
 
-    fn see(&mut self, so_far: &Summary) {
-        self.failed = self.show(so_far).err();
+    fn update(&mut self, summary: &Summary) {
+        self.failed = self.show(summary).err();
     }
 }
 
 impl View {
-    fn show(&self, so_far: &Summary) -> io::Result<()> {
-        // A cycle whose readings contradict each other has none; the end tells why.
-        let last = so_far.per_cycle.last();
-        let Some(cycle) = last.filter(|last| last.cycle == so_far.cycles_done) else {
+    fn show(&self, summary: &Summary) -> io::Result<()> {
+        // A cycle with inconsistent readings has no entry; the final summary has its error.
+        let last = summary.per_cycle.last();
+        let Some(cycle) = last.filter(|last| last.cycle == summary.cycles_done) else {
             return Ok(());
         };
         let mut out = stdout().lock();
         match self.style {
-            // Without wrapping a narrow terminal shows the beginning.
-            Style::Live => write!(out, "\r\x1b[?7l{}\x1b[K\x1b[?7h", text(so_far, cycle))?,
-            Style::Lines => writeln!(out, "{}", text(so_far, cycle))?,
-            Style::Json => writeln!(out, "{}", json(so_far, cycle)?)?,
+            // Without wrapping, a narrow terminal shows the beginning.
+            Style::Live => write!(out, "\r\x1b[?7l{}\x1b[K\x1b[?7h", text(summary, cycle))?,
+            Style::Lines => writeln!(out, "{}", text(summary, cycle))?,
+            Style::Json => writeln!(out, "{}", json(summary, cycle)?)?,
         }
         out.flush()
     }
 
-    /// The sum, unless nobody sees it; a reader that has gone is no failure.
+    /// Prints the summary, unless stdout has failed; a closed pipe is not an error.
     fn finish(self, summary: &Summary) -> Result<()> {
         if let Some(error) = self.failed {
             return match error.kind() {
@@ -141,33 +141,33 @@ impl View {
     }
 }
 
-fn text(so_far: &Summary, cycle: &Cycle) -> String {
+fn text(summary: &Summary, cycle: &Cycle) -> String {
     format!(
         "{} cycle {}: TSC {:+} ticks ({:+}), kvmclock {:+} ns ({:+}), skew {:+} ns ({:+}), {} steps back",
-        so_far.method.name(),
+        summary.method.name(),
         cycle.cycle,
         cycle.tsc_error_ticks,
-        so_far.tsc_error_ticks_total,
+        summary.tsc_error_ticks_total,
         cycle.kvmclock_error_ns,
-        so_far.kvmclock_error_ns_total,
+        summary.kvmclock_error_ns_total,
         cycle.tsc_kvmclock_skew_ns,
-        so_far.tsc_kvmclock_skew_ns_total,
-        so_far.backwards_steps,
+        summary.tsc_kvmclock_skew_ns_total,
+        summary.backwards_steps,
     )
 }
 
-fn json(so_far: &Summary, cycle: &Cycle) -> io::Result<String> {
+fn json(summary: &Summary, cycle: &Cycle) -> io::Result<String> {
     let line = Line {
         kind: "watch",
-        method: so_far.method,
-        vcpus: so_far.vcpus,
-        tsc_khz: so_far.tsc_khz,
+        method: summary.method,
+        vcpus: summary.vcpus,
+        tsc_khz: summary.tsc_khz,
         cycle,
-        tsc_error_ticks_total: so_far.tsc_error_ticks_total,
-        kvmclock_error_ns_total: so_far.kvmclock_error_ns_total,
-        tsc_kvmclock_skew_ns_total: so_far.tsc_kvmclock_skew_ns_total,
-        backwards_steps: so_far.backwards_steps,
-        first_error: so_far.first_error.as_deref(),
+        tsc_error_ticks_total: summary.tsc_error_ticks_total,
+        kvmclock_error_ns_total: summary.kvmclock_error_ns_total,
+        tsc_kvmclock_skew_ns_total: summary.tsc_kvmclock_skew_ns_total,
+        backwards_steps: summary.backwards_steps,
+        first_error: summary.first_error.as_deref(),
     };
     serde_json::to_string(&line).map_err(io::Error::from)
 }

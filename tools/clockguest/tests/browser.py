@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A headless Chromium, told what to do over its DevTools pipe."""
+"""A headless Chromium, controlled over its DevTools pipe."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 
-# Seconds for one answer: a busy machine starts a browser slowly.
+# Seconds for an answer: a busy machine starts a browser slowly.
 PATIENCE = 60
 
 # Debian's packages, the smaller one first.
@@ -18,7 +18,7 @@ NAMES = ("chromium-headless-shell", "chromium")
 
 
 class Browser:
-    """One page. `with Browser() as browser:` ends it."""
+    """A browser with one page; a context manager that ends it."""
 
     def __init__(self):
         program = next(filter(None, map(shutil.which, NAMES)), None)
@@ -27,7 +27,7 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory()
         inside, self._out = os.pipe()
         self._in, outside = os.pipe()
-        # The browser reads from 3 and writes to 4. As root it has no sandbox; it sees our own page alone.
+        # The browser reads from 3 and writes to 4. As root it has no sandbox; it loads only our own page.
         command = ["sh", "-c", f'exec "$@" 3<&{inside} 4>&{outside}', "sh", program, "--headless", "--no-sandbox",
                    "--disable-gpu", "--hide-scrollbars", "--disable-background-networking", "--no-first-run",
                    f"--user-data-dir={self._profile.name}", "--remote-debugging-pipe", "about:blank"]
@@ -58,7 +58,7 @@ class Browser:
         self._profile.cleanup()
 
     def _receive(self):
-        """The next message, an answer or an event."""
+        """Return the next message, an answer or an event."""
         deadline = time.monotonic() + PATIENCE
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], max(0, deadline - time.monotonic()))
@@ -70,7 +70,7 @@ class Browser:
         return json.loads(message)
 
     def call(self, method, **params):
-        """Call a DevTools method; its result."""
+        """Call a DevTools method, and return its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -86,37 +86,37 @@ class Browser:
                 return answer["result"]
 
     def show(self, *, width, height=800, dark=False, media="screen"):
-        """What the page is looked at with."""
+        """Set the size and media features."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
     def open(self, url):
-        """Load a page, until it and all that it asks for is there."""
+        """Load a page and its resources."""
         self.events.clear()
         self.call("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
     def evaluate(self, expression):
-        """The JSON value of a JavaScript expression in the page."""
+        """Evaluate a JavaScript expression in the page, and return its JSON value."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
 
     def requests(self):
-        """The URLs that the page loaded last asked for, itself included."""
+        """Return the URLs that the current page has requested, including its own."""
         return [event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
 
     def complaints(self):
-        """What the browser logged meanwhile: blocked loads, exceptions."""
+        """Return the browser's log of the current page: blocked loads, exceptions."""
         return [event["params"] for event in self.events if event.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown")]
 
     def pdf(self):
-        """The page, printed on A4."""
+        """Print the page on A4, and return the PDF."""
         return base64.b64decode(self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])
 
     def screenshot(self):
-        """A PNG of the whole page."""
+        """Return a PNG of the whole page."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])

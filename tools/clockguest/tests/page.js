@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What the test asks of the page; evaluated in it by tools/clockguest/tests/page, not part of it.
+// Returns the properties of the page that tools/clockguest/tests/page checks; it evaluates this in the page.
 (() => {
   const all = (selector, of = document) => [...of.querySelectorAll(selector)];
   const box = (element) => { const { left, right, top, bottom } = element.getBoundingClientRect(); return { left, right, top, bottom }; };

@@ -3,7 +3,7 @@
 //! Messages of another host: none hurts, and what is understood of them is said again by the same bytes.
 
 use crate::sealed::{described, SESSION};
-use clockguest::migration::heard::hear;
+use clockguest::migration::replay::replay;
 
 /// Memory that hearing may take, bytes for each byte of input, and beyond that.
 const PER_BYTE: u64 = 64;
@@ -17,7 +17,7 @@ const BEYOND: u64 = 1 << 16;
 pub fn migration(text: &[u8]) {
     let stream = described(text);
     let mut said = Vec::new();
-    let used = allocation_counter::measure(|| said = hear(stream.as_slice(), SESSION));
+    let used = allocation_counter::measure(|| said = replay(stream.as_slice(), SESSION));
     let allowed = stream.len() as u64 * PER_BYTE + BEYOND;
     assert!(
         used.bytes_max <= allowed,
@@ -25,6 +25,6 @@ pub fn migration(text: &[u8]) {
         used.bytes_max,
         stream.len()
     );
-    let again = hear(said.as_slice(), SESSION);
+    let again = replay(said.as_slice(), SESSION);
     assert_eq!(again, said, "{}", String::from_utf8_lossy(&said));
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Arguments of the commands that have many.
+//! The arguments of commands that have many.
 
 use clap::Args;
 use clockguest::{
@@ -35,23 +35,23 @@ pub(crate) struct Migrate {
     #[arg(long, default_value = "atomic")]
     pub(crate) method: Method,
 
-    /// How method atomic carries them over
+    /// Mode of method atomic
     #[arg(long, default_value = "auto")]
     pub(crate) mode: ModeChoice,
 
-    /// What the hosts' time of day is compared by
+    /// How to compare the hosts' clocks
     #[arg(long, default_value = "exchange")]
     pub(crate) sync: ClockSource,
 
-    /// Times that the guest goes there and comes back; 0: it goes there, and stays
+    /// Number of round trips; 0: the guest moves once, and stays there
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub(crate) round_trips: u32,
 
-    /// Trace by a kprobe what the kernel's clock says when the guest's clocks are set (root)
+    /// Trace the kernel's clock snapshot at a restore with a kprobe (root)
     #[arg(long)]
     pub(crate) trace_clock: bool,
 
-    /// What the two emulated hosts' TSCs are; tools/vm/pair writes that
+    /// Relation between the TSCs of two emulated hosts, written by tools/vm/pair
     #[arg(long, value_name = "FILE")]
     pub(crate) truth: Option<PathBuf>,
 
@@ -59,7 +59,7 @@ pub(crate) struct Migrate {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Show every move too; JSON always has them all
+    /// Show every move; JSON always includes them
     #[arg(long)]
     pub(crate) verbose: bool,
 }
@@ -74,19 +74,19 @@ pub(crate) struct Watch {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     pub(crate) vcpus: u32,
 
-    /// Time that the guest runs between two pauses, e.g. 200ms
+    /// Time between two pauses, e.g. 200ms
     #[arg(long, default_value = "1s", value_parser = duration::parse)]
     pub(crate) interval: Duration,
 
-    /// Least time of a pause, e.g. 500us, 50ms, 5s
+    /// Minimum length of a pause, e.g. 500us, 50ms, 5s
     #[arg(long, default_value = "50ms", value_parser = duration::parse)]
     pub(crate) downtime: Duration,
 
-    /// End after as many pauses [default: go on until Ctrl-C]
+    /// Number of pauses [default: until Ctrl-C]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cycles: Option<u32>,
 
-    /// Print a JSON object for each cycle, each in a line
+    /// Print a JSON object per cycle, one per line
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -100,7 +100,7 @@ pub(crate) struct Save {
     #[command(flatten)]
     pub(crate) guest: Guest,
 
-    /// How its clocks are saved, and later restored
+    /// How its clocks are saved and later restored
     #[arg(long, default_value = "atomic")]
     pub(crate) method: Method,
 
@@ -115,11 +115,11 @@ pub(crate) struct Restore {
     #[arg(long, value_name = "FILE")]
     pub(crate) from: PathBuf,
 
-    /// How method atomic carries the clocks over [default: exact, which fails if it loses anything]
+    /// Mode of method atomic [default: exact, which fails on any error]
     #[arg(long)]
     pub(crate) mode: Option<Mode>,
 
-    /// Save the guest again after it has run
+    /// Run the guest, then save it again
     #[arg(long, value_name = "FILE")]
     pub(crate) to: Option<PathBuf>,
 
@@ -134,11 +134,11 @@ pub(crate) struct Size {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     pub(crate) vcpus: u32,
 
-    /// Times that the clocks are saved and restored
+    /// Number of times to save and restore the clocks
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cycles: u32,
 
-    /// Least time between stop and go, e.g. 500us, 50ms, 5s
+    /// Minimum time from stop to run, e.g. 500us, 50ms, 5s
     #[arg(long, default_value = "50ms", value_parser = duration::parse)]
     pub(crate) downtime: Duration,
 }

@@ -3,8 +3,8 @@
 //! The guest's code: position-independent long-mode instructions, copied into guest memory.
 //!
 //! On entry RDI is the vCPU's sample area, RSI its pvclock page, R15 the shared page and RSP the
-//! stack, all guest physical addresses. The guest enables kvmclock, then reads for ever. Its whole
-//! state is in registers and memory, so a restored copy goes on counting where the saved one was.
+//! stack, all guest physical addresses. The guest enables kvmclock, then reads forever. Its whole
+//! state is in registers and memory, so a restored copy continues counting where the saved one was.
 
 use super::layout;
 use pvclock::abi::ClockGuest;
@@ -23,7 +23,7 @@ clockguest_guest_start:
     mov r12, rdi
     mov r13, rsi
 
-    // Whichever vCPU comes first gives the shared maximum, and each its own, a value to start from:
+    // The first vCPU initialises the shared maximum of the TSC, and each vCPU its own previous value:
     // the TSC may start anywhere. kvmclock starts at 0.
     lfence
     rdtsc
@@ -39,13 +39,13 @@ clockguest_guest_start:
     xor edx, edx
     wrmsr
 
-2:  // The ring's next slot; nobody reads it before the count says so.
+2:  // The ring's next slot; the host reads it only after the count includes it.
     mov r14, [r12 + {AREA_COUNT}]
     and r14d, {RING_LEN} - 1
     shl r14d, {SLOT_SHIFT}
     lea r14, [r12 + r14 + {AREA_RING}]
 
-    // What others read before this reading.
+    // The maxima of all vCPUs before this reading.
     mov r10, [r15 + {SHARED_MAX_TSC}]
     mov r11, [r15 + {SHARED_MAX_NS}]
 
@@ -82,8 +82,8 @@ clockguest_guest_start:
     inc rax
     mov [r12 + {AREA_COUNT}], rax
 
-    // Compares as modular counters do. A step back moves the maximum back too, so that one step is
-    // counted once and not until the clock has caught up.
+    // Compares modular counters. A step back also moves the maximum back, so that it is counted once,
+    // and not until the clock has caught up.
     .macro clockguest_check value, previous, seen, maximum, own, cross
     mov rax, \value
     sub rax, \previous
@@ -116,7 +116,7 @@ clockguest_guest_start:
     jmp 2b
 
     // RAX = kvmclock (ns) of the record at RDI, at TSC RSI; clobbers RCX, RDX, RSI.
-    // A C function too, so that a test can call it.
+    // Also a C function, for a test.
     .globl clockguest_guest_pvclock_ns
     .hidden clockguest_guest_pvclock_ns
 clockguest_guest_pvclock_ns:
@@ -166,23 +166,23 @@ extern "C" {
     static clockguest_guest_end: u8;
 }
 
-/// The guest's code, to be put at [`layout::CODE`]; the entry point is its first byte.
+/// The guest's code, for [`layout::CODE`]; the entry point is its first byte.
 pub fn bytes() -> &'static [u8] {
     let start = &raw const clockguest_guest_start;
     let end = &raw const clockguest_guest_end;
-    // SAFETY: Both symbols are defined by the one assembly block above, `end` after `start` in the
-    // same section, and what lies between is never written.
+    // SAFETY: The assembly block above defines both symbols in this order in one section, and nothing
+    // writes the bytes between them.
     unsafe { between(start, end) }
 }
 
-/// The code of a guest from one symbol to another.
+/// The code of a guest, from symbol `start` to symbol `end`.
 ///
 /// # Safety
 ///
-/// `start` and `end` are in one section of this program, in this order, and what lies between is
-/// never written.
+/// `start` and `end` are in one section of this program, in this order, and nothing writes the bytes
+/// between them.
 pub unsafe fn between(start: *const u8, end: *const u8) -> &'static [u8] {
-    // SAFETY: As the caller promises; a program's sections are initialised, and live as long as it.
+    // SAFETY: The caller ensures it; a program's sections are initialised and always valid.
     unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }
 
@@ -197,7 +197,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn guest_computes_what_the_kernel_and_the_tools_do(
+        fn guest_computes_the_same_kvmclock_as_pvclock(
             tsc_timestamp: u64,
             system_time: u64,
             tsc_to_system_mul: u32,
@@ -211,7 +211,7 @@ mod tests {
                 tsc_shift,
                 ..ClockGuest::default()
             };
-            // SAFETY: The routine follows the C ABI and reads one record, which is borrowed here.
+            // SAFETY: The routine follows the C ABI and reads only the borrowed record.
             let ns = unsafe { clockguest_guest_pvclock_ns(&record, tsc) };
             prop_assert_eq!(ns, record.kvmclock_ns(tsc));
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest's physical memory, which it sees identity-mapped.
+//! The guest's physical memory, which is identity-mapped.
 //!
 //! ```text
 //! 0x1000  PML4, 0x2000 PDPT, 0x3000 PD: one 2 MiB page at 0
@@ -39,10 +39,10 @@ pub const PAGE_TABLES: [(u64, u64); 3] = [
 
 const VCPUS: u64 = 0x8000;
 const VCPU_STRIDE: u64 = 2 * PAGE_SIZE;
-/// What the one large page maps.
+/// Bytes that the large page maps.
 const MAPPED: u64 = 2 << 20;
 
-/// vCPUs that fit into the mapped memory.
+/// The number of vCPUs that fit into the mapped memory.
 // CAST: 252.
 pub const MAX_VCPUS: u32 = ((MAPPED - VCPUS) / VCPU_STRIDE) as u32;
 
@@ -51,34 +51,34 @@ pub const SHARED_MAX_TSC: usize = 0;
 /// In the shared page: highest kvmclock (ns) that any vCPU read; on a cache line of its own.
 pub const SHARED_MAX_NS: usize = 64;
 
-/// In the sample area: samples published so far. Written last, so it also says which slots of the
-/// ring are complete.
+/// In the sample area: the number of published samples, written last: it marks the complete slots of
+/// the ring.
 pub const AREA_COUNT: usize = 0;
-/// In the sample area: TSC below the vCPU's own previous reading.
+/// In the sample area: how often the TSC was below the vCPU's own previous reading.
 pub const AREA_OWN_TSC: usize = 8;
-/// In the sample area: kvmclock below the vCPU's own previous reading.
+/// In the sample area: how often kvmclock was below the vCPU's own previous reading.
 pub const AREA_OWN_NS: usize = 16;
-/// In the sample area: TSC below a maximum seen before the reading.
+/// In the sample area: how often the TSC was below the maximum before the reading.
 pub const AREA_CROSS_TSC: usize = 24;
-/// In the sample area: kvmclock below a maximum seen before the reading.
+/// In the sample area: how often kvmclock was below the maximum before the reading.
 pub const AREA_CROSS_NS: usize = 32;
-/// In the sample area: the last step back of the vCPU's own kvmclock: its reading before (ns), the
-/// one after, and the TSC (ticks) of the latter.
+/// In the sample area: the last step back of the vCPU's own kvmclock: the readings before and after
+/// it (ns), and the TSC of the latter (ticks).
 pub const AREA_STEP: usize = 40;
 /// In the sample area: the last [`RING_LEN`] samples.
 pub const AREA_RING: usize = 1024;
 
-/// Samples kept; a power of two.
+/// Samples in the ring; a power of two.
 pub const RING_LEN: usize = 32;
-/// Bytes of a slot in the ring, as a shift.
+/// Log2 of the bytes of a slot.
 pub const SLOT_SHIFT: u32 = 6;
-/// In a slot: the sample's number, counting from 0.
+/// In a slot: the sample's number, from 0.
 pub const SLOT_NUMBER: usize = 0;
 /// In a slot: RDTSC (ticks).
 pub const SLOT_TSC: usize = 8;
-/// In a slot: kvmclock (ns) at that TSC, computed by the guest.
+/// In a slot: kvmclock (ns) at that TSC, as the guest computes it.
 pub const SLOT_NS: usize = 16;
-/// In a slot: the pvclock record it was computed from.
+/// In a slot: the pvclock record of that computation.
 pub const SLOT_RECORD: usize = 24;
 
 const _: () = {
@@ -88,7 +88,7 @@ const _: () = {
     assert!(AREA_RING + (RING_LEN << SLOT_SHIFT) + 256 <= PAGE_SIZE as usize);
 };
 
-/// Bytes of memory of a guest with `nr_vcpus` vCPUs.
+/// The memory size of a guest with `nr_vcpus` vCPUs, bytes.
 pub const fn memory_size(nr_vcpus: u32) -> u64 {
     VCPUS + nr_vcpus as u64 * VCPU_STRIDE
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest: where things are in its memory, its code, and the host's view of what it publishes.
+//! The guest: its memory layout, its code, and the host's view of its results.
 
 pub mod code;
 pub mod layout;

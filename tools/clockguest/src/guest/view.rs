@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host's view of what the guest publishes.
+//! The host's view of the samples that the guest publishes.
 
 use super::layout;
 use crate::vmm::memory::GuestMemory;
@@ -11,16 +11,16 @@ use std::{
     sync::atomic::Ordering,
 };
 
-/// One reading of a vCPU.
+/// A vCPU's reading of its clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Counts from 0 for the life of the guest.
+    /// Number of the sample, from 0, for the life of the guest.
     pub number: u64,
     /// RDTSC, ticks.
     pub tsc: u64,
-    /// kvmclock at that TSC as the guest computed it, ns.
+    /// kvmclock at that TSC, as the guest computed it, ns.
     pub kvmclock_ns: u64,
-    /// The record it was computed from, as the guest read it.
+    /// The record of that computation, as the guest read it.
     #[serde(with = "kvm_clock::bits")]
     pub record: ClockGuest,
 }
@@ -36,23 +36,32 @@ pub struct Step {
     pub tsc: u64,
 }
 
-/// Steps back that the guest saw, each counted once.
+/// Numbers of steps back that the guest saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backwards {
-    /// TSC below the vCPU's own previous reading.
+    /// The TSC was below the vCPU's own previous reading.
     pub own_tsc: u64,
-    /// kvmclock below the vCPU's own previous reading.
+    /// kvmclock was below the vCPU's own previous reading.
     pub own_kvmclock: u64,
-    /// TSC below what another vCPU had read before.
+    /// The TSC was below an earlier reading of another vCPU.
     pub cross_tsc: u64,
-    /// kvmclock below what another vCPU had read before.
+    /// kvmclock was below an earlier reading of another vCPU.
     pub cross_kvmclock: u64,
 }
 
 impl Backwards {
-    /// All four kinds.
+    /// The sum of all kinds.
     pub fn total(self) -> u64 {
         self.own_tsc + self.own_kvmclock + self.cross_tsc + self.cross_kvmclock
+    }
+
+    fn combine(self, other: Self, combine: fn(u64, u64) -> u64) -> Self {
+        Self {
+            own_tsc: combine(self.own_tsc, other.own_tsc),
+            own_kvmclock: combine(self.own_kvmclock, other.own_kvmclock),
+            cross_tsc: combine(self.cross_tsc, other.cross_tsc),
+            cross_kvmclock: combine(self.cross_kvmclock, other.cross_kvmclock),
+        }
     }
 }
 
@@ -60,12 +69,7 @@ impl Add for Backwards {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self {
-            own_tsc: self.own_tsc.saturating_add(other.own_tsc),
-            own_kvmclock: self.own_kvmclock.saturating_add(other.own_kvmclock),
-            cross_tsc: self.cross_tsc.saturating_add(other.cross_tsc),
-            cross_kvmclock: self.cross_kvmclock.saturating_add(other.cross_kvmclock),
-        }
+        self.combine(other, u64::saturating_add)
     }
 }
 
@@ -73,16 +77,11 @@ impl Sub for Backwards {
     type Output = Self;
 
     fn sub(self, earlier: Self) -> Self {
-        Self {
-            own_tsc: self.own_tsc.saturating_sub(earlier.own_tsc),
-            own_kvmclock: self.own_kvmclock.saturating_sub(earlier.own_kvmclock),
-            cross_tsc: self.cross_tsc.saturating_sub(earlier.cross_tsc),
-            cross_kvmclock: self.cross_kvmclock.saturating_sub(earlier.cross_kvmclock),
-        }
+        self.combine(earlier, u64::saturating_sub)
     }
 }
 
-/// What vCPU `index` publishes in `memory`.
+/// The samples that vCPU `index` publishes in `memory`.
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuView<'a> {
     memory: &'a GuestMemory,
@@ -94,7 +93,7 @@ impl<'a> VcpuView<'a> {
     ///
     /// # Panics
     ///
-    /// The methods do if `memory` is that of a guest with fewer vCPUs.
+    /// The methods panic if `memory` belongs to a guest with fewer vCPUs.
     pub fn new(memory: &'a GuestMemory, index: usize) -> Self {
         Self { memory, index }
     }
@@ -104,12 +103,12 @@ impl<'a> VcpuView<'a> {
         self.memory.word(gpa).load(order)
     }
 
-    /// Samples published so far.
+    /// The number of samples so far.
     pub fn count(&self) -> u64 {
         self.area(layout::AREA_COUNT, Ordering::Acquire)
     }
 
-    /// Steps back seen so far.
+    /// The steps back so far.
     pub fn backwards(&self) -> Backwards {
         let counter = |offset| self.area(offset, Ordering::Relaxed);
         Backwards {
@@ -120,8 +119,7 @@ impl<'a> VcpuView<'a> {
         }
     }
 
-    /// The last step back of the vCPU's own kvmclock, if there was one; of use while the vCPU is
-    /// stopped.
+    /// The last step back of the vCPU's own kvmclock, if any; the vCPU must be stopped.
     pub fn last_step(&self) -> Option<Step> {
         let word = |index: usize| self.area(layout::AREA_STEP + 8 * index, Ordering::Relaxed);
         (self.backwards().own_kvmclock != 0).then(|| Step {
@@ -133,34 +131,34 @@ impl<'a> VcpuView<'a> {
 
     /// The latest sample; `None` before the first.
     ///
-    /// Consistent also while the vCPU runs, by the count as sequence counter.
+    /// It is consistent even while the vCPU runs: the count serves as a sequence counter.
     pub fn latest(&self) -> Option<Sample> {
         loop {
             let count = self.count();
             let sample = self.slot(count.checked_sub(1)?);
             std::sync::atomic::fence(Ordering::Acquire);
-            if self.is_kept(count - 1) {
+            if self.is_intact(count - 1) {
                 return Some(sample);
             }
         }
     }
 
-    /// The samples still in the ring, oldest first; while the vCPU runs, those that it did not
-    /// overwrite meanwhile, perhaps none.
+    /// The samples in the ring, oldest first. While the vCPU runs, samples that it overwrites meanwhile
+    /// are left out.
     pub fn ring(&self) -> Vec<Sample> {
         let count = self.count();
         let oldest = count.saturating_sub(layout::RING_LEN as u64);
         let mut samples: Vec<_> = (oldest..count).map(|number| self.slot(number)).collect();
         std::sync::atomic::fence(Ordering::Acquire);
         let kept = (oldest..count)
-            .filter(|&number| self.is_kept(number))
+            .filter(|&number| self.is_intact(number))
             .count();
-        // The oldest go first.
+        // The guest overwrites the oldest first.
         samples.split_off(samples.len() - kept)
     }
 
-    /// Whether the guest has not even begun to overwrite sample `number`.
-    fn is_kept(&self, number: u64) -> bool {
+    /// Whether the guest has not begun to overwrite sample `number`.
+    fn is_intact(&self, number: u64) -> bool {
         self.count() < number + layout::RING_LEN as u64
     }
 
@@ -177,7 +175,7 @@ impl<'a> VcpuView<'a> {
         }
     }
 
-    /// The record in the vCPU's pvclock page, read as a guest would; all 0 before KVM wrote it.
+    /// The record in the vCPU's pvclock page, read as a guest reads it; all 0 before KVM writes it.
     pub fn pvclock(&self) -> ClockGuest {
         let gpa = layout::pvclock_page(self.index);
         let word = |offset| self.memory.word(gpa + offset).load(Ordering::Acquire);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The clocks of the whole VM, each way with one ioctl of the `kvm_clock_guest` module.
+//! The clocks of the whole VM, saved and restored with one ioctl each of the `kvm_clock_guest` module.
 
 use super::{Mode, SavedClocks};
 use crate::vmm::{error::Context, Result, Vm};
@@ -8,7 +8,7 @@ use kvm_clock::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
 use pvclock::abi::FLAG_FALLBACK;
 use serde::{Deserialize, Serialize};
 
-/// What `KVM_GET_VM_CLOCK_GUEST` returned.
+/// The result of `KVM_GET_VM_CLOCK_GUEST`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved(pub VmClock);
 
@@ -25,14 +25,13 @@ impl SavedClocks for Saved {
 }
 
 impl Saved {
-    /// What the kernel says that the clocks are precise to, ns; 0 where the host keeps its time by a
-    /// stable TSC.
+    /// The precision that the kernel reports, ns; 0 if the host TSC is stable.
     pub fn precision_ns(&self) -> u32 {
         self.0.header.precision_ns
     }
 
-    /// Writes the clocks of the stopped `vm` by `mode`; returns what the kernel said about it. On a
-    /// host without a stable TSC it does what it can.
+    /// Writes the clocks of the stopped `vm` in `mode`; returns them with the kernel's output fields. It
+    /// sets `FLAG_FALLBACK`, so that it works without a stable host TSC.
     ///
     /// # Errors
     ///

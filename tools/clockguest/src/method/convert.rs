@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Between [`atomic`] and [`legacy_offset`]: for a guest that moves between a host that has the
-//! `kvm_clock_guest` module and one that has not.
+//! Converts between [`atomic`] and [`legacy_offset`], for a guest that moves between a host with the
+//! `kvm_clock_guest` module and one without it.
 
 use super::{atomic, legacy_offset};
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
@@ -14,11 +14,11 @@ use pvclock::{
 
 const NSEC_PER_SEC: i64 = 1_000_000_000;
 
-/// How far a record that [`to_atomic`] makes may be from the guest's own, ns: neither `KVM_GET_CLOCK`'s
-/// value nor a record's `system_time` has fractions of a ns.
-pub const REMADE_RECORD_NS: u32 = 2;
+/// The largest difference between a record that [`to_atomic`] rebuilds and the guest's own, ns: neither
+/// `KVM_GET_CLOCK`'s value nor a record's `system_time` has fractions of a ns.
+pub const REBUILT_RECORD_NS: u32 = 2;
 
-/// What the documented procedure would have saved at the anchor.
+/// The values that the documented procedure saves at the anchor.
 pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
     let header = &saved.0.header;
     let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).unwrap_or(Scale::IDENTITY);
@@ -28,7 +28,7 @@ pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
     };
     let mut vcpus = saved.0.vcpus.clone();
     vcpus.sort_by_key(|vcpu| vcpu.vcpu_id);
-    // Both directions wrap, so that there and back is the same whatever the other host says.
+    // Both conversions wrap, so that they are inverse even for values of an untrusted host.
     let realtime_ns = header
         .tai_ns
         .wrapping_sub(i64::from(header.tai_offset_s) * NSEC_PER_SEC);
@@ -47,14 +47,14 @@ pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
     }
 }
 
-/// What the module would have read when `saved` was, but for the record, which is made anew, to
-/// [`REMADE_RECORD_NS`]; the host did not scale the guest's TSC, and its TAI - UTC was `tai_offset_s`.
+/// The clocks that the module reads at the same moment, with a record that is rebuilt to
+/// [`REBUILT_RECORD_NS`]. The host does not scale the guest's TSC; its TAI - UTC is `tai_offset_s`.
 ///
 /// `None` without a vCPU or a rate.
 pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atomic::Saved> {
     let clock = &saved.clock;
     let guest_tsc = clock.host_tsc.wrapping_add(*saved.offsets.first()?);
-    // As KVM has it: under a master clock, while no TSC is ahead of another.
+    // As in KVM: with a master clock, while all TSCs are equal.
     let is_stable = clock.flags & KVM_CLOCK_HOST_TSC != 0
         && saved
             .offsets
@@ -70,7 +70,7 @@ pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atom
         tai_ns: realtime_ns.wrapping_add(i64::from(tai_offset_s) * NSEC_PER_SEC),
         tai_offset_s,
         host_tsc_khz: saved.tsc_khz,
-        precision_ns: REMADE_RECORD_NS,
+        precision_ns: REBUILT_RECORD_NS,
         record: ClockGuest {
             tsc_timestamp: guest_tsc,
             system_time: clock.clock,
@@ -115,24 +115,24 @@ mod tests {
     }
 
     #[test]
-    fn there_and_back_is_the_same() {
+    fn conversions_are_inverse() {
         let there = to_atomic(&saved(), 37).unwrap();
         assert_eq!(to_legacy_offset(&there), saved());
     }
 
     #[test]
-    fn the_record_made_anew_reads_what_kvm_read() {
+    fn rebuilt_record_gives_the_saved_clock() {
         let header = to_atomic(&saved(), 0).unwrap().0.header;
         assert_eq!(header.guest_tsc, 4_997);
         assert_eq!(header.record.kvmclock_ns(header.guest_tsc), 77);
         // One second later, to the rounding of the factor.
         let later = header.record.kvmclock_ns(header.guest_tsc + 2_600_000_000);
         assert!(later.abs_diff(77 + 1_000_000_000) <= 1, "{later}");
-        assert_eq!(header.precision_ns, REMADE_RECORD_NS);
+        assert_eq!(header.precision_ns, REBUILT_RECORD_NS);
     }
 
     #[test]
-    fn the_record_made_anew_is_stable_if_the_tscs_are() {
+    fn rebuilt_record_is_stable_if_all_tscs_are_equal() {
         let flags = |offsets: &[u64], flags| {
             let mut saved = saved();
             saved.offsets = offsets.to_vec();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_of_nothing() {
+    fn clocks_without_vcpus_are_refused() {
         let empty = legacy_offset::Saved {
             offsets: vec![],
             ..saved()

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What QEMU does: `MSR_IA32_TSC` per vCPU, and kvmclock by its value.
+//! QEMU's procedure: `MSR_IA32_TSC` per vCPU, and the value of kvmclock.
 //!
-//! See `hw/i386/kvm/clock.c` and `target/i386/kvm/kvm.c` there. `stop` reads the TSC of each vCPU
-//! and then the clock; `cont` writes the clock back and leaves the TSC, which went on counting; a
-//! new VM gets both, the TSC first.
+//! See `hw/i386/kvm/clock.c` and `target/i386/kvm/kvm.c` in QEMU. `stop` reads the TSC of each vCPU
+//! and then the clock. `cont` writes the clock and leaves the TSC, which has continued to count. A new
+//! VM gets both, the TSC first.
 
 use super::SavedClocks;
 use crate::vmm::{
@@ -15,7 +15,7 @@ use crate::vmm::{
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 
-/// The values at the moments they were read, each a little later than the one before.
+/// The saved values, each read a little later than the one before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     /// `MSR_IA32_TSC` of each vCPU, ticks.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the kernel documents: TSC offsets, and kvmclock tied to host TSC and REALTIME.
+//! The kernel's documented procedure: TSC offsets, and kvmclock tied to host TSC and REALTIME.
 //!
-//! Step by step as in `Documentation/virt/kvm/devices/vcpu.rst`, group `KVM_VCPU_TSC_CTRL`, whose
-//! names the comments use.
+//! The steps and names are those of `Documentation/virt/kvm/devices/vcpu.rst`, group
+//! `KVM_VCPU_TSC_CTRL`.
 
 use super::SavedClocks;
 use crate::vmm::{error::Context, Error, Result, Vm};
@@ -11,7 +11,7 @@ use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
 use kvm_clock::set_tsc_offset;
 use serde::{Deserialize, Serialize};
 
-/// What the source records.
+/// The values that the source records.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     /// tsc_src, guest_src and host_src.
@@ -54,8 +54,8 @@ impl SavedClocks for Saved {
 }
 
 impl Saved {
-    /// Says `realtime` by the clock of a host whose `CLOCK_TAI` is `ahead_ns` ahead, and which knows
-    /// TAI - UTC to be `tai_offset_there_s`, instead of `tai_offset_s` here.
+    /// Converts `realtime` to the clock of a host whose `CLOCK_TAI` is `ahead_ns` ahead, and whose
+    /// TAI - UTC is `tai_offset_there_s` instead of `tai_offset_s`.
     pub fn shift_realtime(&mut self, ahead_ns: i64, tai_offset_s: i32, tai_offset_there_s: i32) {
         const NSEC_PER_SEC: i64 = 1_000_000_000;
         let offset_ns = (i64::from(tai_offset_s) - i64::from(tai_offset_there_s)) * NSEC_PER_SEC;
@@ -76,7 +76,7 @@ impl Saved {
     }
 }
 
-/// `KVM_GET_CLOCK`, all of it at one host TSC.
+/// `KVM_GET_CLOCK` with host TSC and REALTIME.
 fn clock_of(vm: &Vm) -> Result<kvm_clock_data> {
     let clock = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
     let needed = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
@@ -113,16 +113,16 @@ mod tests {
     }
 
     #[test]
-    fn another_domain_is_undone() {
+    fn another_host_tsc_is_compensated() {
         let saved = Saved {
             clock: at(1_000_000_000, 7_000_000_000),
             offsets: vec![],
             tsc_khz: 3_000_000,
         };
-        // Two seconds later on a host whose TSC is near its start.
+        // Two seconds later, on a host whose TSC has just started.
         let shift = saved.offset_shift(&at(3_000_000_000, 100));
         assert_eq!(shift, 6_000_000_000 + 7_000_000_000 - 100);
-        // A clock that went back takes the TSC with it.
+        // A clock that steps back moves the TSC back as well.
         let shift = saved.offset_shift(&at(999_999_000, 7_000_000_000));
         assert_eq!(shift, 3_000u64.wrapping_neg());
     }

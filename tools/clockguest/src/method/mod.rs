@@ -15,24 +15,26 @@ use kvm_clock::clock_guest_cap;
 use pvclock::abi;
 use serde::{Deserialize, Serialize};
 
-/// The clocks of a stopped VM as one method saves them.
-pub trait SavedClocks: Sized {
-    /// Saves the clocks of `vm`, right after its vCPUs stopped.
+/// The clocks of a stopped VM, saved with one method.
+pub trait SavedClocks {
+    /// Saves the clocks of `vm`; call it right after the vCPUs stop.
     ///
     /// # Errors
     ///
     /// Those of the method's ioctls.
-    fn save(vm: &Vm) -> Result<Self>;
+    fn save(vm: &Vm) -> Result<Self>
+    where
+        Self: Sized;
 
-    /// Restores them in a new VM, whose memory and registers are there already, right before its
-    /// vCPUs run.
+    /// Restores the clocks in a new VM with loaded memory and registers; call it right before the vCPUs
+    /// run.
     ///
     /// # Errors
     ///
     /// Those of the method's ioctls.
     fn restore(&self, vm: &Vm) -> Result<()>;
 
-    /// Restores them in the VM they were saved from, right before its vCPUs go on.
+    /// Restores the clocks in the VM that they were saved from; call it right before the vCPUs run.
     ///
     /// # Errors
     ///
@@ -42,34 +44,46 @@ pub trait SavedClocks: Sized {
     }
 }
 
-/// A method by name.
+/// A method.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// KVM_GET_VM_CLOCK_GUEST and KVM_SET_VM_CLOCK_GUEST, mode exact; needs kvm_clock_guest
+    /// KVM_GET_VM_CLOCK_GUEST and KVM_SET_VM_CLOCK_GUEST in mode exact; needs kvm_clock_guest
+    #[default]
     Atomic,
-    /// What QEMU does: MSR_IA32_TSC per vCPU, KVM_GET_CLOCK and KVM_SET_CLOCK by value
+    /// QEMU's procedure: MSR_IA32_TSC per vCPU, the values of KVM_GET_CLOCK and KVM_SET_CLOCK
     LegacyMsr,
-    /// What the kernel documents: KVM_VCPU_TSC_OFFSET, KVM_GET_CLOCK with host TSC and REALTIME
+    /// The kernel's documented procedure: KVM_VCPU_TSC_OFFSET, KVM_GET_CLOCK with host TSC and REALTIME
     LegacyOffset,
 }
 
-/// How [`Method::Atomic`] carries the clocks over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+/// The mode of KVM_SET_VM_CLOCK_GUEST.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Same host TSC, though perhaps another kernel: everything comes back bit for bit
+    /// Same host TSC, perhaps another kernel: restore everything bit for bit
+    #[default]
     Exact,
-    /// Another host: the guest's TSC goes on by the TAI that passed
+    /// Another host: advance the guest's TSC by the elapsed TAI
     Advance,
-    /// Hide the pause: the guest's TSC goes on from where it was
+    /// Hide the pause: continue the guest's TSC from its saved value
     Freeze,
 }
 
 impl Mode {
-    /// `MODE_*` of the ioctl.
+    /// The ioctl's `MODE_*`.
     pub fn to_abi(self) -> u32 {
         match self {
             Self::Exact => abi::MODE_EXACT,
@@ -88,20 +102,20 @@ impl Mode {
     }
 }
 
-/// Clocks saved by any of the methods.
+/// Clocks saved with any method.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Saved {
-    /// By [`Method::Atomic`].
+    /// With [`Method::Atomic`].
     Atomic(atomic::Saved),
-    /// By [`Method::LegacyMsr`].
+    /// With [`Method::LegacyMsr`].
     LegacyMsr(legacy_msr::Saved),
-    /// By [`Method::LegacyOffset`].
+    /// With [`Method::LegacyOffset`].
     LegacyOffset(legacy_offset::Saved),
 }
 
 impl Method {
-    /// All of them, in the order of the demo's columns.
+    /// All methods, in the order of the demo's columns.
     pub const ALL: [Self; 3] = [Self::Atomic, Self::LegacyOffset, Self::LegacyMsr];
 
     /// Its name on the command line.
@@ -113,12 +127,12 @@ impl Method {
         }
     }
 
-    /// Whether the method claims to lose nothing, so that any error is a failure.
+    /// Whether any clock error of this method is a failure.
     pub fn is_exact(self) -> bool {
         self == Self::Atomic
     }
 
-    /// Refuses a method that this host cannot do.
+    /// Checks that the host supports the method.
     ///
     /// # Errors
     ///
@@ -146,7 +160,7 @@ impl Method {
 }
 
 impl Saved {
-    /// What is said of their precision, ns; 0 if nothing is.
+    /// The precision that the kernel reports, ns; 0 if exact or unknown.
     pub fn precision_ns(&self) -> u32 {
         match self {
             Self::Atomic(saved) => saved.precision_ns(),
@@ -160,11 +174,7 @@ impl Saved {
     ///
     /// Those of the method's ioctls.
     pub fn restore(&self, vm: &Vm) -> Result<()> {
-        match self {
-            Self::Atomic(saved) => saved.restore(vm),
-            Self::LegacyMsr(saved) => saved.restore(vm),
-            Self::LegacyOffset(saved) => saved.restore(vm),
-        }
+        self.clocks().restore(vm)
     }
 
     /// As [`SavedClocks::resume`].
@@ -173,10 +183,14 @@ impl Saved {
     ///
     /// Those of the method's ioctls.
     pub fn resume(&self, vm: &Vm) -> Result<()> {
+        self.clocks().resume(vm)
+    }
+
+    fn clocks(&self) -> &dyn SavedClocks {
         match self {
-            Self::Atomic(saved) => saved.resume(vm),
-            Self::LegacyMsr(saved) => saved.resume(vm),
-            Self::LegacyOffset(saved) => saved.resume(vm),
+            Self::Atomic(saved) => saved,
+            Self::LegacyMsr(saved) => saved,
+            Self::LegacyOffset(saved) => saved,
         }
     }
 }

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the kernel's timekeeping told `KVM_SET_VM_CLOCK_GUEST`, from outside: a kprobe on the function
-//! that the module reads the clocks by.
-//!
-//! Only so can the error that the operation made be told from that of the clocks it was given; for tests.
+//! Traces the clock snapshot that `KVM_SET_VM_CLOCK_GUEST` uses, with a kprobe on the function from
+//! which the module reads the clocks. For tests: it separates the operation's error from that of the
+//! clocks.
 
 use super::message::SetAt;
 use crate::trace::{Event, Kprobes};
@@ -12,18 +11,18 @@ use kvm_clock::VmClock;
 use vmm_sys_util::errno;
 
 /// `cycles` and `systime` (CLOCK_MONOTONIC here) of `struct system_time_snapshot`, when the function
-/// that filled it in returns.
+/// that fills it in returns.
 const PROBE: (&str, char, &str) = (
     "snapshot",
     'r',
     "ktime_get_snapshot_id cycles=+0($arg2):u64 mono=+16($arg2):s64",
 );
 
-/// The probe, set.
+/// The active probe.
 #[derive(Debug)]
 pub(super) struct ClockTrace(Kprobes);
 
-/// What the function returned.
+/// The result of the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Snapshot {
     host_tsc: u64,
@@ -32,21 +31,17 @@ struct Snapshot {
 
 impl ClockTrace {
     /// Sets the probe.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Kprobes::new`].
     pub(super) fn new() -> Result<Self> {
         Ok(Self(Kprobes::new(&[PROBE])?))
     }
 
-    /// Runs `set`, which calls the ioctl on this thread, then `get`; returns what `set` did, and, if it
-    /// succeeded, the instant that it did it by.
+    /// Runs `set`, which calls the ioctl on this thread, then `get`; returns the result of `set`, and, if it
+    /// succeeded, the instant that it used.
     ///
     /// # Errors
     ///
     /// Those of `get` and tracefs.
-    pub(super) fn around(
+    pub(super) fn trace_set(
         &self,
         set: impl FnOnce() -> errno::Result<()>,
         get: impl FnOnce() -> errno::Result<VmClock>,
@@ -56,19 +51,19 @@ impl ClockTrace {
         if done.is_err() {
             return Ok((done, None));
         }
-        let of_set = self.used()?;
+        let of_set = self.snapshot_used()?;
         self.0.clear()?;
         let clock = get().context("KVM_GET_VM_CLOCK_GUEST")?;
-        let of_get = self.used()?;
+        let of_get = self.snapshot_used()?;
         if clock.header.host_tsc != of_get.host_tsc {
             bail!(
-                "GET says host TSC {}, but the clocks were read at {}: the probe does not see what \
-                 the module reads",
+                "GET returned host TSC {}, but the traced snapshot is of {}: the probe does not see the \
+                 module's snapshots",
                 clock.header.host_tsc,
                 of_get.host_tsc
             );
         }
-        // TAI minus MONOTONIC changes only when a clock is set.
+        // TAI minus MONOTONIC changes only when somebody sets a clock.
         let tai_minus_mono_ns = clock.header.tai_ns - of_get.mono_ns;
         let at = SetAt {
             host_tsc: of_set.host_tsc,
@@ -78,13 +73,13 @@ impl ClockTrace {
         Ok((done, Some(at)))
     }
 
-    /// The snapshot by which this thread's last call since the buffer was cleared did its work. SET
-    /// reads the clocks to see whether anything is to be written at all, and again when no vCPU can run;
-    /// each reading is followed by a second snapshot, to see that nobody set the clocks meanwhile.
-    fn used(&self) -> Result<Snapshot> {
+    /// The snapshot that this thread's last call since [`Kprobes::clear`] used. SET takes one to find out
+    /// whether anything needs writing, and another with all vCPUs locked. After each, a second snapshot
+    /// checks that nobody has set the clocks meanwhile.
+    fn snapshot_used(&self) -> Result<Snapshot> {
         let events = self.0.of_this_thread()?;
         let used = events.iter().rev().nth(1).and_then(snapshot);
-        used.with_context(|| format!("no snapshot of the clocks was seen in {events:?}"))
+        used.with_context(|| format!("no clock snapshot in the trace {events:?}"))
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! One connection between two hosts: messages in both directions.
+//! A connection between two hosts, with messages in both directions.
 
 use super::message::{Hello, Message, Refused as RefusedMessage};
 use crate::{
@@ -16,14 +16,14 @@ use std::{
 };
 use thiserror::Error;
 
-/// How long the other host may be silent; more than the patience of what it does itself.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a host may take to answer a connection.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit for a message; longer than the time limits of the peer's own steps.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The time limit for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The other host refused.
+/// The peer refused.
 #[derive(Clone, Debug, Error)]
-#[error("the other host refuses: {0}")]
+#[error("the other host refused: {0}")]
 pub(super) struct Refused(String);
 
 /// The other host.
@@ -34,7 +34,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Greets a source that connected; this host chooses the session.
+    /// Accepts a connection from a source; this host chooses the session.
     pub(super) fn accept(stream: TcpStream, hello: &Hello) -> Result<Self> {
         let session = stream::new_session().context("getrandom")?;
         let (input, output) = prepare(stream)?;
@@ -46,15 +46,16 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Connects to the destination at `address`; returns its greeting too.
+    /// Connects to the destination at `address`; also returns its Hello.
     pub(super) fn connect(address: &str) -> Result<(Self, Hello)> {
         let addresses = address
             .to_socket_addrs()
-            .with_context(|| format!("{address} is no HOST:PORT"))?;
+            .with_context(|| format!("{address} is not HOST:PORT"))?;
         let mut result = Err(anyhow::anyhow!("{address} has no address"));
         for each in addresses {
-            result = TcpStream::connect_timeout(&each, CONNECT_PATIENCE)
-                .with_context(|| format!("cannot connect to {each}: is clockguest serve there?"));
+            result = TcpStream::connect_timeout(&each, CONNECT_TIMEOUT).with_context(|| {
+                format!("cannot connect to {each}: does clockguest serve run there?")
+            });
             if result.is_ok() {
                 break;
             }
@@ -62,7 +63,7 @@ impl Peer {
         let (input, output) = prepare(result?)?;
         let mut reader = Reader::new(input, None);
         let hello: Hello = reader.read(Kind::Hello)?;
-        // The first frame brought the session.
+        // The first frame has the session.
         let session = reader.session().context("no session")?;
         let writer = Writer::new(output, session);
         Ok((Self { reader, writer }, hello))
@@ -76,7 +77,7 @@ impl Peer {
         Ok(state.send(clocks, &mut self.writer)?)
     }
 
-    /// The state that begins with `frame`.
+    /// Receives the state that begins with `frame`.
     pub(super) fn receive_state<C: DeserializeOwned>(
         &mut self,
         frame: Frame,
@@ -84,16 +85,16 @@ impl Peer {
         Ok(VmState::receive(frame, &mut self.reader)?)
     }
 
-    /// The next message, which must be an `M`.
+    /// Receives the next message, which must be an `M`.
     ///
     /// # Errors
     ///
-    /// [`Refused`] if the other host says so instead; those of the stream.
+    /// [`Refused`] if the peer refuses instead; those of the stream.
     pub(super) fn receive<M: Message>(&mut self) -> Result<M> {
         Ok(self.next_frame()?.message(M::KIND)?)
     }
 
-    /// The next message, whatever it is but [`Kind::Refused`].
+    /// Receives the next message of any kind, except for [`Kind::Refused`], which is an error.
     pub(super) fn next_frame(&mut self) -> Result<Frame> {
         let frame = self.reader.next_frame()?;
         if frame.is(Kind::Refused) {
@@ -103,13 +104,13 @@ impl Peer {
         Ok(frame)
     }
 
-    /// Tells the other host why nothing comes of it. It may be gone.
+    /// Sends the reason why this host refuses. The peer may be gone.
     pub(super) fn refuse(&mut self, error: &anyhow::Error) {
         let why = format!("{error:#}");
         let _ = self.send(&RefusedMessage { why });
     }
 
-    /// Whether the other host ended the connection, between two messages.
+    /// Whether the peer ended the connection between two messages.
     pub(super) fn is_closed(error: &anyhow::Error) -> bool {
         matches!(
             error.downcast_ref::<stream::Error>(),
@@ -118,12 +119,12 @@ impl Peer {
     }
 }
 
-/// Both directions of `stream`, neither of which may block for ever.
+/// Both directions of `stream`, with time limits.
 fn prepare(stream: TcpStream) -> Result<(BufReader<TcpStream>, TcpStream)> {
-    // Pings are as fast as the link is.
+    // A ping must not wait for more data.
     stream.set_nodelay(true).context("TCP_NODELAY")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let output = stream.try_clone().context("dup")?;
     Ok((BufReader::new(stream), output))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Takes a guest over.
+//! The destination of a guest.
 
 use super::{
     clock_trace::ClockTrace,
@@ -8,7 +8,7 @@ use super::{
     exchange,
     message::{Clocks, Go, Hello, Offer, Prepared, Restored, Running},
     restore::restore,
-    source::Guest,
+    source::{Guest, Moved},
 };
 use crate::{
     host::{tai_ns, tsc_tolerance_ppm},
@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 use pvclock::{rate::GuestRate, tsc::Scale};
 
-/// What a destination has.
+/// A host that receives guests.
 #[derive(Debug)]
 pub(super) struct Host<'a> {
     pub(super) kvm: &'a Kvm,
@@ -27,34 +27,48 @@ pub(super) struct Host<'a> {
     pub(super) trace: Option<&'a ClockTrace>,
 }
 
-/// How a guest came that runs here now.
+/// A guest's arrival.
 #[derive(Debug)]
 pub(super) struct Arrival {
-    /// As they came.
+    /// As received.
     pub(super) clocks: Clocks,
     pub(super) restored: Restored,
-    /// From saved clocks to a running guest, by this host's clock, ns.
+    /// From saving the clocks to running the guest, in this host's time, ns.
     pub(super) downtime_ns: i64,
 }
 
-/// Takes the guest over that the peer offers. Once the peer said Go it is this host's, even if the peer
-/// cannot be told any more.
+impl Arrival {
+    /// The move of this guest.
+    pub(super) fn into_moved(self) -> Moved {
+        Moved {
+            before: self.clocks.reading,
+            saved: self.clocks.saved,
+            shift: self.clocks.shift,
+            restored: self.restored,
+            tai_offset_s: self.clocks.tai_offset_s,
+            downtime_ns: self.downtime_ns,
+        }
+    }
+}
+
+/// Receives the guest that the peer offers. Once the peer has sent Go, the guest belongs to this host,
+/// even if the connection fails.
 ///
 /// # Errors
 ///
-/// The peer is told what goes wrong, and nothing is left of the guest here. If the peer ended the
-/// connection instead of an offer, see [`Peer::is_closed`].
-pub(super) fn take_over(peer: &mut Peer, host: &Host<'_>) -> Result<(Guest, Arrival)> {
+/// On an error, the peer gets the reason, and the guest's VM here is destroyed. If the peer ends the
+/// connection instead of sending an offer, see [`Peer::is_closed`].
+pub(super) fn receive_guest(peer: &mut Peer, host: &Host<'_>) -> Result<(Guest, Arrival)> {
     let taken = peer
         .receive()
-        .and_then(|offer| take_offered(peer, host, &offer));
+        .and_then(|offer| receive_offered(peer, host, &offer));
     if let Err(error) = &taken {
         peer.refuse(error);
     }
     taken
 }
 
-fn take_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(Guest, Arrival)> {
+fn receive_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(Guest, Arrival)> {
     let vm = prepare(host, offer)?;
     peer.send(&Prepared {})?;
 
@@ -73,7 +87,7 @@ fn take_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(Gues
     let Go {} = peer.receive()?;
     let downtime_ns = clocks.downtime_ns(tai_ns()?);
     let guest = Guest::run(vm)?;
-    // If this is lost, so is what follows it.
+    // If this message is lost, the next receive fails.
     let _ = peer.send(&Running { downtime_ns });
     let arrival = Arrival {
         clocks,
@@ -83,7 +97,7 @@ fn take_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(Gues
     Ok((guest, arrival))
 }
 
-/// A VM for the guest, at its TSC rate if this host can do that rate, or takes it for its own.
+/// Creates the guest's VM, at its TSC rate if this host supports or tolerates that rate.
 fn prepare(host: &Host<'_>, offer: &Offer) -> Result<Vm> {
     let unscaled = |host_khz| GuestRate {
         host_khz,
@@ -95,7 +109,7 @@ fn prepare(host: &Host<'_>, offer: &Offer) -> Result<Vm> {
         return Vm::empty_at_rate(host.kvm, offer.vcpus, offer.tsc_khz)
             .with_context(|| format!("a VM with a TSC of {} kHz", offer.tsc_khz));
     }
-    // KVM would imitate a faster TSC, and refuse a slower one. KVM_SET_VM_CLOCK_GUEST reports by how
-    // much the rates differ.
+    // KVM would emulate a faster TSC by catching up, and refuse a slower one.
+    // KVM_SET_VM_CLOCK_GUEST reports how much the rates differ.
     Ok(Vm::empty(host.kvm, offer.vcpus)?)
 }

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! How the `CLOCK_TAI` of two hosts differs, measured by pings over the connection.
+//! Measures the difference between the `CLOCK_TAI` of two hosts with pings over the connection.
 //!
-//! A ping leaves the source at `t1` by its clock, comes at `t2` and is answered at `t3` by the
-//! destination's, and the answer comes at `t4` by the source's. No message arrives before it was sent,
-//! so the destination's clock minus the source's lies between `t3 - t4` and `t2 - t1`. Each ping gives
-//! such a pair of bounds, whatever delayed it on the way; the truth lies between the highest lower and
-//! the lowest upper one. The result is the middle, and half the distance is its uncertainty: a bound,
-//! not an estimate.
+//! The source sends a ping at `t1` of its clock. The destination receives it at `t2` and answers at `t3`
+//! of its clock, and the source receives the answer at `t4`. No message arrives before it is sent, so
+//! the destination's clock minus the source's lies between `t3 - t4` and `t2 - t1`, whatever the delay
+//! of the messages. The difference lies between the highest lower and the lowest upper bound of all
+//! pings. The result is the middle, and its uncertainty, half the distance, is a bound, not an estimate.
 //!
-//! A ping's bounds hold when it was made. Until the moment in question the two clocks drift by no more
-//! than [`DRIFT_PPM`], by which the bounds are widened.
+//! A ping's bounds hold at the time of the ping. The two clocks drift by up to [`DRIFT_PPM`] until the
+//! requested time, so the bounds are widened accordingly.
 
 use super::{
     connection::Peer,
@@ -19,25 +18,25 @@ use super::{
 use crate::host::tai_ns;
 use anyhow::{bail, Result};
 
-/// Parts per million by which the rates of two clocks may differ: Linux disciplines a clock by up to
-/// 500 ppm (`MAXFREQ` of `include/linux/timex.h`), here one faster and the other slower.
+/// The largest difference between the rates of two clocks, parts per million: Linux disciplines a clock
+/// by up to 500 ppm (`MAXFREQ` of `include/linux/timex.h`), here one faster and the other slower.
 pub(super) const DRIFT_PPM: u128 = 1000;
 
-/// One ping, ns.
+/// The times of a ping, ns.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Exchange {
-    /// By the source's clock.
+    /// In the source's time.
     t1: i64,
-    /// By the destination's clock.
+    /// In the destination's time.
     t2: i64,
-    /// By the destination's clock.
+    /// In the destination's time.
     t3: i64,
-    /// By the source's clock.
+    /// In the source's time.
     t4: i64,
 }
 
 impl Exchange {
-    /// The ping that was sent at `t1` and whose answer came at `t4`.
+    /// The ping sent at `t1` and answered at `t4`.
     pub(super) fn new(t1: i64, pong: &Pong, t4: i64) -> Self {
         Self {
             t1,
@@ -48,7 +47,7 @@ impl Exchange {
     }
 }
 
-/// Makes `count` pings.
+/// Sends `count` pings.
 pub(super) fn ping(peer: &mut Peer, count: usize) -> Result<Vec<Exchange>> {
     let mut exchanges = Vec::with_capacity(count);
     for _ in 0..count {
@@ -60,7 +59,7 @@ pub(super) fn ping(peer: &mut Peer, count: usize) -> Result<Vec<Exchange>> {
     Ok(exchanges)
 }
 
-/// Answers a ping that was received right before.
+/// Answers a ping; call it right after its receipt.
 pub(super) fn pong(peer: &mut Peer) -> Result<()> {
     let received_ns = tai_ns()?;
     let sent_ns = tai_ns()?;
@@ -70,11 +69,11 @@ pub(super) fn pong(peer: &mut Peer) -> Result<()> {
     })
 }
 
-/// Destination's clock minus the source's when the source's read `at_ns`.
+/// The destination's clock minus the source's, at source time `at_ns`.
 ///
 /// # Errors
 ///
-/// If no difference explains all pings: a clock was set meanwhile.
+/// If no difference explains all pings: somebody has set a clock meanwhile.
 pub(super) fn difference(exchanges: &[Exchange], at_ns: i64) -> Result<ClockShift> {
     let mut bounds = (i128::MIN, i128::MAX);
     for exchange in exchanges {
@@ -89,12 +88,12 @@ pub(super) fn difference(exchanges: &[Exchange], at_ns: i64) -> Result<ClockShif
     let (low, high) = bounds;
     if exchanges.is_empty() || low > high {
         bail!(
-            "{} pings, and no difference of the hosts' clocks explains them all: one was set \
-             meanwhile, or went wrong by more than {DRIFT_PPM} ppm",
+            "no difference of the hosts' clocks explains all {} pings: a clock was set meanwhile, or \
+             drifted by more than {DRIFT_PPM} ppm",
             exchanges.len()
         );
     }
-    // CAST: Differences of 64-bit clocks that were both read in this century; wraps otherwise.
+    // CAST: Differences of 64-bit clocks in this century; wraps otherwise.
     Ok(ClockShift {
         tai_ns: ((low + high) / 2) as i64,
         uncertainty_ns: (high - low).unsigned_abs().div_ceil(2) as u64,
@@ -106,7 +105,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A ping at source time `t1`, `there` and `back` ns on the way, to a clock `ahead` ns ahead.
+    /// A ping at source time `t1` that takes `there` and `back` ns, to a clock `ahead` ns ahead.
     fn exchange(t1: i64, ahead: i64, there: i64, back: i64) -> Exchange {
         let t2 = t1 + there + ahead;
         let t3 = t2 + 10;
@@ -120,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn truth_lies_within_the_uncertainty(
+        fn difference_lies_within_the_uncertainty(
             ahead in -1i64 << 60..1 << 60,
             drift_ppm in -1000i64..=1000,
             pings in proptest::collection::vec((0i64..100_000_000, 0i64..5_000_000, 0i64..5_000_000), 1..30),
@@ -129,21 +128,21 @@ mod tests {
             let exchanges: Vec<_> = pings
                 .into_iter()
                 .map(|(t1, there, back)| {
-                    // The difference when it arrives there; drift counts from `at`.
+                    // The difference on arrival; drift counts from `at`.
                     let ahead = ahead + (t1 + there - at) * drift_ppm / 1_000_000;
                     exchange(t1, ahead, there, back)
                 })
                 .collect();
             let found = difference(&exchanges, at).unwrap();
             let off = i128::from(found.tai_ns) - i128::from(ahead);
-            // Rounding of the test's own drift: a ns.
+            // The test's own drift is rounded to a ns.
             prop_assert!(off.unsigned_abs() <= u128::from(found.uncertainty_ns) + 2, "{:?} {}", found, off);
         }
     }
 
     #[test]
-    fn the_fastest_way_each_counts() {
-        // One ping is fast there, the other back: together they leave 20 ns + what they answer in.
+    fn fastest_message_of_each_direction_counts() {
+        // One ping is fast there, the other back: the uncertainty is 20 ns and the time to answer.
         let exchanges = [
             exchange(0, 5_000, 10, 90_000),
             exchange(0, 5_000, 90_000, 10),
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_is_found() {
+    fn a_clock_that_is_set_is_detected() {
         let exchanges = [
             exchange(0, 0, 100, 100),
             exchange(1_000, 1_000_000, 100, 100),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the two hosts tell each other.
+//! The messages between the two hosts.
 
 use crate::{
     host,
@@ -14,7 +14,7 @@ use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL};
 use kvm_ioctls::Kvm;
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 
-/// A JSON message: its frame has a kind of its own.
+/// A JSON message with its own kind of frame.
 pub(super) trait Message: Serialize + DeserializeOwned {
     const KIND: Kind;
 }
@@ -29,18 +29,18 @@ macro_rules! message {
 
 message!(Hello Offer Prepared Ping Pong Restored Refused Go Running);
 
-/// What a host is.
+/// Describes a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
-    /// Of its kernel's boot.
+    /// ID of its kernel's boot.
     pub(super) boot_id: String,
-    /// TSC rate of a guest that asks for none, kHz.
+    /// The default TSC rate of a guest, kHz.
     pub(super) tsc_khz: u32,
     /// `KVM_CAP_VM_CLOCK_GUEST`.
     pub(super) clock_guest_cap: u32,
     /// Whether it can scale a guest's TSC.
     pub(super) can_scale: bool,
-    /// TAI - UTC, s, as it knows it.
+    /// TAI - UTC of its kernel, s.
     pub(super) tai_offset_s: i32,
 }
 
@@ -61,7 +61,7 @@ impl Hello {
     }
 }
 
-/// A guest that is to come.
+/// Offers a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Offer {
     /// Its vCPUs.
@@ -70,58 +70,57 @@ pub(super) struct Offer {
     pub(super) tsc_khz: u32,
 }
 
-/// A VM for it is there.
+/// The guest's VM exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Prepared {}
 
-/// The sender keeps to itself when it sent it.
+/// Asks for a [`Pong`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ping {}
 
-/// `CLOCK_TAI` of the host that answers, ns.
+/// The answering host's `CLOCK_TAI`, ns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Pong {
-    /// When the ping had come.
+    /// On receipt of the ping.
     pub(super) received_ns: i64,
-    /// When this was about to be sent.
+    /// Right before sending the answer.
     pub(super) sent_ns: i64,
 }
 
-/// How the source's `CLOCK_TAI` becomes the destination's.
+/// The difference between two hosts' `CLOCK_TAI`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockShift {
-    /// Destination minus source at the moment the clocks were saved, ns.
+    /// Destination minus source when the clocks were saved, ns.
     pub tai_ns: i64,
-    /// The truth is no further from it, ns, unless a host's clock runs faster or slower than any that
-    /// is disciplined.
+    /// The largest error of `tai_ns`, ns, unless a host's clock drifts faster than Linux disciplines it.
     pub uncertainty_ns: u64,
 }
 
-/// The clocks part of a guest's state.
+/// The clocks of a guest's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Clocks {
-    /// As they were saved, by the source's own clock.
+    /// The saved clocks, in the source's time.
     pub(super) saved: Saved,
-    /// The method that the user asked for; `saved` is by another one if the source's host cannot do it.
+    /// The requested method; `saved` uses another one if the source does not support it.
     pub(super) method: Method,
-    /// How to put them back.
+    /// The requested mode.
     pub(super) mode: Mode,
     /// The source's `CLOCK_TAI` when they were saved, ns.
     pub(super) saved_at_ns: i64,
-    /// How the source's time of day becomes the destination's; `None` if both are taken for one.
+    /// The difference between the hosts' clocks; `None` if they are assumed to be equal.
     pub(super) shift: Option<ClockShift>,
     /// The source's TAI - UTC, s.
     pub(super) tai_offset_s: i32,
     /// Whether the source's hardware scales the guest's TSC.
     pub(super) scaled: bool,
-    /// What the guest read until it was stopped.
+    /// The guest's readings until it stopped.
     pub(super) reading: Reading,
-    /// Whether the guest is to come back.
+    /// Whether the destination sends the guest back.
     pub(super) returns: bool,
 }
 
 impl Clocks {
-    /// How long the guest stood still when the destination's clock reads `now_ns`, ns, saturating.
+    /// The guest's downtime at destination time `now_ns`, ns, saturating.
     pub(super) fn downtime_ns(&self, now_ns: i64) -> i64 {
         now_ns
             .saturating_sub(self.saved_at_ns)
@@ -129,50 +128,50 @@ impl Clocks {
     }
 }
 
-/// What it took to put the clocks back.
+/// Describes how the clocks were restored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Restored {
-    /// What was done.
+    /// The system calls.
     pub(super) procedure: String,
-    /// The mode of `KVM_SET_VM_CLOCK_GUEST`, if it was that.
+    /// The mode of `KVM_SET_VM_CLOCK_GUEST`, if it was used.
     pub(super) mode: Option<Mode>,
-    /// How far the guest's clocks may be from what was asked for, ns, if that is known; the
-    /// difference of the hosts' clocks comes on top.
+    /// The precision that the kernel reports, ns, if any; the difference of the hosts' clocks is not
+    /// included.
     pub(super) precision_ns: Option<u32>,
-    /// Guest TSC rate here minus the saved one, Hz, if the kernel told it.
+    /// The guest TSC rate here minus the saved one, Hz, if the kernel reports it.
     pub(super) rate_diff_hz: Option<i64>,
-    /// What was lost, if the method that was asked for could not be used.
+    /// What is lost because the requested method could not be used.
     pub(super) lost: Option<String>,
-    /// What the kernel took for now, if that was traced; of the other methods, an instant after them.
+    /// The kernel's clock snapshot, if traced; with other methods, an instant after them.
     pub(super) set_at: Option<SetAt>,
 }
 
-/// An instant of the destination.
+/// An instant at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SetAt {
     /// Host TSC, ticks.
     pub(super) host_tsc: u64,
     /// `CLOCK_TAI`, ns.
     pub(super) tai_ns: i64,
-    /// TAI - UTC, s, as the host knows it.
+    /// TAI - UTC of the host's kernel, s.
     pub(super) tai_offset_s: i32,
 }
 
-/// Why a host does not take the guest, or goes no further.
+/// The host aborts the migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Refused {
-    /// For a human.
+    /// The reason, for the user.
     pub(super) why: String,
 }
 
-/// The guest is the receiver's.
+/// The guest belongs to the receiver from now on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Go {}
 
-/// It runs.
+/// The guest runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Running {
-    /// Since its clocks were saved, by the destination's clock, ns.
+    /// Its downtime since its clocks were saved, in the destination's time, ns.
     pub(super) downtime_ns: i64,
 }
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A host whose guest moves, once or there and back a number of times.
+//! Moves a guest to another host, once or in round trips.
 
 use super::{
     clock_trace::ClockTrace,
     connection::Peer,
-    destination::{take_over, Arrival, Host},
+    destination::{receive_guest, Host},
+    ground_truth::{EmulatedTsc, GroundTruth},
     message::Hello,
-    source::{hand_over, Failed, Gone, Guest, Terms},
-    summary::{Aborted, Direction, Evidence, Summary},
-    truth::{Counter, Truth},
+    source::{send_guest, Guest, MoveFailed, MoveOptions, Moved},
+    summary::{Aborted, Direction, MoveData, Summary},
 };
 use crate::{
     host::open_kvm,
@@ -22,16 +22,16 @@ use crate::{
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 
-/// Which mode to use.
+/// How to choose the mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ModeChoice {
-    /// exact if the other host is this one by its boot id, else advance
+    /// exact if the other host is this one, by its boot ID; otherwise advance
     Auto,
-    /// Same host TSC: everything comes back bit for bit
+    /// Same host TSC: restore everything bit for bit
     Exact,
-    /// Another host: the guest's TSC goes on by the TAI that passed
+    /// Another host: advance the guest's TSC by the elapsed TAI
     Advance,
-    /// Hide the pause: the guest's TSC goes on from where it was
+    /// Hide the pause: continue the guest's TSC from its saved value
     Freeze,
 }
 
@@ -46,16 +46,16 @@ impl ModeChoice {
     }
 }
 
-/// What the two hosts' time of day is compared by.
+/// How the two hosts' clocks are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ClockSource {
-    /// By pings over the connection, right before and after the guest is stopped
+    /// With pings over the connection, right before and after the guest stops
     Exchange,
-    /// Not at all: both hosts' clocks are taken for one (PTP, chrony)
+    /// Not at all: the hosts' clocks are synchronised otherwise (PTP, chrony)
     Hosts,
 }
 
-/// What to do.
+/// Parameters of a migration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `HOST:PORT` of the destination.
@@ -66,26 +66,26 @@ pub struct Config {
     pub tsc_khz: Option<u32>,
     /// How its clocks are saved and restored.
     pub method: Method,
-    /// How they are carried over.
+    /// How the mode is chosen.
     pub mode: ModeChoice,
-    /// What the hosts' clocks are compared by.
+    /// How the hosts' clocks are compared.
     pub sync: ClockSource,
-    /// Times that the guest goes there and comes back; 0: it goes, and stays.
+    /// Number of round trips; 0: the guest moves once, and stays.
     pub round_trips: u32,
-    /// Trace what the kernel's clocks say when the guest's are set.
+    /// Trace the clock snapshot that the kernel uses to set the guest's clocks.
     pub trace_clock: bool,
-    /// What the hosts' TSCs really are.
-    pub truth: Option<Truth>,
-    /// Use `/dev/kvm` whichever module is behind it.
+    /// The relation between the hosts' TSCs, if known.
+    pub truth: Option<GroundTruth>,
+    /// Use `/dev/kvm` even if no CPU vendor's module is loaded.
     pub any_kvm: bool,
 }
 
-/// Makes a guest, lets it run, and moves it; what goes wrong on the way is in the summary.
+/// Creates a guest, runs it, and moves it; the summary has errors of the moves.
 ///
 /// # Errors
 ///
-/// [`Unavailable`](crate::host::Unavailable); if the first VM cannot be made or run, the other host
-/// cannot be reached, or says nothing that makes sense.
+/// [`Unavailable`](crate::host::Unavailable); if the first VM cannot be created or run, or the other
+/// host cannot be reached or sends an invalid Hello.
 pub fn migrate(config: &Config, progress: &mut Progress) -> Result<Summary> {
     let kvm = open_kvm(config.any_kvm)?;
     let trace = config.trace_clock.then(ClockTrace::new).transpose()?;
@@ -99,12 +99,12 @@ pub fn migrate(config: &Config, progress: &mut Progress) -> Result<Summary> {
 
     let mode = config.mode.between(&host.hello, &there);
     let moves = (2 * config.round_trips).max(1);
-    let mut journey = Journey {
+    let mut migration = Migration {
         truth: config.truth,
         same_host: host.hello.boot_id == there.boot_id,
         summary: Summary::new(config.method, mode, config.vcpus, moves),
     };
-    let terms = Terms {
+    let options = MoveOptions {
         method: config.method,
         mode,
         exchange: config.sync == ClockSource::Exchange,
@@ -112,8 +112,8 @@ pub fn migrate(config: &Config, progress: &mut Progress) -> Result<Summary> {
     };
     let guest = start(&kvm, config)?;
     progress.begin();
-    journey.travel(&mut peer, &host, guest, terms, progress)?;
-    Ok(journey.summary)
+    migration.run(&mut peer, &host, guest, options, progress)?;
+    Ok(migration.summary)
 }
 
 fn start(kvm: &Kvm, config: &Config) -> Result<Guest> {
@@ -127,100 +127,84 @@ fn start(kvm: &Kvm, config: &Config) -> Result<Guest> {
 }
 
 /// The moves of one guest.
-struct Journey {
-    truth: Option<Truth>,
+struct Migration {
+    truth: Option<GroundTruth>,
     same_host: bool,
     summary: Summary,
 }
 
-impl Journey {
-    fn travel(
+impl Migration {
+    fn run(
         &mut self,
         peer: &mut Peer,
         host: &Host<'_>,
         mut guest: Guest,
-        terms: Terms,
+        options: MoveOptions,
         progress: &mut Progress,
     ) -> Result<()> {
-        // What the way back did is known once the guest was stopped again.
-        let mut arrival = None;
+        // The errors of the way back are known when the guest stops again.
+        let mut returned: Option<Moved> = None;
         loop {
-            let gone = match hand_over(peer, &host.hello, guest, terms) {
-                Ok(gone) => gone,
+            let moved = match send_guest(peer, &host.hello, guest, options) {
+                Ok(moved) => moved,
                 Err(failed) => return self.abort(failed),
             };
-            if let Some(arrival) = arrival.take() {
-                self.came_back(&arrival, &gone.before);
+            if let Some(returned) = returned.take() {
+                self.add(Direction::Back, &returned, &moved.before);
             }
-            if !terms.returns {
-                let after = peer.receive().context("the guest runs there, but")?;
-                self.went(&gone, &after);
+            if !options.returns {
+                let after = peer
+                    .receive()
+                    .context("the guest runs there, but sent no readings")?;
+                self.add(Direction::There, &moved, &after);
                 return Ok(());
             }
-            let (back, arrived) = match take_over(peer, host) {
-                Ok(back) => back,
+            let (back, arrival) = match receive_guest(peer, host) {
+                Ok(received) => received,
                 Err(error) => {
                     self.summary
                         .fail(format!("the guest did not come back: {error:#}"));
                     return Ok(());
                 }
             };
-            self.went(&gone, &arrived.clocks.reading);
+            self.add(Direction::There, &moved, &arrival.clocks.reading);
             progress.update(self.summary.moves_done);
             if self.summary.moves_done + 1 == self.summary.moves {
                 let (_, after) = back.stop()?;
-                self.came_back(&arrived, &after);
+                self.add(Direction::Back, &arrival.into_moved(), &after);
                 return Ok(());
             }
             guest = back;
-            arrival = Some(arrived);
+            returned = Some(arrival.into_moved());
         }
     }
 
-    fn went(&mut self, gone: &Gone, after: &Reading) {
-        self.summary.add(&Evidence {
-            direction: Direction::There,
-            before: &gone.before,
+    fn add(&mut self, direction: Direction, moved: &Moved, after: &Reading) {
+        let host_tscs = self.host_tscs(direction);
+        self.summary.add(&MoveData {
+            direction,
+            moved,
             after,
-            saved: &gone.saved,
-            shift: gone.shift,
-            restored: &gone.restored,
-            tai_offset_s: gone.tai_offset_s,
-            downtime_ns: gone.downtime_ns,
-            counters: self.counters(Direction::There),
+            host_tscs,
         });
     }
 
-    fn came_back(&mut self, arrival: &Arrival, after: &Reading) {
-        self.summary.add(&Evidence {
-            direction: Direction::Back,
-            before: &arrival.clocks.reading,
-            after,
-            saved: &arrival.clocks.saved,
-            shift: arrival.clocks.shift,
-            restored: &arrival.restored,
-            tai_offset_s: arrival.clocks.tai_offset_s,
-            downtime_ns: arrival.downtime_ns,
-            counters: self.counters(Direction::Back),
-        });
-    }
-
-    /// TSCs of the hosts before and after a move, if it is known how they go together.
-    fn counters(&self, direction: Direction) -> Option<(Counter, Counter)> {
+    /// The TSCs of source and destination of a move, if their relation is known.
+    fn host_tscs(&self, direction: Direction) -> Option<(EmulatedTsc, EmulatedTsc)> {
         if self.same_host {
-            return Some((Counter::MACHINE, Counter::MACHINE));
+            return Some((EmulatedTsc::IDENTITY, EmulatedTsc::IDENTITY));
         }
-        let Truth { here, there } = self.truth?;
+        let GroundTruth { here, there } = self.truth?;
         Some(match direction {
             Direction::There => (here, there),
             Direction::Back => (there, here),
         })
     }
 
-    /// Tells what became of a guest that could not move.
-    fn abort(&mut self, failed: Failed) -> Result<()> {
+    /// Records why and in which state a move ended.
+    fn abort(&mut self, failed: MoveFailed) -> Result<()> {
         let aborted = match failed {
-            Failed::Kept {
+            MoveFailed::Resumed {
                 guest,
                 before,
                 error,
@@ -228,7 +212,7 @@ impl Journey {
                 let (_, after) = guest.stop()?;
                 let (guest, exact) = match before {
                     None => ("was not stopped, and goes on here".into(), None),
-                    Some(before) => goes_on(&before, &after),
+                    Some(before) => compare_resumed(&before, &after),
                 };
                 Aborted {
                     why: format!("{error:#}"),
@@ -248,11 +232,11 @@ impl Journey {
     }
 }
 
-/// What the way to nowhere did to the clocks of a guest, and whether that is nothing.
-fn goes_on(before: &Reading, after: &Reading) -> (String, Option<bool>) {
+/// The clock errors of a guest that resumed after a failed move, and whether there are none.
+fn compare_resumed(before: &Reading, after: &Reading) -> (String, Option<bool>) {
     let steps = (after.backwards() - before.backwards()).total();
     match compare(before, after) {
-        Err(contradiction) => (format!("goes on here, but {contradiction}"), Some(false)),
+        Err(inconsistent) => (format!("goes on here, but {inconsistent}"), Some(false)),
         Ok(found) => {
             let exact = found.error == ClockError::default()
                 && found.offsets_identical

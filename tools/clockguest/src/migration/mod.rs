@@ -1,44 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Carries a running guest to another host, over one connection, and tells what that did to its
-//! clocks.
+//! Moves a running guest to another host over one connection, and measures the clock errors.
 //!
 //! ```text
 //! source                                   destination
-//!   <- Hello      session, boot id, what this host can do
+//!   <- Hello      session, boot ID, capabilities of the host
 //!   -> Offer      vCPUs, TSC rate
-//!   <- Prepared   a VM for it is there            or Refused
-//!   -> Ping, <- Pong, 16 times: how the hosts' clocks differ
+//!   <- Prepared   the VM exists                   or Refused
+//!   -> Ping, <- Pong, 16 times: the difference of the hosts' clocks
 //!      stop, KVM_GET_VM_CLOCK_GUEST
 //!   -> Ping, <- Pong, 16 times
 //!   -> State, Memory
 //!      load, KVM_SET_VM_CLOCK_GUEST
-//!   <- Restored   all is in place                 or Refused
-//!   -> Go         from here on the guest is the destination's
+//!   <- Restored   the guest is complete           or Refused
+//!   -> Go         the guest belongs to the destination from now on
 //!   <- Running
-//!   <- Reading    what the guest read there; or an Offer, if the guest is to come back
+//!   <- Reading    the guest's readings there; or an Offer, if the guest comes back
 //! ```
 //!
-//! Until Go the guest is the source's: whatever goes wrong before, it goes on there, with its own
-//! clocks put back bit for bit. The clocks are set before Go because that is where a host can refuse
-//! them; mode advance is as right then as later, as it does not depend on when it is done. Once Go is
-//! sent the source never resumes, so that no guest runs twice.
+//! Until Go, the guest belongs to the source: after any failure it resumes there, with its own clocks
+//! restored bit for bit. The clocks are set before Go because a host may refuse them; mode advance gives
+//! the same result at any time. Once Go is sent, the source never resumes the guest, so that it cannot
+//! run twice.
 
+mod attribution;
 mod clock_trace;
 mod connection;
 mod destination;
 mod exchange;
-pub mod heard;
+mod ground_truth;
 mod message;
 mod migrate;
-mod parts;
+pub mod replay;
 mod restore;
 mod serve;
 mod source;
 mod summary;
-mod truth;
 
+pub use ground_truth::GroundTruth;
 pub use migrate::{migrate, ClockSource, Config as MigrateConfig, ModeChoice};
 pub use serve::{serve, Config as ServeConfig};
 pub use summary::{Move, Summary};
-pub use truth::Truth;

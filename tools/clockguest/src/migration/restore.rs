@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Puts the clocks of a guest that came from another host back, by the best that this one can do.
+//! Restores the clocks of a guest from another host, as exactly as this host can.
 
 use super::{
     clock_trace::ClockTrace,
@@ -9,7 +9,7 @@ use super::{
 use crate::{
     method::{
         atomic,
-        convert::{self, REMADE_RECORD_NS},
+        convert::{self, REBUILT_RECORD_NS},
         legacy_offset, Method, Mode, Saved, SavedClocks,
     },
     vmm::Vm,
@@ -24,7 +24,7 @@ use pvclock::abi::{
 };
 use vmm_sys_util::errno;
 
-/// Restores `clocks` in the stopped `vm`, on the host that `here` describes.
+/// Restores `clocks` in the stopped `vm` on the host `here`.
 pub(super) fn restore(
     vm: &Vm,
     clocks: &Clocks,
@@ -45,8 +45,8 @@ pub(super) fn restore(
         ),
         Saved::Atomic(saved) => Ok(Restored {
             lost: Some(
-                "the destination has no kvm_clock_guest: KVM derives a record of its own there, \
-                 so kvmclock is set against the TSC by as much as KVM_SET_CLOCK is imprecise"
+                "the destination has no kvm_clock_guest: KVM derives a new record there, which shifts \
+                 kvmclock against the TSC by the error of KVM_SET_CLOCK"
                     .into(),
             ),
             ..set_legacy_offset(vm, &convert::to_legacy_offset(saved), clocks, here)?
@@ -58,8 +58,8 @@ pub(super) fn restore(
                 .context("the saved clocks have no vCPU, or no rate")?;
             Ok(Restored {
                 lost: Some(format!(
-                    "the source has no kvm_clock_guest: the record was made anew of \
-                     KVM_GET_CLOCK's value, to {REMADE_RECORD_NS} ns"
+                    "the source has no kvm_clock_guest: the record is rebuilt from KVM_GET_CLOCK's \
+                     value, to {REBUILT_RECORD_NS} ns"
                 )),
                 ..set(vm, &saved, clocks, here, trace)?
             })
@@ -67,7 +67,7 @@ pub(super) fn restore(
         Saved::LegacyOffset(saved) => Ok(Restored {
             lost: (clocks.method == Method::Atomic).then(|| {
                 "the source has no kvm_clock_guest, and the destination has none either, or the \
-                 guest's TSC is scaled: KVM derives a record of its own there"
+                 guest's TSC is scaled: KVM derives a new record there"
                     .into()
             }),
             ..set_legacy_offset(vm, saved, clocks, here)?
@@ -79,19 +79,19 @@ pub(super) fn restore(
     }
 }
 
-/// The argument of `KVM_SET_VM_CLOCK_GUEST` on the host that `here` describes.
+/// The argument of `KVM_SET_VM_CLOCK_GUEST` on the host `here`.
 pub(super) fn request(saved: &atomic::Saved, clocks: &Clocks, here: &Hello) -> VmClock {
     let mut clock = saved.0.clone();
     (clock.header.mode, clock.header.flags) = (clocks.mode.to_abi(), FLAG_FALLBACK);
     if let Some(shift) = clocks.shift {
-        // By what the other host says; the kernel judges the sum.
+        // The shift is untrusted; the kernel validates the sum.
         clock.header.tai_ns = clock.header.tai_ns.saturating_add(shift.tai_ns);
         clock.header.tai_offset_s = here.tai_offset_s;
     }
     clock
 }
 
-/// The clocks by `KVM_SET_VM_CLOCK_GUEST`.
+/// Restores the clocks with `KVM_SET_VM_CLOCK_GUEST`.
 fn set(
     vm: &Vm,
     saved: &atomic::Saved,
@@ -104,7 +104,7 @@ fn set(
         None => (set_vm_clock_guest(vm.fd(), &mut clock), None),
         Some(trace) => {
             let set = || set_vm_clock_guest(vm.fd(), &mut clock);
-            trace.around(set, || get_vm_clock_guest(vm.fd()))?
+            trace.trace_set(set, || get_vm_clock_guest(vm.fd()))?
         }
     };
     result.map_err(|error| refusal(error, &clock))?;
@@ -117,12 +117,12 @@ fn set(
     })
 }
 
-/// What the errnos say that a user can do something about.
+/// Explains the errnos that a user can act on.
 fn refusal(error: errno::Error, clock: &VmClock) -> anyhow::Error {
     let meaning = match error.errno() {
         libc::ERANGE => format!(
             ": the guest's TSC would run {} Hz {} here, and this host cannot scale it; or its \
-             kvmclock is for another rate than that",
+             kvmclock has another rate than its TSC",
             clock.header.rate_diff_hz.unsigned_abs(),
             if clock.header.rate_diff_hz < 0 {
                 "slower"
@@ -131,18 +131,18 @@ fn refusal(error: errno::Error, clock: &VmClock) -> anyhow::Error {
             },
         ),
         libc::ESTALE => {
-            ": mode exact, but this host's TSC has not got as far as the saved one: it is \
-                         another host, or was reset"
+            ": mode exact, but this host's TSC is behind the saved one: it is another host, or \
+             its TSC was reset"
                 .into()
         }
-        libc::ETIME => ": by this host's clock the guest was saved in the future".into(),
-        libc::ENODATA => ": this host does not keep its time by a stable TSC".into(),
+        libc::ETIME => ": the guest was saved in the future of this host's clock".into(),
+        libc::ENODATA => ": this host's TSC is not stable".into(),
         _ => String::new(),
     };
     anyhow!("KVM_SET_VM_CLOCK_GUEST: {error}{meaning}")
 }
 
-/// The clocks by the documented procedure.
+/// Restores the clocks with the documented procedure.
 fn set_legacy_offset(
     vm: &Vm,
     saved: &legacy_offset::Saved,
@@ -154,7 +154,7 @@ fn set_legacy_offset(
         saved.shift_realtime(shift.tai_ns, clocks.tai_offset_s, here.tai_offset_s);
     }
     saved.restore(vm)?;
-    // An instant of this host, if it has a module to tell one.
+    // The module, if present, provides an instant of this host.
     let set_at = get_vm_clock_guest(vm.fd()).ok().map(|clock| SetAt {
         host_tsc: clock.header.host_tsc,
         tai_ns: clock.header.tai_ns,

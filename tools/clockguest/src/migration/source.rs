@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Hands a guest over.
+//! The source of a guest.
 
 use super::{
     connection::{Peer, Refused},
@@ -18,27 +18,27 @@ use anyhow::Result;
 use pvclock::abi::CAP_EXACT;
 use thiserror::Error;
 
-/// Pings while the guest runs, and while it is stopped.
+/// Numbers of pings while the guest runs, and while it is stopped.
 const PINGS: (usize, usize) = (16, 16);
 
-/// A guest that runs, and what was read of it so far.
+/// A running guest and its samples so far.
 #[derive(Debug)]
 pub(super) struct Guest {
     pub(super) vm: Vm,
-    /// Its TSC rate, kHz.
+    /// TSC rate, kHz.
     pub(super) tsc_khz: u32,
     pub(super) run: Run,
 }
 
 impl Guest {
-    /// Lets the stopped `vm` run.
+    /// Runs the stopped `vm`.
     pub(super) fn run(vm: Vm) -> vmm::Result<Self> {
         let tsc_khz = vm.tsc_khz()?;
         let run = observe::run(&vm)?;
         Ok(Self { vm, tsc_khz, run })
     }
 
-    /// Stops it; returns what it read.
+    /// Stops it, and returns its readings.
     pub(super) fn stop(self) -> vmm::Result<(Vm, Reading)> {
         self.vm.stop()?;
         let reading = self.run.finish(&self.vm, rdtsc_ordered())?;
@@ -46,82 +46,82 @@ impl Guest {
     }
 }
 
-/// How the clocks of a guest are to move.
+/// How the clocks of a guest move.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
+pub(super) struct MoveOptions {
     pub(super) method: Method,
     pub(super) mode: Mode,
-    /// Whether to measure how the hosts' clocks differ, and to correct for it.
+    /// Whether to measure the difference of the hosts' clocks, and to correct for it.
     pub(super) exchange: bool,
-    /// Whether the guest is to come back.
+    /// Whether the guest comes back.
     pub(super) returns: bool,
 }
 
-/// A guest that runs on the other host.
+/// A completed move.
 #[derive(Debug)]
-pub(super) struct Gone {
-    /// What it read here.
+pub(super) struct Moved {
+    /// The readings at the source.
     pub(super) before: Reading,
     pub(super) saved: Saved,
     pub(super) shift: Option<ClockShift>,
     pub(super) restored: Restored,
-    /// TAI - UTC here, s.
+    /// TAI - UTC of the source, s.
     pub(super) tai_offset_s: i32,
-    /// As the destination has it, ns.
+    /// In the destination's time, ns.
     pub(super) downtime_ns: i64,
 }
 
-/// Why a guest did not move.
+/// A guest that did not move.
 #[derive(Debug, Error)]
-pub(super) enum Failed {
-    /// It goes on here.
+pub(super) enum MoveFailed {
+    /// It runs here again.
     #[error("the guest goes on here: {error:#}")]
-    Kept {
-        /// It runs again, its clocks put back; with what it read before it was stopped, if it was.
+    Resumed {
+        /// The guest with its clocks restored, and its readings before it stopped, if it did.
         guest: Box<Guest>,
         before: Option<Box<Reading>>,
         error: anyhow::Error,
     },
-    /// It was handed over, and nobody knows whether it runs there. It is not resumed here, lest it run
+    /// Go was sent, and it is unknown whether the guest runs there. It does not resume here, lest it run
     /// twice.
     #[error(
-        "the connection was lost after the guest was handed over, so it may run there; it is not \
-         resumed here: {0:#}"
+        "the connection was lost after the guest was handed over, so it may run there; it does \
+         not resume here: {0:#}"
     )]
     Lost(anyhow::Error),
-    /// It does not even run here any more.
-    #[error("the guest can neither move nor go on: {0:#}")]
+    /// It runs on neither host.
+    #[error("the guest can neither move nor resume: {0:#}")]
     Broken(anyhow::Error),
 }
 
-/// Hands `guest`, which runs on the host `here`, over to `peer`.
-pub(super) fn hand_over(
+/// Sends `guest`, which runs on the host `here`, to `peer`.
+pub(super) fn send_guest(
     peer: &mut Peer,
     here: &Hello,
     guest: Guest,
-    terms: Terms,
-) -> Result<Gone, Failed> {
-    let early = match offer(peer, &guest, terms) {
+    options: MoveOptions,
+) -> Result<Moved, MoveFailed> {
+    let early = match offer(peer, &guest, options) {
         Ok(early) => early,
         Err(error) => {
-            return Err(Failed::Kept {
+            return Err(MoveFailed::Resumed {
                 guest: Box::new(guest),
                 before: None,
                 error,
             })
         }
     };
-    let stopped = Stopped::new(guest, here, terms).map_err(Failed::Broken)?;
-    let (shift, restored) = match stopped.send(peer, here, early, terms) {
+    let stopped = Stopped::new(guest, here, options).map_err(MoveFailed::Broken)?;
+    let (shift, restored) = match stopped.send(peer, here, early, options) {
         Ok(sent) => sent,
-        Err(error) => return Err(stopped.go_on(error)),
+        Err(error) => return Err(stopped.resume(error)),
     };
-    // An incomplete frame is none, so the guest is still ours if this fails.
+    // If this fails, the destination has no complete frame, so the guest still belongs to this host.
     if let Err(error) = peer.send(&Go {}) {
-        return Err(stopped.go_on(error));
+        return Err(stopped.resume(error));
     }
     match peer.receive() {
-        Ok(Running { downtime_ns }) => Ok(Gone {
+        Ok(Running { downtime_ns }) => Ok(Moved {
             before: stopped.reading,
             saved: stopped.saved,
             shift,
@@ -129,21 +129,21 @@ pub(super) fn hand_over(
             tai_offset_s: here.tai_offset_s,
             downtime_ns,
         }),
-        // It says that it does not run it.
-        Err(error) if error.is::<Refused>() => Err(stopped.go_on(error)),
-        Err(error) => Err(Failed::Lost(error)),
+        // The destination does not run the guest.
+        Err(error) if error.is::<Refused>() => Err(stopped.resume(error)),
+        Err(error) => Err(MoveFailed::Lost(error)),
     }
 }
 
-/// Has a VM made for the guest, which runs meanwhile; returns the first pings.
-fn offer(peer: &mut Peer, guest: &Guest, terms: Terms) -> Result<Vec<Exchange>> {
+/// Has the destination create the VM while the guest runs; returns the first pings.
+fn offer(peer: &mut Peer, guest: &Guest, options: MoveOptions) -> Result<Vec<Exchange>> {
     peer.send(&Offer {
         // CAST: At most `layout::MAX_VCPUS`.
         vcpus: guest.vm.vcpus().len() as u32,
         tsc_khz: guest.tsc_khz,
     })?;
     let Prepared {} = peer.receive()?;
-    if terms.exchange {
+    if options.exchange {
         exchange::ping(peer, PINGS.0)
     } else {
         Ok(Vec::new())
@@ -154,18 +154,18 @@ fn offer(peer: &mut Peer, guest: &Guest, terms: Terms) -> Result<Vec<Exchange>> 
 struct Stopped {
     vm: Vm,
     saved: Saved,
-    /// `CLOCK_TAI` when its clocks were saved, ns.
+    /// `CLOCK_TAI` when the clocks were saved, ns.
     saved_at_ns: i64,
     reading: Reading,
 }
 
 impl Stopped {
-    /// Stops the guest, and saves its clocks by the best that this host can do.
-    fn new(guest: Guest, here: &Hello, terms: Terms) -> Result<Self> {
+    /// Stops the guest, and saves its clocks with the best method that this host supports.
+    fn new(guest: Guest, here: &Hello, options: MoveOptions) -> Result<Self> {
         let Guest { vm, run, .. } = guest;
         vm.stop()?;
         let host_stop = rdtsc_ordered();
-        let method = match terms.method {
+        let method = match options.method {
             Method::Atomic if here.clock_guest_cap & CAP_EXACT == 0 => Method::LegacyOffset,
             method => method,
         };
@@ -180,15 +180,15 @@ impl Stopped {
         })
     }
 
-    /// Sends it; the destination has it complete when this returns, and waits.
+    /// Sends the guest; when this returns, the destination has restored it and waits for Go.
     fn send(
         &self,
         peer: &mut Peer,
         here: &Hello,
         mut pings: Vec<Exchange>,
-        terms: Terms,
+        options: MoveOptions,
     ) -> Result<(Option<ClockShift>, Restored)> {
-        let shift = if terms.exchange {
+        let shift = if options.exchange {
             pings.extend(exchange::ping(peer, PINGS.1)?);
             Some(exchange::difference(&pings, self.saved_at_ns)?)
         } else {
@@ -196,32 +196,32 @@ impl Stopped {
         };
         let clocks = Clocks {
             saved: self.saved.clone(),
-            method: terms.method,
-            mode: terms.mode,
+            method: options.method,
+            mode: options.mode,
             saved_at_ns: self.saved_at_ns,
             shift,
             tai_offset_s: here.tai_offset_s,
             scaled: self.reading.is_scaled(),
             reading: self.reading.clone(),
-            returns: terms.returns,
+            returns: options.returns,
         };
         peer.send_state(&self.vm.save()?, &clocks)?;
         Ok((shift, peer.receive()?))
     }
 
-    /// Lets the guest go on here, with its clocks put back.
-    fn go_on(self, error: anyhow::Error) -> Failed {
+    /// Resumes the guest here, with its clocks restored.
+    fn resume(self, error: anyhow::Error) -> MoveFailed {
         let resumed = self
             .saved
             .resume(&self.vm)
             .and_then(|()| Guest::run(self.vm));
         match resumed {
-            Ok(guest) => Failed::Kept {
+            Ok(guest) => MoveFailed::Resumed {
                 guest: Box::new(guest),
                 before: Some(Box::new(self.reading)),
                 error,
             },
-            Err(e) => Failed::Broken(error.context(format!("{e}, after"))),
+            Err(e) => MoveFailed::Broken(error.context(format!("{e}, after"))),
         }
     }
 }

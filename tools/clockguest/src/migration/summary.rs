@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a number of moves did to a guest's clocks.
+//! The clock errors of a series of moves.
 
 use super::{
-    message::{ClockShift, Restored},
-    parts::{own_error_ticks, Anchor},
-    truth::Counter,
+    attribution::{own_error_ticks, Anchor},
+    ground_truth::EmulatedTsc,
+    message::ClockShift,
+    source::Moved,
 };
 use crate::{
     guest::Backwards,
@@ -17,17 +18,17 @@ use kvm_clock::VmClock;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
-/// Parts per million by which the rate that a guest's TSC continues at may be wrong while it is down:
-/// what Linux disciplines a clock by at most.
+/// The largest rate error of the hosts' clocks while the guest is down, parts per million: Linux
+/// disciplines a clock by up to this.
 const RATE_PPM: f64 = 500.0;
 
-/// Ticks by which the operation itself may be off.
+/// The largest allowed error of the operation itself, ticks.
 const OWN_TICKS: f64 = 1.0;
 
-/// Ticks of error that may be left unexplained: conversions between host TSCs and guest TSC are floored.
+/// The largest unexplained error, ticks: conversions between host TSCs and guest TSC are floored.
 const REST_TICKS: f64 = 4.0;
 
-/// Where a guest went.
+/// The direction of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
@@ -37,79 +38,78 @@ pub enum Direction {
     Back,
 }
 
-/// One move to another host. Positive errors are of clocks that are ahead.
+/// A move to another host. Errors are positive if the guest's clock is ahead.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Move {
-    /// Where to.
+    /// Its direction.
     pub direction: Direction,
-    /// From saved clocks to a running guest, by the destination's clock, ns.
+    /// From saving the clocks to running the guest, in the destination's time, ns.
     pub downtime_ns: i64,
-    /// What put the clocks back.
+    /// The system calls that restored the clocks.
     pub procedure: String,
-    /// TSC error, ticks, worst over vCPUs and readings; where ground truth is known.
+    /// Worst TSC error over vCPUs and readings, ticks; if ground truth is known.
     pub tsc_error_ticks: Option<i64>,
-    /// kvmclock error, ns, likewise.
+    /// Worst kvmclock error, ns; if ground truth is known.
     pub kvmclock_error_ns: Option<i64>,
-    /// What of the TSC error the operation itself made, ticks; where SET was traced, or, of a legacy
-    /// method, the rest.
+    /// The operation's part of the TSC error, ticks; if SET was traced, or, with a legacy method, if ground
+    /// truth is known.
     pub own_error_ticks: Option<f64>,
-    /// What of it the hosts' clocks made, ticks; where ground truth is known, and the method goes by
-    /// them.
+    /// The hosts' clocks' part of the TSC error, ticks; if ground truth is known, and the method uses them.
     pub clocks_error_ticks: Option<f64>,
-    /// What came on top until the guest read its TSC, as it runs at another rate here, ticks.
+    /// The error that accumulates after the restore, as the guest's TSC rate differs here, ticks.
     pub rate_error_ticks: Option<f64>,
-    /// kvmclock against the guest's TSC, ns.
+    /// Worst skew, ns.
     pub tsc_kvmclock_skew_ns: i64,
-    /// How far the other host's clock was ahead, and how well that is known; if it was measured.
+    /// The measured difference between the hosts' clocks.
     pub clock_difference: Option<ClockShift>,
-    /// Bound of the clocks' part by what is known of the clocks, ticks; if it was measured.
+    /// The bound of the clocks' part, ticks; if their difference was measured.
     pub clocks_bound_ticks: Option<f64>,
-    /// How far the clocks may be from what was asked for, ns, as the kernel has it.
+    /// The precision that the kernel reports, ns.
     pub precision_ns: Option<u32>,
-    /// Guest TSC rate there minus the saved one, Hz.
+    /// The guest TSC rate there minus the saved one, Hz.
     pub rate_diff_hz: Option<i64>,
-    /// What was lost as a host has no module.
+    /// What is lost because a host has no module.
     pub lost: Option<String>,
-    /// The guest reads the same records, `version` aside.
+    /// Whether the guest reads the same records, except for `version`.
     pub record_bit_identical: bool,
-    /// The TSC offsets are the same.
+    /// Whether the TSC offsets are the same.
     pub offsets_bit_identical: bool,
 }
 
-/// A guest that could not move.
+/// A failed move.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Aborted {
     /// Why.
     pub why: String,
-    /// What became of it, for a human.
+    /// The state of the guest, for the user.
     pub guest: String,
-    /// It goes on where it was with the same offsets and records, and no error of any clock; `None` if
-    /// it was never stopped, or does not go on.
+    /// Whether it resumed with the same offsets and records, and without clock errors; `None` if it never
+    /// stopped, or did not resume.
     pub exact: Option<bool>,
 }
 
-/// All moves of a guest.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The moves of a guest.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
-    /// How the clocks were to be saved and restored.
+    /// The requested method.
     pub method: Method,
-    /// How the clocks were carried over, method atomic.
+    /// The mode of method atomic.
     pub mode: Mode,
     /// vCPUs of the guest.
     pub vcpus: u32,
     /// Guest TSC rate, kHz.
     pub tsc_khz: u32,
-    /// Moves asked for.
+    /// Requested moves.
     pub moves: u32,
-    /// Moves done.
+    /// Completed moves.
     pub moves_done: u32,
-    /// Largest TSC error of a move, ticks; where ground truth is known.
+    /// Largest TSC error of a move, ticks; if ground truth is known.
     pub tsc_error_ticks_max: Option<u64>,
-    /// Largest own error of a move, ticks; where it was traced.
+    /// Largest operation's part of a move, ticks; if known.
     pub own_error_ticks_max: Option<f64>,
-    /// Largest error of the hosts' clocks in a move, ticks.
+    /// Largest clocks' part of a move, ticks; if known.
     pub clocks_error_ticks_max: Option<f64>,
-    /// Largest bound of that, ticks.
+    /// Largest bound of the clocks' part, ticks.
     pub clocks_bound_ticks_max: Option<f64>,
     /// Largest kvmclock error of a move, ns.
     pub kvmclock_error_ns_max: Option<u64>,
@@ -117,35 +117,29 @@ pub struct Summary {
     pub tsc_kvmclock_skew_ns_max: u64,
     /// Longest downtime, ns.
     pub downtime_ns_max: i64,
-    /// The record was the same throughout.
+    /// Whether the record was the same throughout.
     pub record_bit_identical: bool,
     /// Steps back that the guest saw.
     pub backwards_steps: u64,
-    /// The same by kind.
+    /// Steps back by kind.
     pub backwards: Backwards,
-    /// Why it ended early.
+    /// The failed move that ended the series.
     pub aborted: Option<Aborted>,
-    /// What went wrong first: a contradiction, or, of method atomic, anything that was lost.
+    /// The first failure: inconsistent readings, or, with method atomic, any error.
     pub first_error: Option<String>,
-    /// The moves one by one.
+    /// The individual moves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_move: Vec<Move>,
 }
 
-/// What is known of one move.
+/// The data of one move.
 #[derive(Debug)]
-pub(super) struct Evidence<'a> {
+pub(super) struct MoveData<'a> {
     pub(super) direction: Direction,
-    pub(super) before: &'a Reading,
+    pub(super) moved: &'a Moved,
     pub(super) after: &'a Reading,
-    pub(super) saved: &'a Saved,
-    pub(super) shift: Option<ClockShift>,
-    pub(super) restored: &'a Restored,
-    /// TAI - UTC of the host before, s.
-    pub(super) tai_offset_s: i32,
-    pub(super) downtime_ns: i64,
-    /// TSCs of the hosts before and after, if the two are emulated, or one.
-    pub(super) counters: Option<(Counter, Counter)>,
+    /// TSCs of source and destination, if their relation is known.
+    pub(super) host_tscs: Option<(EmulatedTsc, EmulatedTsc)>,
 }
 
 impl Summary {
@@ -154,89 +148,78 @@ impl Summary {
             method,
             mode,
             vcpus,
-            tsc_khz: 0,
             moves,
-            moves_done: 0,
-            tsc_error_ticks_max: None,
-            own_error_ticks_max: None,
-            clocks_error_ticks_max: None,
-            clocks_bound_ticks_max: None,
-            kvmclock_error_ns_max: None,
-            tsc_kvmclock_skew_ns_max: 0,
-            downtime_ns_max: 0,
             record_bit_identical: true,
-            backwards_steps: 0,
-            backwards: Backwards::default(),
-            aborted: None,
-            first_error: None,
-            per_move: Vec::new(),
+            ..Self::default()
         }
     }
 
-    /// Takes a move.
-    pub(super) fn add(&mut self, evidence: &Evidence<'_>) {
+    /// Adds a move.
+    pub(super) fn add(&mut self, data: &MoveData<'_>) {
         self.moves_done += 1;
         let number = self.moves_done;
-        let before = evidence.before;
-        let after = evidence.after;
+        let MoveData { moved, after, .. } = *data;
+        let before = &moved.before;
         self.tsc_khz = after.tsc_khz;
         self.backwards = self.backwards + (after.backwards() - before.backwards());
         self.backwards_steps = self.backwards.total();
 
-        let compared = match evidence.counters {
+        let compared = match data.host_tscs {
             Some((was, is)) => compare_across(before, after, |tsc| is.to(was, tsc)),
             None => compare(before, after),
         };
         let found = match compared {
             Ok(found) => found,
-            Err(contradiction) => return self.fail(format!("move {number}: {contradiction}")),
+            Err(inconsistent) => return self.fail(format!("move {number}: {inconsistent}")),
         };
-        let known = evidence.counters.is_some();
+        let known = data.host_tscs.is_some();
         let tsc_error_ticks = known.then_some(found.error.tsc_ticks);
         let khz = f64::from(after.tsc_khz);
-        let by_time = evidence.goes_by_time();
-        let at_once = evidence.error_at_once_ticks();
-        let clocks_error_ticks = evidence.clocks_error_ticks();
-        let own_error_ticks = match evidence.saved {
-            Saved::Atomic(saved) => evidence.own_error_ticks(&saved.0),
-            Saved::LegacyOffset(_) => at_once.zip(clocks_error_ticks).map(|(all, of)| all - of),
-            // It knows no time of day, so whatever is wrong is its own.
+        let by_time = data.uses_realtime();
+        let error_at_set = data.error_at_set_ticks();
+        let clocks_error_ticks = data.clocks_error_ticks();
+        let own_error_ticks = match &moved.saved {
+            Saved::Atomic(saved) => data.own_error_ticks(&saved.0),
+            Saved::LegacyOffset(_) => error_at_set
+                .zip(clocks_error_ticks)
+                .map(|(all, of)| all - of),
+            // It uses no time of day, so the whole error is its own.
             Saved::LegacyMsr(_) => tsc_error_ticks.map(|all| all as f64),
         };
         let one = Move {
-            direction: evidence.direction,
-            downtime_ns: evidence.downtime_ns,
-            procedure: evidence.restored.procedure.clone(),
+            direction: data.direction,
+            downtime_ns: moved.downtime_ns,
+            procedure: moved.restored.procedure.clone(),
             tsc_error_ticks,
             kvmclock_error_ns: known.then_some(found.error.kvmclock_ns),
             own_error_ticks,
             clocks_error_ticks,
             rate_error_ticks: tsc_error_ticks
-                .zip(at_once)
+                .zip(error_at_set)
                 .map(|(all, then)| all as f64 - then),
             tsc_kvmclock_skew_ns: found.error.skew_ns,
-            clock_difference: evidence.shift,
-            clocks_bound_ticks: evidence.shift.filter(|_| by_time).map(|shift| {
-                let rate_ns = evidence.downtime_ns as f64 * RATE_PPM / 1e6;
+            clock_difference: moved.shift,
+            clocks_bound_ticks: moved.shift.filter(|_| by_time).map(|shift| {
+                let rate_ns = moved.downtime_ns as f64 * RATE_PPM / 1e6;
                 (shift.uncertainty_ns as f64 + rate_ns) * khz / 1e6
             }),
-            precision_ns: evidence.restored.precision_ns,
-            rate_diff_hz: evidence.restored.rate_diff_hz,
-            lost: evidence.restored.lost.clone(),
+            precision_ns: moved.restored.precision_ns,
+            rate_diff_hz: moved.restored.rate_diff_hz,
+            lost: moved.restored.lost.clone(),
             record_bit_identical: found.records_identical,
             offsets_bit_identical: found.offsets_identical,
         };
-        if let Some(unexplained) = unexplained(at_once, &one) {
+        if let Some(unexplained) = unexplained(error_at_set, &one) {
             self.fail(format!("move {number}: {unexplained}"));
         }
-        if let Some(lost) = self.lost_by(&one) {
+        if let Some(lost) = self.broken_promise(&one) {
             self.fail(format!("move {number}: {lost}"));
         }
         self.count(one);
     }
 
-    /// What method atomic promises and did not keep.
-    fn lost_by(&self, one: &Move) -> Option<String> {
+    /// The first promise of method atomic that the move broke.
+    fn broken_promise(&self, one: &Move) -> Option<String> {
         if self.method != Method::Atomic || one.lost.is_some() {
             return None;
         }
@@ -246,7 +229,7 @@ impl Summary {
         }
         if one.tsc_kvmclock_skew_ns != 0 {
             return Some(format!(
-                "kvmclock was set against the TSC by {} ns",
+                "kvmclock shifted against the TSC by {} ns",
                 one.tsc_kvmclock_skew_ns
             ));
         }
@@ -256,7 +239,7 @@ impl Summary {
         if let (Some(ticks), Some(bound)) = (one.clocks_error_ticks, one.clocks_bound_ticks) {
             if ticks.abs() > bound {
                 return Some(format!(
-                    "the hosts' clocks contributed {ticks:.0} ticks, but were known to {bound:.0}"
+                    "the hosts' clocks contributed {ticks:.0} ticks, more than their bound of {bound:.0}"
                 ));
             }
         }
@@ -285,15 +268,15 @@ impl Summary {
         self.per_move.push(one);
     }
 
-    /// Something went wrong; the first such text is kept.
+    /// Records a failure; only the first one is kept.
     pub(super) fn fail(&mut self, message: String) {
         self.first_error.get_or_insert(message);
     }
 
-    /// Some lines for a reader.
+    /// A text for the user.
     pub fn to_text(&self, verbose: bool) -> String {
         let mut text = format!(
-            "{} of {} moves by {} ({}), {} vCPUs, TSC {} kHz, longest downtime {:.1} ms\n",
+            "{} of {} moves with {} ({}), {} vCPUs, TSC {} kHz, longest downtime {:.1} ms\n",
             self.moves_done,
             self.moves,
             self.method.name(),
@@ -309,13 +292,16 @@ impl Summary {
         }
         let _ = write!(
             text,
-            "  TSC error       worst {} ticks: by the operation {}, by the hosts' clocks {} (bound {})\n\
-             \x20 kvmclock error  worst {} ns; against the TSC {} ns; record {}\n\
+            "  TSC error       worst {} ticks: operation {}, hosts' clocks {} (bound {})\n\
+             \x20 kvmclock error  worst {} ns; skew {} ns; record {}\n\
              \x20 backward steps  {}\n",
             or_unknown(self.tsc_error_ticks_max),
             or_unknown(self.own_error_ticks_max.map(tenths)),
             or_unknown(self.clocks_error_ticks_max.map(tenths)),
-            or_unknown(self.clocks_bound_ticks_max.map(|ticks| format!("{ticks:.0}"))),
+            or_unknown(
+                self.clocks_bound_ticks_max
+                    .map(|ticks| format!("{ticks:.0}"))
+            ),
             or_unknown(self.kvmclock_error_ns_max),
             self.tsc_kvmclock_skew_ns_max,
             identical(self.record_bit_identical),
@@ -349,8 +335,8 @@ impl Summary {
 impl Move {
     fn to_text(&self) -> String {
         format!(
-            "{}, down {:.1} ms, TSC {} ticks = {} by SET, {} by the clocks (known to {}), {} by the rates; \
-             kvmclock against it {:+} ns; {}, rate {} Hz",
+            "{}, down {:.1} ms, TSC {} ticks: operation {}, clocks {} (bound {}), rate {}; skew {:+} ns; \
+             {}, rate difference {} Hz",
             match self.direction {
                 Direction::There => "there",
                 Direction::Back => "back ",
@@ -368,14 +354,14 @@ impl Move {
     }
 }
 
-/// The parts of an error do not add up to `at_once`, what it was right after SET, ticks.
-fn unexplained(at_once: Option<f64>, one: &Move) -> Option<String> {
-    let (all, own, clocks) = (at_once?, one.own_error_ticks?, one.clocks_error_ticks?);
+/// Checks that the parts of an error add up to `error_at_set`, the error right after SET, ticks.
+fn unexplained(error_at_set: Option<f64>, one: &Move) -> Option<String> {
+    let (all, own, clocks) = (error_at_set?, one.own_error_ticks?, one.clocks_error_ticks?);
     let rest = all - own - clocks;
     (rest.abs() > REST_TICKS).then(|| {
         format!(
-            "{all:.1} ticks of error are {own:.1} of SET and {clocks:.1} of the clocks: {rest:.1} are \
-             not explained"
+            "of {all:.1} ticks of error, the operation has {own:.1} and the clocks {clocks:.1}: \
+             {rest:.1} are unexplained"
         )
     })
 }
@@ -388,47 +374,47 @@ fn or_unknown(value: Option<impl ToString>) -> String {
     value.map_or("unknown".into(), |value| value.to_string())
 }
 
-impl Evidence<'_> {
-    /// Whether the clocks were put back by the time of day.
-    fn goes_by_time(&self) -> bool {
-        match self.saved {
-            Saved::Atomic(_) => self.restored.mode == Some(Mode::Advance),
+impl MoveData<'_> {
+    /// Whether the method restores the clocks from the time of day.
+    fn uses_realtime(&self) -> bool {
+        match self.moved.saved {
+            Saved::Atomic(_) => self.moved.restored.mode == Some(Mode::Advance),
             Saved::LegacyOffset(_) => true,
             Saved::LegacyMsr(_) => false,
         }
     }
 
-    /// Of the reference vCPU.
+    /// The operation's part of the reference vCPU's TSC error.
     fn own_error_ticks(&self, saved: &VmClock) -> Option<f64> {
-        // vCPU ids are indices here.
+        // Here, vCPU IDs are indices.
         let tsc = self.after.vcpus.get(saved.header.ref_vcpu_id as usize)?.tsc;
-        let (mode, at) = (self.restored.mode?, self.restored.set_at?);
-        own_error_ticks(saved, mode, self.shift, at, tsc)
+        let (mode, at) = (self.moved.restored.mode?, self.moved.restored.set_at?);
+        own_error_ticks(saved, mode, self.moved.shift, at, tsc)
     }
 
-    /// TSC error at the instant of SET, ticks.
-    fn error_at_once_ticks(&self) -> Option<f64> {
-        let (was, is) = self.counters?;
-        let at = self.restored.set_at?;
-        let before = self.before.vcpus.first()?.tsc.transform().ok()?;
+    /// The TSC error at the instant of SET, ticks.
+    fn error_at_set_ticks(&self) -> Option<f64> {
+        let (was, is) = self.host_tscs?;
+        let at = self.moved.restored.set_at?;
+        let before = self.moved.before.vcpus.first()?.tsc.transform().ok()?;
         let after = self.after.vcpus.first()?.tsc.transform().ok()?;
-        let (due, have) = (
+        let (expected, actual) = (
             before.guest_tsc(is.to(was, at.host_tsc)),
             after.guest_tsc(at.host_tsc),
         );
-        // CAST: The sign of the wrapped difference.
-        Some(have.wrapping_sub(due) as i64 as f64)
+        // CAST: The signed difference of values mod 2^64.
+        Some(actual.wrapping_sub(expected) as i64 as f64)
     }
 
     fn clocks_error_ticks(&self) -> Option<f64> {
-        if !self.goes_by_time() {
+        if !self.uses_realtime() {
             return None;
         }
-        let (was, is) = self.counters?;
-        let at = self.restored.set_at?;
-        let before = self.before.vcpus.first()?.tsc;
-        Anchor::of(self.saved, self.tai_offset_s)?.clocks_error_ticks(
-            self.shift,
+        let (was, is) = self.host_tscs?;
+        let at = self.moved.restored.set_at?;
+        let before = self.moved.before.vcpus.first()?.tsc;
+        Anchor::of(&self.moved.saved, self.moved.tai_offset_s)?.clocks_error_ticks(
+            self.moved.shift,
             at,
             is.to(was, at.host_tsc),
             before,

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Charts of the clock error of each cycle, or move to another host, by each method.
+//! Charts of the clock errors of each cycle or move, with a series per run.
 
 use super::{
     chart::{
         plot::{counting, Plot, Point, Series, XAxis, YAxis},
-        scene::Datum,
         Chart, Table,
     },
     input::{Measured, Run},
@@ -13,14 +12,14 @@ use super::{
 };
 use crate::{method::Method, scenario::Scenario};
 
-/// The errors of one cycle or move, where they are known.
+/// The errors of one cycle or move, if known.
 struct Sample {
     x: u32,
     ticks: Option<i64>,
     ns: Option<i64>,
 }
 
-/// A run that has such errors, and its number in the report.
+/// The errors of a run, and its number in the report.
 struct Source {
     number: usize,
     method: Method,
@@ -28,7 +27,7 @@ struct Source {
     samples: Vec<Sample>,
 }
 
-/// What happened to the guests whose runs one chart compares.
+/// Runs that share a chart.
 struct Group<'a> {
     name: &'a str,
     title: &'a str,
@@ -65,149 +64,135 @@ impl Clock {
     }
 }
 
-/// All charts that there is anything for.
+/// All charts that have data.
 pub(crate) fn charts(runs: &[Run]) -> Vec<Chart> {
-    let on_one_host = Scenario::ALL.iter().map(|scenario| Group {
+    let one_host = Scenario::ALL.iter().map(|scenario| Group {
         name: scenario.name(),
         title: match scenario {
             Scenario::Migrate => "migrate on one host",
             other => other.name(),
         },
         x_label: "cycle",
-        sources: of_cycles(runs, *scenario),
+        sources: sources(runs, Some(*scenario)),
     });
-    let between_two = Group {
+    let two_hosts = Group {
         name: "two-hosts",
         title: "two hosts",
         x_label: "move",
-        sources: of_moves(runs),
+        sources: sources(runs, None),
     };
-    let mut charts = Vec::new();
-    for group in on_one_host.chain([between_two]) {
-        for clock in [Clock::Tsc, Clock::Kvmclock] {
-            charts.extend(chart(&group, clock));
-        }
-    }
-    charts
+    let clocks = [Clock::Tsc, Clock::Kvmclock];
+    one_host
+        .chain([two_hosts])
+        .flat_map(|group| clocks.map(|clock| chart(&group, clock)))
+        .flatten()
+        .collect()
 }
 
-fn of_cycles(runs: &[Run], scenario: Scenario) -> Vec<Source> {
-    let source = |(run, number): (&'_ Run, usize)| match &run.measured {
-        Measured::Cycle(summary) if summary.scenario == scenario => Some(Source {
-            number,
-            method: summary.method,
-            khz: summary.tsc_khz,
-            samples: summary
-                .per_cycle
-                .iter()
-                .map(|cycle| Sample {
+/// The runs of `scenario`, or, with `None`, the migrations between hosts.
+fn sources(runs: &[Run], scenario: Option<Scenario>) -> Vec<Source> {
+    let source = |(run, number): (&Run, usize)| {
+        let (method, khz, samples) = match &run.measured {
+            Measured::Cycle(summary) if scenario == Some(summary.scenario) => {
+                let samples = summary.per_cycle.iter().map(|cycle| Sample {
                     x: cycle.cycle,
                     ticks: Some(cycle.tsc_error_ticks),
                     ns: Some(cycle.kvmclock_error_ns),
-                })
-                .collect(),
-        }),
-        _ => None,
-    };
-    runs.iter().zip(1..).filter_map(source).collect()
-}
-
-fn of_moves(runs: &[Run]) -> Vec<Source> {
-    let source = |(run, number): (&'_ Run, usize)| match &run.measured {
-        Measured::Migrate(summary) => Some(Source {
-            number,
-            method: summary.method,
-            khz: summary.tsc_khz,
-            samples: summary
-                .per_move
-                .iter()
-                .zip(1..)
-                .map(|(one, x)| Sample {
+                });
+                (summary.method, summary.tsc_khz, samples.collect())
+            }
+            Measured::Migrate(summary) if scenario.is_none() => {
+                let samples = summary.per_move.iter().zip(1..).map(|(one, x)| Sample {
                     x,
                     ticks: one.tsc_error_ticks,
                     ns: one.kvmclock_error_ns,
-                })
-                .collect(),
-        }),
-        _ => None,
+                });
+                (summary.method, summary.tsc_khz, samples.collect())
+            }
+            _ => return None,
+        };
+        Some(Source {
+            number,
+            method,
+            khz,
+            samples,
+        })
     };
     runs.iter().zip(1..).filter_map(source).collect()
 }
 
 fn chart(group: &Group<'_>, clock: Clock) -> Option<Chart> {
-    let series: Vec<_> = group
-        .sources
-        .iter()
-        .enumerate()
+    let series = group.sources.iter().enumerate();
+    let series: Vec<_> = series
         .map(|(place, source)| series_of(group, source, place, clock))
         .filter(|series| !series.points.is_empty())
         .collect();
-    let points = || series.iter().flat_map(|series| &series.points);
-    let last_x = points().map(|point| point.x).fold(1.0, f64::max);
-    let highest = points().map(|point| point.y).fold(0.0, f64::max);
-    let khz = group.sources.iter().map(|source| source.khz).max()?;
     if series.is_empty() {
         return None;
     }
+    let khz = group.sources.iter().map(|source| source.khz).max()?;
     let title = format!("{}: {} error", group.title, clock.name());
-    let plot = Plot {
-        title: &title,
+    Some(Chart {
+        name: format!("error-{}-{}", group.name, clock.unit()),
+        description: description(group.x_label, clock, &series),
+        scene: error_plot(&title, group.x_label, khz, &series).scene(),
+        table: table(group.x_label, clock.unit(), &series),
+        title,
+    })
+}
+
+/// A plot of clock errors (ns) over the number of a cycle or move; a tick of the fastest TSC is 1/`khz`.
+pub(crate) fn error_plot<'a>(
+    title: &'a str,
+    x_label: &'static str,
+    khz: u32,
+    series: &'a [Series],
+) -> Plot<'a> {
+    let points = || series.iter().flat_map(|series| &series.points);
+    let last_x = points().map(|point| point.x).fold(1.0, f64::max);
+    let highest = points().map(|point| point.y).fold(0.0, f64::max);
+    Plot {
+        title,
         x: XAxis {
-            label: group.x_label,
+            label: x_label,
             logarithmic: false,
             // CAST: It was a u32.
             ticks: counting(1, last_x as u32, 6),
             first: 1.0,
             last: last_x,
         },
-        y: time_axis(1e6 / f64::from(khz.max(1)), highest),
-        series: &series,
-    };
-    Some(Chart {
-        name: format!("error-{}-{}", group.name, clock.unit()),
-        description: description(group.x_label, clock, &series),
-        scene: plot.scene(),
-        table: table(group.x_label, clock.unit(), &series),
-        title,
-    })
+        y: time_axis(tick_ns(khz), highest),
+        series,
+    }
+}
+
+/// Length of a TSC tick, ns.
+pub(crate) fn tick_ns(khz: u32) -> f64 {
+    1e6 / f64::from(khz.max(1))
 }
 
 fn series_of(group: &Group<'_>, source: &Source, place: usize, clock: Clock) -> Series {
     let name = source.method.name();
     let runs_of = |method| {
-        group
-            .sources
-            .iter()
-            .filter(|one| one.method == method)
-            .count()
+        let methods = group.sources.iter().map(|one| one.method);
+        methods.filter(|&one| one == method).count()
     };
     let label = match runs_of(source.method) {
         1 => name.to_owned(),
         _ => format!("{name} (run {})", source.number),
     };
-    // Methods look the same in all charts, unless there are several runs of one.
-    let rank = Method::ALL
-        .iter()
-        .position(|&method| method == source.method);
+    // A method has the same style in all charts, unless a method has several runs.
+    let rank = Method::ALL.iter().position(|&one| one == source.method);
     let alone = Method::ALL.iter().all(|&method| runs_of(method) <= 1);
     let style = rank.filter(|_| alone).unwrap_or(place);
     let ns_per_unit = match clock {
-        Clock::Tsc => 1e6 / f64::from(source.khz.max(1)),
+        Clock::Tsc => tick_ns(source.khz),
         Clock::Kvmclock => 1.0,
     };
     let point = |sample: &Sample| {
         let error = clock.error(sample)?;
-        Some(Point {
-            x: f64::from(sample.x),
-            y: error.unsigned_abs() as f64 * ns_per_unit,
-            negative: error < 0,
-            datum: Datum {
-                series: label.clone(),
-                x: sample.x.to_string(),
-                value: error.to_string(),
-                unit: clock.unit(),
-            },
-        })
+        let ns = error as f64 * ns_per_unit;
+        Some(Point::new(&label, sample.x, ns, error, clock.unit()))
     };
     Series {
         points: source.samples.iter().filter_map(point).collect(),
@@ -216,8 +201,8 @@ fn series_of(group: &Group<'_>, source: &Source, place: usize, clock: Clock) -> 
     }
 }
 
-/// From a tick of `tick_ns` to seconds, at least one.
-pub(crate) fn time_axis(tick_ns: f64, highest_ns: f64) -> YAxis {
+/// From one tick to at least a second.
+fn time_axis(tick_ns: f64, highest_ns: f64) -> YAxis {
     const DECADES: [&str; 13] = [
         "1 ns", "10 ns", "100 ns", "1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s",
         "10 s", "100 s", "1000 s",
@@ -247,27 +232,24 @@ fn description(x_label: &str, clock: Clock, series: &[Series]) -> String {
         let values = series
             .points
             .iter()
-            .filter_map(|point| point.datum.value.parse::<i64>().ok());
-        let worst = values.map(i64::unsigned_abs).max().unwrap_or_default();
-        format!("{}: {} {}", series.label, grouped(worst), clock.unit())
+            .map(|point| point.datum.value.parse::<i64>());
+        let worst = values.flatten().map(i64::unsigned_abs).max();
+        let worst = grouped(worst.unwrap_or_default());
+        format!("{}: {worst} {}", series.label, clock.unit())
     };
     let each: Vec<_> = series.iter().map(worst).collect();
     format!(
-        "Magnitude of the {} error of each {x_label}, on a logarithmic axis from one tick, exact zero below it. \
-         Worst by {}.",
+        "Magnitude of the {} error of each {x_label}, on a logarithmic axis from one tick, with exact zero below \
+         it. Worst error with {}.",
         clock.name(),
-        each.join("; by ")
+        each.join("; with ")
     )
 }
 
-/// A row for each x, a column for each series.
+/// The data as a table, with a row per x and a column per series.
 pub(crate) fn table(x_label: &str, unit: &str, series: &[Series]) -> Table {
     let mut head = vec![x_label.to_owned()];
-    head.extend(
-        series
-            .iter()
-            .map(|series| format!("{}, {unit}", series.label)),
-    );
+    head.extend(series.iter().map(|one| format!("{}, {unit}", one.label)));
     let mut points: Vec<_> = series.iter().flat_map(|series| &series.points).collect();
     points.sort_by(|a, b| a.x.total_cmp(&b.x));
     points.dedup_by(|a, b| a.x == b.x);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Charts of what saving and restoring cost, against vCPUs.
+//! Charts of the cost of saving and restoring against the number of vCPUs.
 
 use super::{
     chart::{
         plot::{Plot, Point, Series, XAxis, YAxis},
-        scene::Datum,
         Chart, Table,
     },
     input::{Bench, Cost, Measured, Run},
@@ -13,41 +12,52 @@ use super::{
 };
 
 /// Which count of a result.
-#[derive(Clone, Copy)]
-struct Count {
-    name: &'static str,
-    title: &'static str,
-    of: fn(&Cost) -> Option<u64>,
+#[derive(Clone, Copy, PartialEq)]
+enum Count {
+    All,
+    /// With vCPUs locked.
+    Locked,
 }
 
-const COUNTS: [Count; 2] = [
-    Count {
-        name: "cost",
-        title: "instructions",
-        of: |cost| Some(cost.instructions),
-    },
-    Count {
-        name: "held",
-        title: "instructions with vCPUs held",
-        of: |cost| cost.held,
-    },
-];
+impl Count {
+    /// The prefix of the chart's name.
+    fn name(self) -> &'static str {
+        match self {
+            Self::All => "cost",
+            Self::Locked => "locked",
+        }
+    }
 
-/// One for each operation, case and count of each run.
+    fn title(self) -> &'static str {
+        match self {
+            Self::All => "instructions",
+            Self::Locked => "instructions with vCPUs locked",
+        }
+    }
+
+    fn of(self, cost: &Cost) -> Option<u64> {
+        match self {
+            Self::All => Some(cost.instructions),
+            Self::Locked => cost.locked,
+        }
+    }
+}
+
+/// A chart per operation, case and count of each run.
 pub(crate) fn charts(runs: &[Run]) -> Vec<Chart> {
     let mut charts = Vec::new();
     for (run, number) in runs.iter().zip(1..) {
         if let Measured::Bench(bench) = &run.measured {
             for (operation, case) in cases(bench) {
                 let of = |count| chart(bench, number, operation, case, count);
-                charts.extend(COUNTS.into_iter().filter_map(of));
+                charts.extend([Count::All, Count::Locked].into_iter().filter_map(of));
             }
         }
     }
     charts
 }
 
-/// Operations and cases, in the order of their first result.
+/// The operations and cases, in the order of their first results.
 fn cases(bench: &Bench) -> Vec<(&str, &str)> {
     distinct(
         bench
@@ -90,7 +100,7 @@ fn chart(bench: &Bench, number: usize, operation: &str, case: &str, count: Count
     if !lowest.is_finite() {
         return None;
     }
-    let title = format!("{operation}, {case}: {}", count.title);
+    let title = format!("{operation}, {case}: {}", count.title());
     let mut vcpus = distinct(chosen.iter().map(|cost| cost.vcpus));
     vcpus.sort_unstable();
     let plot = Plot {
@@ -113,7 +123,7 @@ fn chart(bench: &Bench, number: usize, operation: &str, case: &str, count: Count
         series: &series,
     };
     Some(Chart {
-        name: format!("{}-{operation}-{case}-run-{number}", count.name),
+        name: format!("{}-{operation}-{case}-run-{number}", count.name()),
         description: description(bench, operation, case, count, &series),
         scene: plot.scene(),
         table: table(&chosen),
@@ -123,18 +133,9 @@ fn chart(bench: &Bench, number: usize, operation: &str, case: &str, count: Count
 
 fn series_of(style: usize, method: &str, chosen: &[&Cost], count: Count) -> Series {
     let point = |cost: &&Cost| {
-        let value = (count.of)(cost).filter(|_| cost.method == method)?;
-        Some(Point {
-            x: f64::from(cost.vcpus),
-            y: value as f64,
-            negative: false,
-            datum: Datum {
-                series: method.to_owned(),
-                x: cost.vcpus.to_string(),
-                value: value.to_string(),
-                unit: "instructions",
-            },
-        })
+        let value = count.of(cost).filter(|_| cost.method == method)?;
+        let (vcpus, y) = (cost.vcpus, value as f64);
+        Some(Point::new(method, vcpus, y, value, "instructions"))
     };
     let mut points: Vec<_> = chosen.iter().filter_map(point).collect();
     points.sort_by(|a, b| a.x.total_cmp(&b.x));
@@ -176,21 +177,17 @@ fn description(
             slope.method == series.label && slope.operation == operation && slope.case == case
         })?;
         let each = decimal(slope.instructions_per_vcpu);
-        Some(format!(" Each vCPU adds {each} by {}.", series.label))
+        Some(format!(" Each vCPU adds {each} with {}.", series.label))
     };
-    // Slopes are of all instructions.
-    let slopes: String = match count.name {
-        "cost" => series.iter().filter_map(slope_of).collect(),
-        _ => String::new(),
+    // The slopes are those of all instructions.
+    let slopes: String = match count {
+        Count::All => series.iter().filter_map(slope_of).collect(),
+        Count::Locked => String::new(),
     };
     format!(
-        "{} of one {operation} ({case}) against vCPUs, both axes logarithmic.{slopes}",
-        capital(count.title),
+        "{} of one {operation} ({case}) against vCPUs, on logarithmic axes.{slopes}",
+        count.title().replacen('i', "I", 1),
     )
-}
-
-fn capital(text: &str) -> String {
-    text.replacen('i', "I", 1)
 }
 
 fn table(chosen: &[&Cost]) -> Table {
@@ -198,7 +195,7 @@ fn table(chosen: &[&Cost]) -> Table {
         "method",
         "vCPUs",
         "instructions",
-        "with vCPUs held",
+        "with vCPUs locked",
         "system calls",
     ];
     let row = |cost: &&Cost| {
@@ -206,7 +203,7 @@ fn table(chosen: &[&Cost]) -> Table {
             cost.method.clone(),
             cost.vcpus.to_string(),
             cost.instructions.to_string(),
-            cost.held.map_or("–".into(), |held| held.to_string()),
+            cost.locked.map_or("–".into(), |locked| locked.to_string()),
             cost.syscalls.to_string(),
         ]
     };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Reads the JSON of runs: of one, or an array of them, in each file.
+//! Reads the JSON of runs: each file has one run, or an array of runs.
 
 use super::Error;
 use crate::{migration, origin::Origin, summary};
@@ -8,10 +8,10 @@ use serde::{de::DeserializeOwned, Deserialize};
 use serde_json::Value;
 use std::{fs, path::Path};
 
-/// What a run measured.
+/// The results of a run.
 #[derive(Debug)]
 pub(crate) enum Measured {
-    /// `clockguest cycle`, and a part of `clockguest demo`.
+    /// `clockguest cycle`, and each run of `clockguest demo`.
     Cycle(summary::Summary),
     /// `clockguest migrate`.
     Migrate(migration::Summary),
@@ -24,11 +24,11 @@ pub(crate) enum Measured {
 pub(crate) struct Run {
     pub(crate) origin: Origin,
     pub(crate) measured: Measured,
-    /// All of it, as it was read.
+    /// The run as read.
     pub(crate) value: Value,
 }
 
-/// Counted instructions of the host.
+/// The results of a benchmark.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Bench {
     pub(crate) results: Vec<Cost>,
@@ -36,7 +36,7 @@ pub(crate) struct Bench {
     pub(crate) slopes: Vec<Slope>,
 }
 
-/// Of one operation on a whole VM.
+/// The cost of one operation on a whole VM.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Cost {
     pub(crate) method: String,
@@ -45,11 +45,11 @@ pub(crate) struct Cost {
     pub(crate) vcpus: u32,
     pub(crate) instructions: u64,
     pub(crate) syscalls: u64,
-    /// Of the instructions, those while vCPUs were held out of the guest, if it is known.
-    pub(crate) held: Option<u64>,
+    /// Instructions with vCPUs locked, if known.
+    pub(crate) locked: Option<u64>,
 }
 
-/// What each vCPU adds.
+/// The additional cost per vCPU.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Slope {
     pub(crate) method: String,
@@ -58,7 +58,7 @@ pub(crate) struct Slope {
     pub(crate) instructions_per_vcpu: f64,
 }
 
-/// All runs of all files; at least one.
+/// Reads all runs of all files; at least one.
 pub(crate) fn read(files: &[impl AsRef<Path>]) -> Result<Vec<Run>, Error> {
     let mut runs = Vec::new();
     for file in files {
@@ -87,13 +87,13 @@ pub(crate) fn read(files: &[impl AsRef<Path>]) -> Result<Vec<Run>, Error> {
 
 fn run(value: Value) -> Result<Run, String> {
     let Some(kind) = value.get("kind").and_then(Value::as_str) else {
-        return Err("it has no kind: it is none of what clockguest's --json prints".into());
+        return Err("it has no kind: it is not the JSON output of clockguest".into());
     };
     let measured = match kind {
         "cycle" => Measured::Cycle(parsed(&value, kind)?),
         "migrate" => Measured::Migrate(parsed(&value, kind)?),
         "bench" => Measured::Bench(parsed(&value, kind)?),
-        _ => return Err(format!("kind '{kind}' is none of cycle, migrate, bench")),
+        _ => return Err(format!("kind '{kind}' is not cycle, migrate or bench")),
     };
     measured.check()?;
     Ok(Run {
@@ -104,11 +104,11 @@ fn run(value: Value) -> Result<Run, String> {
 }
 
 fn parsed<T: DeserializeOwned>(value: &Value, kind: &str) -> Result<T, String> {
-    T::deserialize(value).map_err(|error| format!("as kind '{kind}' it is malformed: {error}"))
+    T::deserialize(value).map_err(|error| format!("it is not a valid '{kind}': {error}"))
 }
 
 impl Measured {
-    /// What the types do not say.
+    /// Checks what the types do not ensure.
     fn check(&self) -> Result<(), String> {
         let (single, done, what, failed) = match self {
             Self::Cycle(run) => (
@@ -125,7 +125,7 @@ impl Measured {
             ),
             Self::Bench(bench) => return bench.check(),
         };
-        // Readings that contradict each other count for no cycle.
+        // Inconsistent readings have no entry.
         if single == 0 && done > 0 && !failed {
             return Err(format!("it has no per_{what}, but {done} {what}s"));
         }
@@ -147,7 +147,7 @@ impl Bench {
             return Err("it has no results".into());
         }
         if self.results.iter().any(|cost| cost.vcpus == 0) {
-            return Err("a result is of 0 vCPUs".into());
+            return Err("a result has 0 vCPUs".into());
         }
         Ok(())
     }

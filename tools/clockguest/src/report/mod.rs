@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Makes one HTML page, and a SVG and a PNG file of each chart, from the JSON of any set of runs.
+//! Writes an HTML page, and an SVG and a PNG file of each chart, from the JSON of runs.
 //!
-//! `input` reads the runs; `clock_error`, `split` and `cost` choose what a chart shows, `summary` what the
-//! table; `chart` draws, `page` writes the page. Everything is made before the first file is written.
+//! `input` reads the runs; `clock_error`, `error_by_cause` and `cost` select the data of charts, `summary`
+//! that of the tables; `chart` draws, `page` writes the page. No file is written before all are complete.
 
 mod chart;
 mod clock_error;
 mod cost;
+mod error_by_cause;
 mod input;
 mod page;
-mod split;
 mod summary;
 pub mod text;
 
@@ -21,26 +21,26 @@ use std::{
 };
 use thiserror::Error as ThisError;
 
-/// Why there is no report.
+/// The reason why there is no report.
 #[derive(Debug, ThisError)]
 pub enum Error {
     /// A file cannot be read.
     #[error("cannot read {0}: {1}")]
     Read(PathBuf, #[source] io::Error),
-    /// A file is no JSON.
+    /// A file is not JSON.
     #[error("{0} is not JSON: {1}")]
     NoJson(PathBuf, #[source] serde_json::Error),
     /// A file is an empty array.
     #[error("{0} has no runs")]
     Empty(PathBuf),
-    /// A run is of no kind that is known, or not what its kind says.
+    /// A run has an unknown kind, or is not valid for its kind.
     #[error("{file}, run {number}: {why}")]
     Run {
-        /// Where it is.
+        /// The file of the run.
         file: PathBuf,
-        /// Counts from 1 in each file.
+        /// Number of the run in the file, from 1.
         number: usize,
-        /// What is wrong.
+        /// The defect.
         why: String,
     },
     /// A chart cannot be drawn as PNG.
@@ -51,26 +51,26 @@ pub enum Error {
     Write(PathBuf, #[source] io::Error),
 }
 
-/// What was written.
+/// A written report.
 #[derive(Debug)]
 pub struct Written {
     /// The page.
     pub page: PathBuf,
-    /// Charts, each of which has a SVG and a PNG file.
+    /// Number of charts, each with an SVG and a PNG file.
     pub charts: usize,
-    /// Runs that they are made of.
+    /// Number of runs.
     pub runs: usize,
 }
 
-/// Makes a report of the runs in `files`, and writes it to the folder `out`.
+/// Writes a report of the runs in `files` to the folder `out`.
 ///
 /// # Errors
 ///
-/// [`Error`]; nothing has been written unless it says that it cannot write.
+/// [`Error`]; nothing is written except with [`Error::Write`].
 pub fn write(files: &[impl AsRef<Path>], out: &Path) -> Result<Written, Error> {
     let runs = input::read(files)?;
     let mut charts = clock_error::charts(&runs);
-    charts.extend(split::charts(&runs));
+    charts.extend(error_by_cause::charts(&runs));
     charts.extend(cost::charts(&runs));
 
     let mut made = Vec::new();
@@ -79,7 +79,7 @@ pub fn write(files: &[impl AsRef<Path>], out: &Path) -> Result<Written, Error> {
         made.push((format!("{}.svg", chart.name), svg::file(chart).into_bytes()));
         made.push((format!("{}.png", chart.name), png));
     }
-    // Last: once it is there, so is all that it names.
+    // Last, so that all files that it refers to exist.
     made.push(("index.html".into(), page::html(&runs, &charts).into_bytes()));
 
     fs::create_dir_all(out).map_err(|error| Error::Write(out.into(), error))?;

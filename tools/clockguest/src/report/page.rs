@@ -13,7 +13,7 @@ use serde_json::Value;
 
 const STYLE: &str = include_str!("page.css");
 
-/// Nothing may be fetched, nothing run.
+/// The page may neither fetch nor run anything.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
 pub(crate) fn html(runs: &[Run], charts: &[Chart]) -> String {
@@ -29,7 +29,7 @@ pub(crate) fn html(runs: &[Run], charts: &[Chart]) -> String {
             }
             body {
                 header {
-                    h1 { "What became of guests' clocks" }
+                    h1 { "Guest clock report" }
                     @if let Some(verdict) = summary::verdict(runs) { p.verdict { (verdict) } }
                 }
                 main {
@@ -53,23 +53,23 @@ fn results(runs: &[Run]) -> Markup {
             section {
                 h2 { "Worst error of a cycle" }
                 p {
-                    "By the guest's own readings, against what its clocks would have read had nobody touched them. \
-                     Skew is how far kvmclock was set against the TSC. Errors of the legacy methods are results; \
-                     method atomic fails if it loses anything."
+                    "From the guest's own readings, compared with the values that its clocks would have had without the \
+                     interruption. Skew is the shift of kvmclock against the TSC. Errors of the legacy methods are results; \
+                     with method atomic, any error is a failure."
                 }
                 (stacking("errors", &summary::ERRORS, &errors))
             }
         }
         @if !slopes.is_empty() {
             section {
-                h2 { "What each vCPU costs" }
+                h2 { "Cost per vCPU" }
                 (stacking("slopes", &summary::SLOPES, &slopes))
             }
         }
     }
 }
 
-/// A table whose rows become lists where it would be too wide.
+/// A table whose rows become lists on narrow screens.
 fn stacking(id: &str, columns: &[(&str, &str)], rows: &[Row]) -> Markup {
     html! {
         table.stacking id=(id) {
@@ -101,7 +101,7 @@ fn figures(charts: &[Chart]) -> Markup {
                         ", " a href={ (chart.name) ".png" } { (chart.name) ".png" } "."
                     }
                     details {
-                        summary { "Numbers of " (chart.title) }
+                        summary { "Data of " (chart.title) }
                         (numbers(&chart.name, &chart.table))
                     }
                 }
@@ -121,7 +121,7 @@ fn numbers(name: &str, table: &Table) -> Markup {
     }
 }
 
-/// Each command once, with the runs that it made.
+/// The origins of the runs, each with the numbers of its runs.
 fn origins(runs: &[Run]) -> Markup {
     let mut found: Vec<(&Origin, Vec<String>)> = Vec::new();
     for (run, number) in runs.iter().zip(1..) {
@@ -130,10 +130,10 @@ fn origins(runs: &[Run]) -> Markup {
             None => found.push((&run.origin, vec![number.to_string()])),
         }
     }
-    let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".into());
+    let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
     html! {
         section {
-            h2 { "Where this comes from" }
+            h2 { "Origin of the runs" }
             table.stacking id="origins" {
                 thead { tr { @for title in ["Runs", "Command", "Kernel", "Module, build ID", "QEMU", "CPU"] {
                     th scope="col" { (title) }
@@ -153,10 +153,10 @@ fn origins(runs: &[Run]) -> Markup {
     }
 }
 
-/// All runs as they were read, for a program.
+/// All runs as read, for programs.
 fn data(runs: &[Run]) -> Markup {
     let values: Value = runs.iter().map(|run| run.value.clone()).collect();
-    // No text in it may end the element.
+    // The text must not end the element.
     let json = values.to_string().replace('<', "\\u003c");
     html! { script type="application/json" id="runs" { (PreEscaped(json)) } }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A row for each run: what was done, and the worst that came of it.
+//! The tables, with a row per run of its worst errors, or per slope of a benchmark.
 
 use super::{
     input::{Bench, Measured, Run},
@@ -8,26 +8,26 @@ use super::{
 };
 use crate::{migration, summary};
 
-/// A cell, and the number in it for a program.
+/// A cell, and its number for programs.
 pub(crate) struct Cell {
     pub(crate) text: String,
     pub(crate) value: Option<String>,
 }
 
-/// A row of the table of clock errors.
+/// A row of a table.
 pub(crate) struct Row {
-    /// Of the run, from 1.
+    /// Number of the run, from 1.
     pub(crate) number: usize,
-    /// As [`ERRORS`] names them.
+    /// The cells of [`ERRORS`] or [`SLOPES`].
     pub(crate) cells: Vec<Cell>,
-    /// The run failed.
+    /// Whether the run failed.
     pub(crate) failed: bool,
 }
 
 /// Columns of the table of clock errors; first the run's number.
 pub(crate) const ERRORS: [(&str, &str); 9] = [
     ("run", "Run"),
-    ("what", "What"),
+    ("what", "Run of"),
     ("method", "Method"),
     ("cycles", "Cycles"),
     ("tsc", "TSC error, ticks"),
@@ -43,7 +43,7 @@ pub(crate) const SLOPES: [(&str, &str); 5] = [
     ("operation", "Operation"),
     ("case", "Case"),
     ("method", "Method"),
-    ("slope", "Instructions for each vCPU"),
+    ("slope", "Instructions per vCPU"),
 ];
 
 pub(crate) fn errors(runs: &[Run]) -> Vec<Row> {
@@ -65,7 +65,7 @@ pub(crate) fn errors(runs: &[Run]) -> Vec<Row> {
 }
 
 fn of_cycles(summary: &summary::Summary) -> Vec<Cell> {
-    // The worst of none is not 0.
+    // Without cycles, the worst error is unknown.
     let measured = !summary.per_cycle.is_empty();
     vec![
         word(&format!(
@@ -96,7 +96,7 @@ fn of_moves(summary: &migration::Summary) -> Vec<Cell> {
 }
 
 fn known(value: Option<u64>) -> Cell {
-    value.map_or_else(|| word("not known"), count)
+    value.map_or_else(|| word("unknown"), count)
 }
 
 pub(crate) fn slopes(runs: &[Run]) -> Vec<Row> {
@@ -125,7 +125,7 @@ fn of_bench(bench: &Bench, number: usize) -> Vec<Row> {
     bench.slopes.iter().map(row).collect()
 }
 
-/// What all exact runs of cycles came to, in a sentence.
+/// The result of all exact runs of cycles, as a sentence.
 pub(crate) fn verdict(runs: &[Run]) -> Option<String> {
     let exact: Vec<_> = runs
         .iter()
@@ -142,7 +142,7 @@ pub(crate) fn verdict(runs: &[Run]) -> Option<String> {
     Some(match failed {
         Some(why) => format!("Method atomic FAILED: {why}"),
         None => format!(
-            "By method atomic, TSC offsets and pvclock records came back bit for bit in all {} cycles: 0 ticks, \
+            "With method atomic, TSC offsets and pvclock records are bit-identical in all {} cycles: 0 ticks, \
              0 ns, 0 steps back.",
             grouped(cycles)
         ),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Numbers as they are read.
+//! Numbers for the user.
 
-/// Digits in groups of three.
+/// The digits in groups of three.
 pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
@@ -15,7 +15,7 @@ pub fn grouped(value: u64) -> String {
     text
 }
 
-/// Whole if it is large, or is; else with one digit, two if it is small.
+/// A whole number if large or whole; otherwise with one digit, or two if small.
 pub(crate) fn decimal(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => {

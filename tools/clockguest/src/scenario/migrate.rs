@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Stream the state over a socket to the VM of a second process, then destroy the first.
+//! Streams the state over a socket to the VM of a second process, then destroys the first VM.
 
 use super::{process::Process, program::Program, wait_downtime, worker::Channel, Config};
 use crate::measure::Reading;
@@ -10,7 +10,7 @@ use vmm_sys_util::tempdir::TempDir;
 
 pub(super) fn run(config: &Config, each: &mut dyn FnMut(Reading)) -> Result<()> {
     let folder = TempDir::new_with_prefix(std::env::temp_dir().join("clockguest-"))
-        .context("cannot make a temporary folder for the socket")?;
+        .context("cannot create a temporary folder for the socket")?;
 
     let program = Program::this()?;
 
@@ -26,7 +26,7 @@ pub(super) fn run(config: &Config, each: &mut dyn FnMut(Reading)) -> Result<()> 
         let stopped = Instant::now();
         destination.wait_ready()?;
         source.quit()?;
-        // The next destination's process starts now, while no guest competes for the CPUs.
+        // Start the next destination's process now, while no guest competes for the CPUs.
         let next = Process::spawn(&program, config)?;
         wait_downtime(config, stopped);
         destination.run()?;

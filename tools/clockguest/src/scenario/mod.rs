@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What happens to a VM between two readings: pause, snapshot, migration; over and over.
+//! Repeated cycles of save and restore: pause, snapshot, migration.
 
 mod migrate;
 mod pause;
@@ -26,20 +26,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A scenario by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+/// A scenario.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scenario {
-    /// Stop all vCPUs, wait, let the same VM go on
+    /// Stop all vCPUs, wait, run the same VM again
+    #[default]
     Pause,
     /// Save to a file, destroy the VM, restore into a new VM in a new process
     Snapshot,
-    /// Stream to the new VM of a second process on this host, then destroy the old one
+    /// Stream to a new VM in a second process on this host, then destroy the old VM
     Migrate,
 }
 
 impl Scenario {
-    /// All of them, in the order of the demo's rows.
+    /// All scenarios, in the order of the demo's rows.
     pub const ALL: [Self; 3] = [Self::Pause, Self::Snapshot, Self::Migrate];
 
     /// Its name on the command line.
@@ -52,31 +53,30 @@ impl Scenario {
     }
 }
 
-/// What to run.
+/// Parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// What happens to the VM.
+    /// The scenario.
     pub scenario: Scenario,
-    /// How its clocks are saved and restored.
+    /// The method to save and restore the clocks.
     pub method: Method,
     /// vCPUs of the guest.
     pub vcpus: u32,
-    /// How often.
+    /// Number of cycles.
     pub cycles: u32,
-    /// Time between stop and go; longer if the scenario's own work takes longer.
+    /// Minimum time from stop to run.
     pub downtime: Duration,
-    /// Use `/dev/kvm` whichever module is behind it.
+    /// Use `/dev/kvm` even if no CPU vendor's module is loaded.
     pub any_kvm: bool,
 }
 
-/// Runs the cycles of `config`, and sums up.
+/// Runs the cycles of `config`, and returns their summary.
 ///
-/// What goes wrong on the way is in the summary's `first_error`.
+/// The summary's `first_error` has failures of cycles.
 ///
 /// # Errors
 ///
-/// Only if this host cannot do it at all: [`Unavailable`](crate::host::Unavailable), or a first VM
-/// that cannot be made.
+/// [`Unavailable`](crate::host::Unavailable), or if the first VM cannot be created.
 pub fn run(config: &Config, progress: &mut Progress) -> Result<Summary> {
     let kvm = open_kvm(config.any_kvm)?;
     config.method.check(&Vm::empty(&kvm, 1)?)?;
@@ -98,8 +98,8 @@ pub fn run(config: &Config, progress: &mut Progress) -> Result<Summary> {
     Ok(tally.finish())
 }
 
-/// Lets the vCPUs of a new VM run once, so that KVM has done what it puts off until then: it enables
-/// the master clock and re-bases it when each vCPU first runs.
+/// Runs the vCPUs of a new VM once: KVM enables the master clock, and re-bases it, when each vCPU first
+/// runs.
 pub(crate) fn warm_up(vm: &Vm) -> vmm::Result<()> {
     observe::run(vm)?;
     vm.stop()
@@ -118,7 +118,7 @@ pub(crate) fn stop_and_save(vm: &Vm, run: Run, method: Method) -> vmm::Result<(S
     Ok((saved, reading))
 }
 
-/// Sleeps what is left of the downtime of a VM that stopped at `stopped`.
+/// Sleeps for the rest of the downtime of a VM that stopped at `stopped`.
 fn wait_downtime(config: &Config, stopped: Instant) {
     sleep(config.downtime.saturating_sub(stopped.elapsed()));
 }

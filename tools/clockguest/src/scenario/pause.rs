@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Stop all vCPUs, wait, let the same VM go on.
+//! Stops all vCPUs, waits, and runs the same VM again.
 
 use super::{stop_and_save, wait_downtime, warm_up, Config};
 use crate::{measure::Reading, observe, vmm::Vm};

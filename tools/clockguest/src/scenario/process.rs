@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The parent's end of a [`worker`](super::worker).
+//! The parent's side of a [`worker`](super::worker).
 
 use super::{
     program::Program,
@@ -17,12 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a worker may take for one answer; more than the patience of what it does itself.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a worker may take to exit.
-const EXIT_PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit for an answer; longer than the time limits of the worker's own steps.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The time limit for a worker to exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A worker process; killed if dropped before it was told to quit.
+/// A worker process; drop kills it unless it has exited.
 pub(super) struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -30,7 +30,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts one: this program, with its hidden subcommand.
+    /// Starts this program with its hidden subcommand.
     pub(super) fn spawn(program: &Program, config: &Config) -> Result<Self> {
         let mut command = process::Command::new(program.path());
         command.args(["worker", "--method", config.method.name()]);
@@ -45,11 +45,11 @@ impl Process {
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("no stdout")?;
         let (sender, events) = channel();
-        // Ends with the worker's stdout, or when nobody listens any more.
+        // The thread ends with the worker's stdout, or when the receiver is dropped.
         spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let event = serde_json::from_str(&line)
-                    .unwrap_or_else(|e| Event::Failed(format!("unreadable answer: {e}: {line}")));
+                    .unwrap_or_else(|e| Event::Failed(format!("invalid answer: {e}: {line}")));
                 if sender.send(event).is_err() {
                     return;
                 }
@@ -67,31 +67,22 @@ impl Process {
         self.wait_ready()
     }
 
-    /// The caller waits for what it is answered.
+    /// Starts to load a state; the caller waits for the answers.
     pub(super) fn load(&mut self, from: Channel) -> Result<()> {
         self.send(&Command::Load { from })
     }
 
     pub(super) fn wait_listening(&mut self) -> Result<()> {
-        match self.answer()? {
-            Event::Listening => Ok(()),
-            event => Err(unexpected(&event)),
-        }
+        self.expect(&Event::Listening)
     }
 
     pub(super) fn wait_ready(&mut self) -> Result<()> {
-        match self.answer()? {
-            Event::Ready => Ok(()),
-            event => Err(unexpected(&event)),
-        }
+        self.expect(&Event::Ready)
     }
 
     pub(super) fn run(&mut self) -> Result<()> {
         self.send(&Command::Run)?;
-        match self.answer()? {
-            Event::Running => Ok(()),
-            event => Err(unexpected(&event)),
-        }
+        self.expect(&Event::Running)
     }
 
     pub(super) fn stop(&mut self, to: Option<Channel>) -> Result<Reading> {
@@ -102,11 +93,11 @@ impl Process {
         }
     }
 
-    /// Returns when the process, and with it its VM, is gone.
+    /// Waits until the process, and with it the VM, is gone.
     pub(super) fn quit(mut self) -> Result<()> {
         self.stdin = None;
         let start = Instant::now();
-        while start.elapsed() < EXIT_PATIENCE {
+        while start.elapsed() < EXIT_TIMEOUT {
             match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => bail!("worker {}: {status}", self.child.id()),
@@ -114,27 +105,34 @@ impl Process {
             }
         }
         bail!(
-            "worker {} did not exit within {EXIT_PATIENCE:?}",
+            "worker {} did not exit within {EXIT_TIMEOUT:?}",
             self.child.id()
         )
     }
 
     fn send(&mut self, command: &Command) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("worker was told to quit")?;
+        let stdin = self.stdin.as_mut().context("the worker has exited")?;
         let mut line = serde_json::to_vec(command)?;
         line.push(b'\n');
         let sent = stdin.write_all(&line);
-        // A worker that died has said why, and that is the better message.
+        // If the worker has died, its own error is the better message.
         sent.map_err(|e| self.answer().err().unwrap_or(e.into()))
+    }
+
+    fn expect(&mut self, expected: &Event) -> Result<()> {
+        match self.answer()? {
+            event if event == *expected => Ok(()),
+            event => Err(unexpected(&event)),
+        }
     }
 
     fn answer(&mut self) -> Result<Event> {
         let id = self.child.id();
-        match self.events.recv_timeout(PATIENCE) {
+        match self.events.recv_timeout(TIMEOUT) {
             Ok(Event::Failed(message)) => bail!("worker {id}: {message}"),
             Ok(event) => Ok(event),
             Err(RecvTimeoutError::Timeout) => {
-                bail!("worker {id} did not answer within {PATIENCE:?}")
+                bail!("worker {id} did not answer within {TIMEOUT:?}")
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status = self.child.wait()?;
@@ -146,12 +144,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if it is gone already.
+        // Both fail only if the process is already gone.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 fn unexpected(event: &Event) -> anyhow::Error {
-    anyhow!("worker answered out of turn: {event:?}")
+    anyhow!("unexpected answer of a worker: {event:?}")
 }

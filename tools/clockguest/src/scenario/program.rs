@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! This program, as an executable that starts fast.
+//! A copy of this program that starts fast.
 //!
-//! The test host's root file system is a 9p mount without a page cache, from which starting a process
-//! takes three times as long as from memory; and a scenario starts one each cycle.
+//! The test host's root file system is a 9p mount without a page cache: starting a process from it takes
+//! three times as long as from memory, and a scenario starts one per cycle.
 
 use anyhow::{Context, Result};
 use std::{
@@ -16,12 +16,12 @@ use std::{
 /// An executable file with this program.
 pub(super) struct Program {
     path: PathBuf,
-    /// What `path` refers to, if it is a copy in memory.
+    /// The copy in memory that `path` refers to, if any.
     _copy: Option<File>,
 }
 
 impl Program {
-    /// Copies this program into memory; where that is not allowed, takes it from where it is.
+    /// Copies this program into memory; if that fails, uses its own file.
     pub(super) fn this() -> Result<Self> {
         if let Ok(copy) = copy() {
             return Ok(Self {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Save to a file, destroy the VM and its process, restore into a new VM in a new process.
+//! Saves to a file, destroys the VM and its process, and restores into a new VM in a new process.
 
 use super::{process::Process, program::Program, wait_downtime, worker::Channel, Config};
 use crate::measure::Reading;
@@ -10,7 +10,7 @@ use vmm_sys_util::tempdir::TempDir;
 
 pub(super) fn run(config: &Config, each: &mut dyn FnMut(Reading)) -> Result<()> {
     let folder = TempDir::new_with_prefix(std::env::temp_dir().join("clockguest-"))
-        .context("cannot make a temporary folder for the snapshot")?;
+        .context("cannot create a temporary folder for the snapshot")?;
     let file = folder.as_path().join("snapshot");
 
     let program = Program::this()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A guest that runs until somebody has seen enough, its clocks saved and restored now and then.
+//! Runs a guest until the watcher is done, and pauses it regularly.
 
 use super::{stop_and_save, wait_downtime, warm_up, Config};
 use crate::{
@@ -15,26 +15,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest sleep until somebody may have seen enough.
+/// Interval at which to ask the watcher whether it is done.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Who watches.
+/// Receives the results.
 pub trait Watcher {
-    /// Has seen enough, or can see no more.
-    fn enough(&self) -> bool;
+    /// Whether to end the run.
+    fn is_done(&self) -> bool;
 
-    /// Sees what became of the clocks so far, after a cycle.
-    fn see(&mut self, so_far: &Summary);
+    /// Receives the summary so far, after each cycle.
+    fn update(&mut self, summary: &Summary);
 }
 
-/// Runs a guest, and pauses it once in `interval`, as by scenario pause; at most `config.cycles` times.
+/// Runs a guest, and pauses it once per `interval`, as scenario pause does; at most `config.cycles` times.
 ///
-/// What goes wrong on the way is in the summary's `first_error`.
+/// The summary's `first_error` has failures of cycles.
 ///
 /// # Errors
 ///
-/// Only if this host cannot do it at all: [`Unavailable`](crate::host::Unavailable), or a VM that
-/// cannot be made.
+/// [`Unavailable`](crate::host::Unavailable), or if the VM cannot be created.
 pub fn watch(config: &Config, interval: Duration, watcher: &mut dyn Watcher) -> Result<Summary> {
     let kvm = open_kvm(config.any_kvm)?;
     config.method.check(&Vm::empty(&kvm, 1)?)?;
@@ -54,21 +53,21 @@ fn cycles(
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
     warm_up(vm)?;
-    // The reading before the first cycle needs no waiting for.
+    // The reading before the first cycle needs no wait.
     let mut wait = Duration::ZERO;
     loop {
         let run = observe::run(vm)?;
         let since = Instant::now();
-        while since.elapsed() < wait && !watcher.enough() {
+        while since.elapsed() < wait && !watcher.is_done() {
             sleep(POLL.min(wait.saturating_sub(since.elapsed())));
         }
         let (saved, reading) = stop_and_save(vm, run, config.method)?;
         let stopped = Instant::now();
         tally.add(reading);
         if tally.cycles_done() > 0 {
-            watcher.see(tally.so_far());
+            watcher.update(tally.summary());
         }
-        if watcher.enough() || tally.cycles_done() >= config.cycles {
+        if watcher.is_done() || tally.cycles_done() >= config.cycles {
             return Ok(());
         }
         wait_downtime(config, stopped);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A process that holds one VM: obeys commands on stdin and answers on stdout, a JSON line each.
+//! A process with one VM: it reads commands from stdin and answers on stdout, a JSON line each.
 
 use super::{stop_and_save, warm_up};
 use crate::{
@@ -20,120 +20,120 @@ use std::{
     path::PathBuf,
 };
 
-/// Where a state comes from or goes to.
+/// The source or destination of a state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Channel {
     /// A regular file.
     File(PathBuf),
-    /// A Unix socket, on which the receiving side listens.
+    /// A Unix socket on which the receiver listens.
     Socket(PathBuf),
 }
 
-/// What a worker is told.
+/// A command to a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
-    /// Make a VM with a fresh guest; answered by [`Event::Ready`].
+    /// Create a VM with a new guest; answered with [`Event::Ready`].
     Create {
         /// vCPUs of the guest.
         vcpus: u32,
     },
-    /// Make a VM of a saved state, all but its clocks; answered by [`Event::Listening`] if from a
-    /// socket, then by [`Event::Ready`].
+    /// Create a VM from a saved state, without its clocks; answered with [`Event::Listening`] for a socket,
+    /// then with [`Event::Ready`].
     Load {
-        /// Where the state is.
+        /// The source of the state.
         from: Channel,
     },
-    /// Restore the clocks if they were saved, let the VM run; answered by [`Event::Running`].
+    /// Restore saved clocks, and run the VM; answered with [`Event::Running`].
     Run,
-    /// Stop the VM, save it if there is where to; answered by [`Event::Stopped`].
+    /// Stop the VM, and save it if requested; answered with [`Event::Stopped`].
     Stop {
-        /// Where the state goes.
+        /// The destination of the state.
         to: Option<Channel>,
     },
 }
 
-/// What a worker answers.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A worker's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    /// It waits for a connection.
+    /// The worker waits for a connection.
     Listening,
-    /// The VM is complete but for its clocks, and stopped.
+    /// The VM is stopped, and complete except for its clocks.
     Ready,
-    /// The VM runs, and fresh readings of every vCPU were taken.
+    /// The VM runs, and every vCPU has published new samples.
     Running,
-    /// The VM is stopped, and saved if that was asked for.
+    /// The VM is stopped, and saved if requested.
     Stopped(Reading),
-    /// Something went wrong, and the worker is about to exit.
+    /// The worker failed, and exits.
     Failed(String),
 }
 
-/// The life of a VM in a worker.
-enum Stage {
+/// The state of a worker's VM.
+enum State {
     Empty,
     Ready(Vm, Option<Saved>),
     Running(Vm, Run),
-    Stopped(#[expect(dead_code, reason = "the VM lives until the worker is told to quit")] Vm),
+    Stopped(#[expect(dead_code, reason = "the VM lives until the worker exits")] Vm),
 }
 
-/// Obeys until stdin ends.
+/// Handles commands until stdin ends.
 ///
 /// # Errors
 ///
-/// The first error, which was answered as [`Event::Failed`] too.
+/// The first error, which [`Event::Failed`] also reports.
 pub fn serve(method: Method, any_kvm: bool) -> Result<()> {
-    let result = obey(method, any_kvm);
+    let result = handle_commands(method, any_kvm);
     if let Err(error) = &result {
         answer(&Event::Failed(format!("{error:#}")))?;
     }
     result
 }
 
-fn obey(method: Method, any_kvm: bool) -> Result<()> {
+fn handle_commands(method: Method, any_kvm: bool) -> Result<()> {
     let kvm = open_kvm(any_kvm)?;
-    let mut stage = Stage::Empty;
+    let mut state = State::Empty;
     for line in std::io::stdin().lock().lines() {
         let command = serde_json::from_str(&line?).context("bad command")?;
-        stage = step(&kvm, method, stage, command)?;
+        state = step(&kvm, method, state, command)?;
     }
     Ok(())
 }
 
-fn step(kvm: &Kvm, method: Method, stage: Stage, command: Command) -> Result<Stage> {
-    match (command, stage) {
-        (Command::Create { vcpus }, Stage::Empty) => {
+fn step(kvm: &Kvm, method: Method, state: State, command: Command) -> Result<State> {
+    match (command, state) {
+        (Command::Create { vcpus }, State::Empty) => {
             let vm = Vm::new(kvm, vcpus)?;
             warm_up(&vm)?;
             answer(&Event::Ready)?;
-            Ok(Stage::Ready(vm, None))
+            Ok(State::Ready(vm, None))
         }
-        (Command::Load { from }, Stage::Empty) => {
+        (Command::Load { from }, State::Empty) => {
             let (state, clocks) = receive(&from)?;
             let nr_vcpus = u32::try_from(state.vcpus.len())?;
             let vm = Vm::empty(kvm, nr_vcpus)?;
             vm.load(&state)?;
             answer(&Event::Ready)?;
-            Ok(Stage::Ready(vm, Some(clocks)))
+            Ok(State::Ready(vm, Some(clocks)))
         }
-        (Command::Run, Stage::Ready(vm, clocks)) => {
+        (Command::Run, State::Ready(vm, clocks)) => {
             if let Some(clocks) = clocks {
                 clocks.restore(&vm)?;
             }
             let run = observe::run(&vm)?;
             answer(&Event::Running)?;
-            Ok(Stage::Running(vm, run))
+            Ok(State::Running(vm, run))
         }
-        (Command::Stop { to }, Stage::Running(vm, run)) => {
+        (Command::Stop { to }, State::Running(vm, run)) => {
             let (clocks, reading) = stop_and_save(&vm, run, method)?;
             if let Some(to) = to {
                 send(&to, &vm.save()?, &clocks)?;
             }
             answer(&Event::Stopped(reading))?;
-            Ok(Stage::Stopped(vm))
+            Ok(State::Stopped(vm))
         }
-        (command, _) => bail!("{command:?} makes no sense now"),
+        (command, _) => bail!("{command:?} is invalid in this state"),
     }
 }
 

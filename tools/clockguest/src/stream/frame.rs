@@ -10,43 +10,43 @@ use zerocopy::{
 /// First bytes of every frame.
 pub(super) const MAGIC: [u8; 8] = *b"CLKGUEST";
 
-/// The version of the format that this program writes, and the only one that it reads.
+/// The only version of the format that this program writes and reads.
 pub const VERSION: u32 = 2;
 
-/// No payload is longer, bytes.
+/// The maximum length of a payload, bytes.
 pub const MAX_PAYLOAD: u32 = 16 << 20;
 
-/// What a payload is. The numbers are the format's.
+/// The kinds of payload, with their numbers in the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
-    /// JSON: who accepts guests, and what its host can do.
+    /// JSON: the capabilities of a host.
     Hello = 1,
-    /// JSON: which guest is to come.
+    /// JSON: the offered guest.
     Offer = 2,
-    /// JSON: a VM for it is there.
+    /// JSON: the guest's VM exists.
     Prepared = 3,
-    /// JSON: the time when it was sent.
+    /// JSON: asks for a Pong.
     Ping = 4,
-    /// JSON: the time when a ping came and when this was sent.
+    /// JSON: the times of receipt and answer.
     Pong = 5,
     /// JSON: vCPUs and clocks.
     State = 6,
     /// Guest memory from address 0.
     Memory = 7,
-    /// JSON: the guest is complete, its clocks are set.
+    /// JSON: the guest is complete, and its clocks are set.
     Restored = 8,
-    /// JSON: the guest cannot be taken, and why.
+    /// JSON: the reason to refuse the guest.
     Refused = 9,
-    /// JSON: the guest is the receiver's from now on.
+    /// JSON: the guest belongs to the receiver from now on.
     Go = 10,
     /// JSON: the guest runs.
     Running = 11,
-    /// JSON: what the guest read there.
+    /// JSON: the guest's readings there.
     Reading = 12,
 }
 
-/// The header, but for the checksum, which follows it.
+/// The header without the checksum, which follows it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct Header {

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The stream that a saved or moving guest travels in: frames, numbered and checksummed.
+//! The format of a saved or moving guest: numbered frames with checksums.
 //!
-//! A file or a connection is a sequence of frames, each direction counting its own:
+//! A file, or a direction of a connection, is a sequence of frames:
 //!
 //! | offset | bytes | |
 //! |---|---|---|
 //! | 0 | 8 | magic, `CLKGUEST` |
 //! | 8 | 4 | version of the format, [`VERSION`] |
-//! | 12 | 4 | kind: what the payload is |
-//! | 16 | 8 | session: a random number that the receiver of a guest chooses, or the file's |
+//! | 12 | 4 | kind of the payload, [`Kind`] |
+//! | 16 | 8 | session: a random number of the file, or chosen by the receiver of a guest |
 //! | 24 | 4 | number of the frame, from 0 |
 //! | 28 | 4 | length of the payload, bytes |
 //! | 32 | 4 | CRC-32 (IEEE 802.3) of the 32 bytes above and the payload |
 //! | 36 | | payload: JSON, or guest memory as it is |
 //!
-//! What was recorded of another session is refused. Integers are little-endian. A reader looks at
-//! the magic first, then at the version, so that a later format is told from a damaged one;
-//! whatever a frame says, no more than [`MAX_PAYLOAD`] bytes are read for it.
+//! Integers are little-endian. A reader refuses frames of another session. It checks the magic first,
+//! then the version, to distinguish a later format from a damaged one; it never reads more than
+//! [`MAX_PAYLOAD`] bytes for a frame.
 //!
 //! # Example
 //!
@@ -30,7 +30,7 @@
 //! let mut reader = Reader::new(bytes.as_slice(), Some(session));
 //! assert_eq!(reader.read_raw(Kind::Memory)?, b"a page");
 //!
-//! // What was recorded of another session is refused, as is what is damaged.
+//! // Frames of another session are refused, and damaged ones.
 //! let replayed = Reader::new(bytes.as_slice(), Some(!session)).read_raw(Kind::Memory);
 //! assert!(matches!(replayed, Err(Error::Session { number: 0, .. })));
 //! bytes[40] ^= 1;
@@ -50,37 +50,37 @@ pub use writer::Writer;
 use std::io;
 use thiserror::Error;
 
-/// Why a stream is refused.
+/// The reason why a stream is refused.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// It ends where a frame has to be.
+    /// It ends before a frame.
     #[error("the stream is truncated: it ends before frame {number}")]
     Closed {
-        /// The frame that is missing.
+        /// The missing frame.
         number: u32,
     },
     /// It ends inside a frame.
     #[error("the stream is truncated: it ends inside frame {number}")]
     Truncated {
-        /// The frame that is not complete.
+        /// The incomplete frame.
         number: u32,
     },
-    /// Some other protocol.
-    #[error("not a stream of clockguest's: it begins with {0:02x?}")]
+    /// Another protocol.
+    #[error("not a clockguest stream: it begins with {0:02x?}")]
     Magic([u8; 8]),
-    /// A format that this program does not know.
-    #[error("the stream has version {found}, this program knows version {VERSION} alone")]
+    /// An unsupported version of the format.
+    #[error("the stream has version {found}, but this program supports only version {VERSION}")]
     Version {
-        /// The version it has.
+        /// Its version.
         found: u32,
     },
-    /// The checksum is not that of the content.
-    #[error("the stream is corrupted: frame {number} has another checksum than its content")]
+    /// The checksum does not match.
+    #[error("the stream is corrupted: the checksum of frame {number} does not match")]
     Corrupted {
         /// The frame.
         number: u32,
     },
-    /// Recorded of another session.
+    /// A frame of another session.
     #[error(
         "the stream was replayed: frame {number} is of session {found:#018x}, this is session \
          {expected:#018x}"
@@ -90,43 +90,43 @@ pub enum Error {
         number: u32,
         /// Its session.
         found: u64,
-        /// The session that is going on.
+        /// The current session.
         expected: u64,
     },
-    /// Frames that are missing, or came twice.
+    /// A frame is missing, or came twice.
     #[error(
-        "the stream was replayed or has a gap: frame {found} came where frame {expected} was due"
+        "the stream was replayed or has a gap: frame {found} came instead of frame {expected}"
     )]
     Number {
-        /// The number it has.
+        /// Its number.
         found: u32,
-        /// The number that was due.
+        /// The expected number.
         expected: u32,
     },
-    /// Longer than any frame is.
+    /// A frame claims to be longer than the maximum.
     #[error("frame {number} claims {length} bytes, more than {MAX_PAYLOAD}")]
     Length {
         /// The frame.
         number: u32,
-        /// What it claims, bytes.
+        /// The claimed length, bytes.
         length: u32,
     },
-    /// Another content than the protocol has here.
-    #[error("frame {number} has kind {found}, where {expected} was due")]
+    /// An unexpected kind of frame.
+    #[error("frame {number} has kind {found} instead of {expected}")]
     Kind {
         /// The frame.
         number: u32,
         /// Its kind.
         found: u32,
-        /// What was due.
+        /// The expected kind.
         expected: String,
     },
-    /// The payload does not say what its kind has to.
-    #[error("frame {number} makes no sense: {why}")]
+    /// The payload is not valid for its kind.
+    #[error("frame {number} is malformed: {why}")]
     Malformed {
         /// The frame.
         number: u32,
-        /// What is wrong with it.
+        /// The defect.
         why: String,
     },
     /// The file or the connection failed.
@@ -137,7 +137,7 @@ pub enum Error {
 /// Result of reading and writing streams.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A number for a new session, which no recorded stream has.
+/// A random number for a new session.
 ///
 /// # Errors
 ///
@@ -168,7 +168,7 @@ mod tests {
         bytes
     }
 
-    /// Reads all frames, until the first refusal or the end that is due after `frames`.
+    /// Reads `frames` frames, up to the first error.
     fn read(bytes: &[u8], frames: usize) -> Result<Vec<Vec<u8>>> {
         let mut reader = Reader::new(bytes, Some(SESSION));
         (0..frames).map(|_| reader.read_raw(Kind::Memory)).collect()
@@ -181,7 +181,7 @@ mod tests {
         }
 
         #[test]
-        fn any_changed_bit_is_found(
+        fn any_changed_bit_is_detected(
             payload in proptest::collection::vec(any::<u8>(), 0..200),
             at: prop::sample::Index,
             bit in 0..8,
@@ -193,7 +193,7 @@ mod tests {
         }
 
         #[test]
-        fn any_cut_is_found(payload: Vec<u8>, at: prop::sample::Index) {
+        fn any_truncation_is_detected(payload: Vec<u8>, at: prop::sample::Index) {
             let bytes = stream(&[payload.clone(), payload]);
             let at = at.index(bytes.len());
             let cut = read(&bytes[..at], 2);
@@ -205,7 +205,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_hurt(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _ = read(&bytes, 3);
             let _ = read(&[b"CLKGUEST\x02\0\0\0".as_slice(), &bytes].concat(), 3);
         }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_frame_makes_the_session_where_none_is_known() {
+    fn first_frame_sets_an_unknown_session() {
         let good = stream(&[vec![], vec![]]);
         let mut reader = Reader::new(good.as_slice(), None);
         reader.read_raw(Kind::Memory).unwrap();

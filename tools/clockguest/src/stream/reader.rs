@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Reads frames, and refuses what is not the next one of its session.
+//! Reads frames, and refuses all but the next one of its session.
 
 use super::{
     frame::{Header, Kind, MAGIC, MAX_PAYLOAD, VERSION},
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use std::io::{self, Read};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// One direction of a stream, read.
+/// Reads one direction of a stream.
 #[derive(Debug)]
 pub struct Reader<R> {
     input: R,
@@ -18,7 +18,7 @@ pub struct Reader<R> {
     number: u32,
 }
 
-/// A frame whose header and checksum are right.
+/// A frame with a valid header and checksum.
 #[derive(Clone, Debug)]
 pub struct Frame {
     kind: u32,
@@ -27,7 +27,7 @@ pub struct Frame {
 }
 
 impl<R: Read> Reader<R> {
-    /// The stream of `session`; `None` takes the session of the first frame.
+    /// A reader of `session`; `None` takes the session of the first frame.
     pub fn new(input: R, session: Option<u64>) -> Self {
         Self {
             input,
@@ -36,20 +36,20 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The session, once it is known.
+    /// The session, if known.
     pub fn session(&self) -> Option<u64> {
         self.session
     }
 
-    /// Reads the next frame, whatever its kind.
+    /// Reads the next frame of any kind.
     ///
     /// # Errors
     ///
-    /// [`enum@Error`], but for [`Error::Kind`] and [`Error::Malformed`].
+    /// [`enum@Error`], except for [`Error::Kind`] and [`Error::Malformed`].
     pub fn next_frame(&mut self) -> Result<Frame> {
         let number = self.number;
         let mut first = [0];
-        // A stream that ends between two frames may be complete; its reader knows.
+        // A stream that ends between two frames may be complete; the caller knows.
         if self.input.read(&mut first)? == 0 {
             return Err(Error::Closed { number });
         }
@@ -67,7 +67,7 @@ impl<R: Read> Reader<R> {
         }
         let checksum = u32::from_le_bytes(self.read_value(&[])?);
         let mut payload = Vec::new();
-        // Grows as bytes come, whatever the header claims.
+        // Grows with the received bytes, not with the claimed length.
         let got = (&mut self.input)
             .take(length.into())
             .read_to_end(&mut payload)?;
@@ -100,16 +100,16 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// Reads a frame of `kind` as it is.
+    /// Reads the payload of a frame of `kind`.
     ///
     /// # Errors
     ///
-    /// [`enum@Error`], but for [`Error::Malformed`].
+    /// [`enum@Error`], except for [`Error::Malformed`].
     pub fn read_raw(&mut self, kind: Kind) -> Result<Vec<u8>> {
         self.next_frame()?.into_raw(kind)
     }
 
-    /// Reads a message of `kind`, which is JSON.
+    /// Reads a JSON message of `kind`.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl<R: Read> Reader<R> {
         self.next_frame()?.message(kind)
     }
 
-    /// A value whose first bytes are `begin`.
+    /// Reads a value whose first bytes are `begin`.
     fn read_value<T: FromBytes + IntoBytes>(&mut self, begin: &[u8]) -> Result<T> {
         let mut value = T::new_zeroed();
         let (known, rest) = value.as_mut_bytes().split_at_mut(begin.len());
@@ -134,12 +134,12 @@ impl<R: Read> Reader<R> {
 }
 
 impl Frame {
-    /// Whether it is of `kind`.
+    /// Whether the frame is of `kind`.
     pub fn is(&self, kind: Kind) -> bool {
         self.kind == kind as u32
     }
 
-    /// Its payload, if it is of `kind`.
+    /// The payload of a frame of `kind`.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl Frame {
         Ok(self.payload)
     }
 
-    /// The message that it is, if it is of `kind`.
+    /// The JSON message in a frame of `kind`.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::io::Write;
 use zerocopy::IntoBytes;
 
-/// One direction of a stream, written.
+/// Writes one direction of a stream.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
@@ -19,7 +19,7 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// The stream of `session`, from its first frame.
+    /// A writer of `session`, which starts with the first frame.
     pub fn new(out: W, session: u64) -> Self {
         Self {
             out,
@@ -28,7 +28,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Writes `payload` as it is, and flushes.
+    /// Writes a frame with `payload`, and flushes.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl<W: Write> Writer<W> {
             length: length.into(),
         };
         let checksum = header.checksum(payload).to_le_bytes();
-        // One write: a frame of its own segment is what a ping's time is taken of.
+        // One write, so that a ping is one segment.
         self.out
             .write_all(&[header.as_bytes(), &checksum, payload].concat())?;
         self.out.flush()?;
@@ -56,7 +56,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Writes `message` as JSON, and flushes.
+    /// Writes a frame with `message` as JSON, and flushes.
     ///
     /// # Errors
     ///

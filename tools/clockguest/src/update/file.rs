@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The file that outlives the kernel.
+//! The file of a saved VM.
 
 use super::Update;
 use crate::{stream::Writer, vmm::state::VmState};
@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-/// Writes the file `path`, and has it on disk when it returns: a kexec syncs nothing.
+/// Writes the file `path` and syncs it to disk, as a kexec does not.
 pub(super) fn write(path: &Path, state: &VmState, update: &Update) -> Result<()> {
     let create = || -> Result<()> {
         let file = File::create(path)?;
@@ -19,13 +19,13 @@ pub(super) fn write(path: &Path, state: &VmState, update: &Update) -> Result<()>
         Ok(file.sync_all()?)
     };
     create().map_err(|error| {
-        // Half a state is none.
+        // Do not leave an incomplete state.
         let _ = fs::remove_file(path);
         anyhow!("cannot save to {}: {error}", path.display())
     })
 }
 
-/// Reads the file `path`, which has to be all of what [`write()`] wrote.
+/// Reads a file `path` of [`write()`].
 pub(super) fn read(path: &Path) -> Result<(VmState, Update)> {
     let read = || parse(BufReader::new(File::open(path)?));
     read().map_err(|error| anyhow!("cannot restore {}: {error}", path.display()))
@@ -34,11 +34,11 @@ pub(super) fn read(path: &Path) -> Result<(VmState, Update)> {
 fn parse(mut input: impl Read) -> Result<(VmState, Update)> {
     let (state, update): (_, Update) = VmState::read(&mut input)?;
     if input.read(&mut [0])? != 0 {
-        bail!("there is more in it than a saved VM");
+        bail!("data follows the saved VM");
     }
     if update.before.vcpus.len() != state.vcpus.len() {
         bail!(
-            "{} vCPUs, but readings of {}",
+            "it has {} vCPUs, but readings of {}",
             state.vcpus.len(),
             update.before.vcpus.len()
         );
@@ -46,11 +46,11 @@ fn parse(mut input: impl Read) -> Result<(VmState, Update)> {
     Ok((state, update))
 }
 
-/// Reads what a file has to have, and writes it again as a stream of `session`: for `tools/fuzz`.
+/// Reads a file's content, and writes it again as a stream of `session`: for `tools/fuzz`.
 ///
 /// # Errors
 ///
-/// Says why it is refused.
+/// The reason why the content is refused.
 pub fn read_and_write(input: impl Read, session: u64) -> Result<Vec<u8>> {
     let (state, update) = parse(input)?;
     let mut out = Vec::new();
@@ -100,7 +100,7 @@ mod tests {
         fs::read(file.as_path()).unwrap()
     }
 
-    /// Why a file of `bytes` is refused, or `None`.
+    /// The reason why a file with `bytes` is refused, or `None`.
     fn refused(bytes: &[u8]) -> Option<String> {
         let file = TempFile::new().unwrap();
         fs::write(file.as_path(), bytes).unwrap();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Live update: save a VM to a file, replace the host's kernel, restore the VM.
+//! Live update: saves a VM to a file, and restores it after a kexec has replaced the host's kernel.
 //!
-//! What happens in between is not this program's doing: [`save`] and [`restore`] are two runs of it.
-//! The host's TSC counts on over a kexec, so mode exact loses nothing; what the new kernel has of its
-//! own is a calibration of the TSC's rate, and a time of day.
+//! [`save`] and [`restore`] are two runs of the program; the kexec between them is the user's. The host's
+//! TSC continues to count over a kexec, so mode exact loses nothing. The new kernel calibrates the TSC's
+//! rate anew, and has its own time of day.
 
 mod file;
 mod outcome;
@@ -28,12 +28,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A boot of a host, seen at one moment.
+/// A boot of a host at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
-    /// What Linux calls this boot.
+    /// Linux's ID of the boot.
     pub boot_id: String,
-    /// Host TSC rate as this boot calibrated it, kHz.
+    /// Host TSC rate as calibrated in this boot, kHz.
     pub tsc_khz: u32,
     /// Host TSC, ticks.
     pub tsc: u64,
@@ -45,8 +45,8 @@ impl Boot {
     fn current(kvm: &Kvm) -> Result<Self> {
         let uptime = fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
         Ok(Self {
-            boot_id: boot_id().context("cannot read this boot's id")?,
-            // A vCPU for which nobody asked for another rate has the host's.
+            boot_id: boot_id().context("cannot read the boot ID")?,
+            // By default, a vCPU has the host's rate.
             tsc_khz: Vm::empty(kvm, 1)?.tsc_khz()?,
             tsc: rdtsc_ordered(),
             uptime_ms: parse_uptime(&uptime).context("/proc/uptime does not begin with seconds")?,
@@ -61,34 +61,34 @@ fn parse_uptime(text: &str) -> Option<u64> {
     Some(seconds.parse::<u64>().ok()? * 1000 + hundredths * 10)
 }
 
-/// What is saved beside memory and registers.
+/// The saved data apart from memory and registers.
 #[derive(Debug, Serialize, Deserialize)]
 struct Update {
     clocks: Saved,
     /// The last reading before the update.
     before: Reading,
-    /// Where it was saved.
+    /// The boot that saved it.
     boot: Boot,
 }
 
-/// What was saved, for a reader.
+/// The result of [`save`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// How the clocks were saved.
+    /// The method.
     pub method: Method,
     /// vCPUs of the guest.
     pub vcpus: u32,
     /// Guest TSC rate, kHz.
     pub tsc_khz: u32,
-    /// Where it was saved.
+    /// The boot that saved it.
     pub boot: Boot,
 }
 
 impl Report {
-    /// A line for a reader.
+    /// A text for the user.
     pub fn to_text(&self) -> String {
         format!(
-            "saved {} vCPUs by {} in boot {}, host TSC {} of {} kHz\n",
+            "saved {} vCPUs with {} in boot {}, host TSC {} of {} kHz\n",
             self.vcpus,
             self.method.name(),
             self.boot.boot_id,
@@ -98,7 +98,7 @@ impl Report {
     }
 }
 
-/// What to save.
+/// Parameters of [`save`].
 #[derive(Clone, Debug)]
 pub struct SaveConfig {
     /// The file.
@@ -107,13 +107,13 @@ pub struct SaveConfig {
     pub vcpus: u32,
     /// TSC rate of the guest, kHz; `None` for the host's.
     pub tsc_khz: Option<u32>,
-    /// How the clocks are saved.
+    /// The method.
     pub method: Method,
-    /// Use `/dev/kvm` whichever module is behind it.
+    /// Use `/dev/kvm` even if no CPU vendor's module is loaded.
     pub any_kvm: bool,
 }
 
-/// Makes a VM with a fresh guest, lets it run and read its clocks, and saves it.
+/// Creates a VM with a new guest, runs it until it has read its clocks, and saves it.
 ///
 /// # Errors
 ///
@@ -131,13 +131,12 @@ pub fn save(config: &SaveConfig) -> Result<Report> {
     store(&config.to, &kvm, &vm, clocks, before)
 }
 
-/// Makes a new VM of the file `from`, lets it run, and compares its clocks with those before; then
-/// saves it again to the file `to`, if there is one. `mode` is of method atomic alone.
+/// Restores a VM from the file `from`, runs it, and compares its clocks with those before; then saves it
+/// to the file `to`, if any. Only method atomic has a `mode`.
 ///
 /// # Errors
 ///
-/// If the file is not one that [`save`] wrote, all of it; [`Unavailable`](crate::host::Unavailable);
-/// those of KVM.
+/// If [`save`] did not write the file completely; [`Unavailable`](crate::host::Unavailable); those of KVM.
 pub fn restore(
     from: &Path,
     mode: Option<Mode>,
@@ -149,7 +148,7 @@ pub fn restore(
     let mode = match method {
         Method::Atomic => Some(mode.unwrap_or(Mode::Exact)),
         _ if mode.is_some() => bail!(
-            "{from:?} was saved by {}, which has no modes",
+            "{from:?} was saved with {}, which has no modes",
             method.name()
         ),
         _ => None,

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a live update did to the clocks.
+//! The clock errors of a live update.
 
 use super::Boot;
 use crate::{
-    measure::{compare, Contradiction, Reading},
+    measure::{compare, Inconsistent, Reading},
     method::{Method, Mode},
     summary::identical,
 };
 use serde::Serialize;
 
-/// The clocks after a live update against those before.
+/// The clock errors of a live update.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// How the clocks were saved.
+    /// The method.
     pub method: Method,
-    /// How they were restored, by method atomic.
+    /// The mode of method atomic.
     pub mode: Option<Mode>,
     /// vCPUs of the guest.
     pub vcpus: u32,
     /// Guest TSC rate, kHz.
     pub tsc_khz: u32,
-    /// From stop to go, ns, by the host TSC.
+    /// Time from stop to run by the host TSC, ns.
     pub downtime_ns: u64,
-    /// Every `KVM_VCPU_TSC_OFFSET` is the same.
+    /// Whether every `KVM_VCPU_TSC_OFFSET` is the same.
     pub offsets_bit_identical: bool,
-    /// Every record that a guest read is the same, `version` aside.
+    /// Whether every record that the guest read is the same, except for `version`.
     pub record_bit_identical: bool,
     /// Worst TSC error over vCPUs and readings, ticks.
     pub tsc_error_ticks: i64,
@@ -35,11 +35,11 @@ pub struct Outcome {
     pub tsc_kvmclock_skew_ns: i64,
     /// Steps back that the guest saw since it was saved, all kinds.
     pub backwards_steps: u64,
-    /// Where it was saved.
+    /// The boot that saved it.
     pub saved: Boot,
-    /// Where it was restored.
+    /// The boot that restored it.
     pub restored: Boot,
-    /// What mode exact lost.
+    /// The error of mode exact, if any.
     pub first_error: Option<String>,
 }
 
@@ -51,16 +51,16 @@ impl Outcome {
         after: &Reading,
         saved: Boot,
         restored: Boot,
-    ) -> Result<Self, Contradiction> {
+    ) -> Result<Self, Inconsistent> {
         let found = compare(before, after)?;
         let down_ticks = after.host_run.wrapping_sub(before.host_stop);
         let mut outcome = Self {
             method,
             mode,
-            // CAST: a guest has room for some hundred.
+            // CAST: At most `layout::MAX_VCPUS`.
             vcpus: after.vcpus.len() as u32,
             tsc_khz: after.tsc_khz,
-            // CAST: wraps only if the TSC was reset, and then it is no time anyway.
+            // CAST: Wraps only if the TSC was reset, which makes the time meaningless.
             downtime_ns: (u128::from(down_ticks) * 1_000_000 / u128::from(restored.tsc_khz.max(1)))
                 as u64,
             offsets_bit_identical: found.offsets_identical,
@@ -87,7 +87,7 @@ impl Outcome {
         Ok(outcome)
     }
 
-    /// Nothing was lost: same bits, no error, no step back.
+    /// Whether the update was exact: same bits, no error, no step back.
     pub fn is_exact(&self) -> bool {
         self.offsets_bit_identical
             && self.record_bit_identical
@@ -96,10 +96,10 @@ impl Outcome {
             && self.backwards_steps == 0
     }
 
-    /// Some lines for a reader.
+    /// A text for the user.
     pub fn to_text(&self) -> String {
         format!(
-            "live update by {}{}: {} vCPUs, down {:.1} ms, TSC {} kHz\n\
+            "live update with {}{}: {} vCPUs, down {:.1} ms, TSC {} kHz\n\
              \x20 boot            {} before, {} after\n\
              \x20 host TSC        {} at {} kHz before, {} at {} kHz after\n\
              \x20 TSC error       {:+} ticks; offsets {}\n\
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn another_calibration_is_no_error() {
+    fn a_new_calibration_is_not_an_error() {
         let outcome = outcome(Some(Mode::Exact), |_| ());
         assert!(outcome.is_exact() && outcome.first_error.is_none());
         assert_eq!(outcome.downtime_ns, 3_000_000);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_may_lose_nothing() {
+    fn any_error_of_mode_exact_is_a_failure() {
         let changes: [fn(&mut Reading); 3] = [
             |after| {
                 *after = reading(unscaled(6), record(START, 1_000), START + 9);
@@ -186,7 +186,7 @@ mod tests {
         for change in changes {
             let found = outcome(Some(Mode::Exact), change);
             assert!(found.first_error.is_some(), "{found:?}");
-            // What the other modes and methods lose is a result.
+            // Errors of other modes and methods are results.
             assert_eq!(outcome(Some(Mode::Advance), change).first_error, None);
             assert_eq!(outcome(None, change).first_error, None);
         }

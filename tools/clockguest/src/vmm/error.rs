@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What can go wrong with a VM.
+//! Errors of a VM.
 
 use crate::{guest::layout::MAX_VCPUS, stream};
 use std::{io, time::Duration};
@@ -9,7 +9,7 @@ use thiserror::Error;
 /// Result of the VMM's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a VM cannot be made, run, saved or restored.
+/// The reason why a VM cannot be created, run, saved or restored.
 #[derive(Debug, Error)]
 pub enum Error {
     /// An ioctl or a mapping failed.
@@ -20,7 +20,7 @@ pub enum Error {
         /// Its errno.
         errno: vmm_sys_util::errno::Error,
     },
-    /// A vCPU left KVM_RUN for a reason this guest does not give.
+    /// A vCPU left KVM_RUN with an exit that the guest never causes, or with an error.
     #[error("vCPU {index} left KVM_RUN unexpectedly: {exit}")]
     Exit {
         /// Index of the vCPU.
@@ -33,31 +33,31 @@ pub enum Error {
     Timeout {
         /// Index of the vCPU.
         index: usize,
-        /// What it was told to do.
+        /// The requested action.
         what: &'static str,
-        /// How long was waited.
+        /// The time limit.
         after: Duration,
     },
-    /// More vCPUs than the guest has room for.
-    #[error("{0} vCPUs asked for; the guest has room for 1 to {MAX_VCPUS}")]
+    /// More vCPUs than the guest supports.
+    #[error("the guest supports 1 to {MAX_VCPUS} vCPUs, not {0}")]
     VcpuCount(u32),
-    /// A saved state that does not fit the VM, or is no saved state.
+    /// A saved state that is invalid or does not match the VM.
     #[error("saved state: {0}")]
     State(String),
     /// Reading or writing a saved state failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A saved state in a stream that is refused.
+    /// A saved state's stream is refused.
     #[error(transparent)]
     Stream(#[from] stream::Error),
-    /// `KVM_GET_CLOCK` or `KVM_GET_MSRS` did not return what was asked for.
+    /// KVM did not return or accept a value.
     #[error("{0}")]
     Missing(String),
 }
 
-/// Names the call in an errno.
+/// Adds the name of the call to an errno.
 pub(crate) trait Context<T> {
-    /// `what` is the call.
+    /// `what` is the name of the call.
     fn context(self, what: &'static str) -> Result<T>;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guest memory: one anonymous mapping, seen as 64-bit words that the guest may change at any time.
+//! Guest memory: an anonymous mapping of 64-bit words that the guest may change at any time.
 
 use super::error::{Context, Result};
 use std::{
@@ -13,8 +13,8 @@ use vmm_sys_util::errno;
 ///
 /// # Invariants
 ///
-/// `words` is the start of a readable and writable mapping of `len` words that lives as long as
-/// `self`; everybody, the guest included, is taken to access it atomically.
+/// `words` is the start of a readable and writable mapping of `len` words that lives as long as `self`.
+/// All accesses, including the guest's, are atomic.
 #[derive(Debug)]
 pub struct GuestMemory {
     words: NonNull<AtomicU64>,
@@ -49,7 +49,8 @@ impl GuestMemory {
         if address == libc::MAP_FAILED {
             return Err(errno::Error::last()).context("mmap of guest memory");
         }
-        let words = NonNull::new(address.cast()).expect("mmap() never returns address 0 unasked");
+        let words =
+            NonNull::new(address.cast()).expect("mmap() returns no null pointer without MAP_FIXED");
         // INVARIANT: The mapping is readable and writable, and `drop()` alone ends it.
         Ok(Self {
             words,
@@ -57,9 +58,9 @@ impl GuestMemory {
         })
     }
 
-    /// All words, in order of their address.
+    /// All words, in order of address.
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: By the type's invariants, and a page is aligned for any word.
+        // SAFETY: The type's invariants; a page is aligned for words.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
     }
 
@@ -74,7 +75,7 @@ impl GuestMemory {
         &self.words()[(gpa / 8) as usize]
     }
 
-    /// Writes `bytes` at `gpa`, the last word filled up with zeros.
+    /// Writes `bytes` at `gpa`; pads the last word with zeros.
     ///
     /// # Panics
     ///
@@ -88,7 +89,7 @@ impl GuestMemory {
         }
     }
 
-    /// A copy of the whole.
+    /// A copy of the memory.
     pub fn to_vec(&self) -> Vec<u8> {
         self.words()
             .iter()
@@ -109,7 +110,7 @@ impl GuestMemory {
 
 impl Drop for GuestMemory {
     fn drop(&mut self) {
-        // SAFETY: By the type's invariants this is the whole mapping, and no reference is left.
+        // SAFETY: By the type's invariants this is the whole mapping, and no reference remains.
         unsafe {
             libc::munmap(
                 self.words.as_ptr().cast(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM of the [`guest`](crate::guest): memory, one thread per vCPU, and what is saved of it.
+//! A VM that runs the [`guest`](crate::guest): memory, one thread per vCPU, and its saved state.
 
 pub mod error;
 mod exit;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is saved of a VM, and how it is put into a [`stream`]: a frame with vCPUs and
-//! clocks, and one with guest memory.
+//! The saved state of a VM, and its [`stream`] format: a frame with vCPUs and clocks, and one with guest
+//! memory.
 
 use super::error::{Error, Result};
 use crate::{
@@ -12,18 +12,18 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use std::io::{Read, Write};
 
-/// Registers of a vCPU; its clocks are the method's.
+/// The registers of a vCPU, without its clocks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VcpuState {
     /// General-purpose registers.
     pub regs: kvm_regs,
     /// Segment and control registers, EFER.
     pub sregs: kvm_sregs,
-    /// `MSR_KVM_SYSTEM_TIME_NEW`: where the guest wants its pvclock record.
+    /// `MSR_KVM_SYSTEM_TIME_NEW`: the address of the guest's pvclock record.
     pub system_time_msr: u64,
 }
 
-/// A VM outside KVM, its clocks excepted.
+/// The saved state of a VM, without its clocks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VmState {
     /// In order of index.
@@ -39,7 +39,7 @@ struct Header<C> {
 }
 
 impl VmState {
-    /// Writes the state, and `clocks` with it.
+    /// Writes the state and `clocks`.
     ///
     /// # Errors
     ///
@@ -53,11 +53,11 @@ impl VmState {
         Ok(to.write_raw(Kind::Memory, &self.memory)?)
     }
 
-    /// Reads what [`send`](Self::send) wrote, `state` being its first frame.
+    /// Reads the state that [`send`](Self::send) writes; `state` is its first frame.
     ///
     /// # Errors
     ///
-    /// Those of the stream; [`Error::State`] if it is no such state.
+    /// Those of the stream; [`Error::State`] if the state is invalid.
     pub fn receive<C: DeserializeOwned>(
         state: Frame,
         from: &mut Reader<impl Read>,
@@ -67,7 +67,7 @@ impl VmState {
         let nr_vcpus = u32::try_from(header.vcpus.len()).unwrap_or(u32::MAX);
         if nr_vcpus > layout::MAX_VCPUS || memory.len() as u64 != layout::memory_size(nr_vcpus) {
             return Err(Error::State(format!(
-                "{nr_vcpus} vCPUs and {} bytes of memory do not belong together",
+                "{nr_vcpus} vCPUs do not match {} bytes of memory",
                 memory.len()
             )));
         }
@@ -78,7 +78,7 @@ impl VmState {
         Ok((state, header.clocks))
     }
 
-    /// Writes the state and `clocks` as a stream of its own, e.g. a file.
+    /// Writes the state and `clocks` as a whole stream, e.g. a file.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl VmState {
         self.send(clocks, &mut Writer::new(out, session))
     }
 
-    /// Reads what [`write`](Self::write) wrote.
+    /// Reads the stream that [`write`](Self::write) writes.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_a_state() {
+    fn invalid_states_are_refused() {
         let mut bytes = Vec::new();
         state().write(&(), &mut bytes).unwrap();
         let cut = &bytes[..bytes.len() - 1];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A vCPU and its thread: run, stop, and its ioctls in between.
+//! A vCPU and its thread: run and stop; ioctls while it is stopped.
 
 use super::{
     error::{Context, Error, Result},
@@ -18,16 +18,16 @@ use std::{
 };
 use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
-/// How long a vCPU thread may take to enter or leave KVM_RUN before that is an error; generous,
-/// for an emulated host with fewer CPUs than the guest.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time limit for a vCPU thread to enter or leave KVM_RUN; generous, for an emulated host with fewer
+/// CPUs than the guest.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Nice value of a vCPU thread; Linux has them by thread.
+/// Nice value of a vCPU thread; in Linux it is per thread.
 const NICE: libc::c_int = 19;
 
-/// What a vCPU thread is to do.
+/// The requested state of a vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
+enum Request {
     Stop,
     Run,
     Quit,
@@ -35,10 +35,10 @@ enum Order {
 
 #[derive(Debug)]
 struct State {
-    order: Order,
-    /// The thread holds the descriptor's lock, and is inside KVM_RUN or about to be.
+    request: Request,
+    /// The thread holds the descriptor's lock, and is in or about to enter KVM_RUN.
     running: bool,
-    /// Why it left KVM_RUN unasked.
+    /// Why it left KVM_RUN unexpectedly, if it did.
     failure: Option<String>,
 }
 
@@ -53,16 +53,16 @@ struct Shared {
 ///
 /// # Invariants
 ///
-/// Points into the `kvm_run` mapping of the descriptor in the [`Shared`] that is kept beside it.
+/// Points into the `kvm_run` mapping of the descriptor in the [`Shared`] beside it.
 #[derive(Debug)]
 struct ImmediateExit(NonNull<AtomicU8>);
 
-// SAFETY: It is only ever used as a shared atomic.
+// SAFETY: All accesses are atomic.
 unsafe impl Send for ImmediateExit {}
 // SAFETY: As above.
 unsafe impl Sync for ImmediateExit {}
 
-/// A vCPU, stopped at first.
+/// A vCPU, initially stopped.
 #[derive(Debug)]
 pub struct Vcpu {
     index: usize,
@@ -72,7 +72,7 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Starts the thread of vCPU `index`, whose descriptor is `fd`.
+    /// Starts the thread of vCPU `index` with the descriptor `fd`.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ impl Vcpu {
         let shared = Arc::new(Shared {
             fd: Mutex::new(fd),
             state: Mutex::new(State {
-                order: Order::Stop,
+                request: Request::Stop,
                 running: false,
                 failure: None,
             }),
@@ -96,13 +96,13 @@ impl Vcpu {
         Ok(Self {
             index,
             shared,
-            // INVARIANT: The descriptor moved into `shared`, and with it its mapping, in place.
+            // INVARIANT: The descriptor, which owns the mapping, has moved into `shared`.
             immediate_exit: ImmediateExit(immediate_exit.cast()),
             thread: Some(thread),
         })
     }
 
-    /// Its index, which is its vCPU id too.
+    /// Its index, which is also its vCPU ID.
     pub fn index(&self) -> usize {
         self.index
     }
@@ -112,12 +112,12 @@ impl Vcpu {
         self.shared.fd.lock().expect("a vCPU thread panicked")
     }
 
-    /// Tells it to run; [`wait_running`](Self::wait_running) tells when it does.
+    /// Requests it to run; [`wait_running`](Self::wait_running) waits for it.
     pub fn request_run(&self) {
-        self.order(Order::Run);
+        self.request(Request::Run);
     }
 
-    /// Returns when its thread is about to enter KVM_RUN.
+    /// Waits until its thread is about to enter KVM_RUN.
     ///
     /// # Errors
     ///
@@ -127,12 +127,12 @@ impl Vcpu {
         self.check()
     }
 
-    /// Tells it to stop; [`wait_stopped`](Self::wait_stopped) tells when it has.
+    /// Requests it to stop; [`wait_stopped`](Self::wait_stopped) waits for it.
     pub fn request_stop(&self) {
-        self.order(Order::Stop);
+        self.request(Request::Stop);
     }
 
-    /// Returns when it is outside KVM_RUN.
+    /// Waits until it is outside KVM_RUN.
     ///
     /// # Errors
     ///
@@ -142,11 +142,11 @@ impl Vcpu {
         self.check()
     }
 
-    /// Whether it still does what it was told.
+    /// Checks that it has not left KVM_RUN by itself.
     ///
     /// # Errors
     ///
-    /// [`Error::Exit`] if it left KVM_RUN by itself.
+    /// [`Error::Exit`].
     pub fn check(&self) -> Result<()> {
         match &self.shared.lock().failure {
             None => Ok(()),
@@ -157,18 +157,18 @@ impl Vcpu {
         }
     }
 
-    fn order(&self, order: Order) {
-        // SAFETY: By the invariants of `ImmediateExit`, as `self.shared` is alive; KVM reads the
-        // byte at any time, so it is accessed as an atomic.
+    fn request(&self, request: Request) {
+        // SAFETY: By the invariants of `ImmediateExit`, as `self.shared` is alive. KVM reads the byte at any
+        // time, so the access is atomic.
         let immediate_exit = unsafe { self.immediate_exit.0.as_ref() };
         let mut state = self.shared.lock();
-        state.order = order;
-        let stop = order != Order::Run;
-        // Before the kick: a thread on its way into KVM_RUN sees the byte, one inside the signal.
+        state.request = request;
+        let stop = request != Request::Run;
+        // Before the kick: a thread about to enter KVM_RUN sees the byte, one inside gets the signal.
         immediate_exit.store(stop.into(), Ordering::SeqCst);
         if stop && state.running {
             if let Some(thread) = &self.thread {
-                // It fails only if the thread has ended, and then there is nothing to stop.
+                // This fails only if the thread has ended.
                 let _ = thread.kill(SIGRTMIN());
             }
         }
@@ -179,13 +179,13 @@ impl Vcpu {
         let (_state, timeout) = self
             .shared
             .changed
-            .wait_timeout_while(self.shared.lock(), PATIENCE, |state| !done(state))
+            .wait_timeout_while(self.shared.lock(), TIMEOUT, |state| !done(state))
             .expect("a vCPU thread panicked");
         if timeout.timed_out() {
             return Err(Error::Timeout {
                 index: self.index,
                 what,
-                after: PATIENCE,
+                after: TIMEOUT,
             });
         }
         Ok(())
@@ -194,9 +194,9 @@ impl Vcpu {
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
-        self.order(Order::Quit);
+        self.request(Request::Quit);
         if let Some(thread) = self.thread.take() {
-            // A panic has been reported by the thread itself.
+            // The thread has reported a panic itself.
             let _ = thread.join();
         }
     }
@@ -207,28 +207,28 @@ impl Shared {
         self.state.lock().expect("a vCPU thread panicked")
     }
 
-    /// The thread: obeys orders until told to quit.
+    /// The thread: handles requests until it has to quit.
     fn serve(&self) {
-        // A guest that never sleeps leaves the CPU to those that control it. It may be refused, and
-        // the guest is measured as well then.
-        // SAFETY: It has no operands in memory.
+        // The guest never sleeps: leave the CPU to the controlling threads. A failure does not affect the
+        // measurement.
+        // SAFETY: setpriority() accesses no memory.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
         loop {
             let mut state = self
                 .changed
                 .wait_while(self.lock(), |state| {
-                    state.order == Order::Stop
-                        || state.failure.is_some() && state.order == Order::Run
+                    state.request == Request::Stop
+                        || state.failure.is_some() && state.request == Request::Run
                 })
                 .expect("the controlling thread panicked");
-            if state.order == Order::Quit {
+            if state.request == Request::Quit {
                 return;
             }
             state.running = true;
             self.changed.notify_all();
             drop(state);
 
-            let failure = self.run_until_told();
+            let failure = self.run_guest();
 
             let mut state = self.lock();
             state.running = false;
@@ -237,13 +237,13 @@ impl Shared {
         }
     }
 
-    /// Stays in KVM_RUN as long as ordered to; returns why it left unasked, if so.
-    fn run_until_told(&self) -> Option<String> {
+    /// Stays in KVM_RUN until requested to leave; returns the reason if it leaves unexpectedly.
+    fn run_guest(&self) -> Option<String> {
         let mut fd = self.fd.lock().expect("the controlling thread panicked");
         loop {
             let exit = match fd.run() {
                 Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
-                    if self.lock().order != Order::Run {
+                    if self.lock().request != Request::Run {
                         return None;
                     }
                     continue;
@@ -257,7 +257,7 @@ impl Shared {
     }
 }
 
-/// Gives the kick a handler: it has nothing to do but to interrupt KVM_RUN.
+/// Installs an empty handler for the kick: the signal itself interrupts KVM_RUN.
 fn install_kick() -> Result<()> {
     extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 

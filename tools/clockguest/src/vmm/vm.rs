@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM: created with a fresh guest, run and stopped as a whole, saved and loaded by parts.
+//! A VM: created with a new guest, run and stopped as a whole, saved and loaded.
 
 use super::{
     error::{Context, Error, Result},
@@ -28,16 +28,15 @@ pub const MSR_IA32_TSC: u32 = 0x10;
 const CR0_PE_MP_ET_NE_PG: u64 = 0x8000_0033;
 const CR4_PAE: u64 = 0x20;
 const EFER_LME_LMA: u64 = 0x500;
-/// Bit 1 is always set. Interrupts are enabled, though none is for the guest: in Bochs 2.7 the
-/// host's do not end a guest that has them disabled.
+/// Bit 1 is always set. Interrupts are enabled, although the guest gets none: in Bochs 2.7, host
+/// interrupts do not exit a guest that disables interrupts.
 const RFLAGS: u64 = 0x202;
 
-/// The three pages above 3 GiB that VMX without unrestricted guest would need.
+/// The three pages above 3 GiB that VMX without unrestricted guest needs.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
-/// A VM of the built-in guest; its vCPUs are stopped at first.
-// Field order is drop order: threads leave KVM_RUN before the VM goes, and the VM before its
-// memory.
+/// A VM that runs the built-in guest; its vCPUs are initially stopped.
+// Field order is drop order: first the threads leave KVM_RUN, then the VM goes, then its memory.
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<Vcpu>,
@@ -46,7 +45,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM with `nr_vcpus` vCPUs, ids from 0, and a guest ready to run.
+    /// Creates a VM with `nr_vcpus` vCPUs, IDs from 0, and a guest that is ready to run.
     ///
     /// # Errors
     ///
@@ -55,17 +54,16 @@ impl Vm {
         Self::empty(kvm, nr_vcpus)?.with_guest()
     }
 
-    /// As [`new`](Self::new), but the guest's TSC runs at `tsc_khz` kHz, from the creation of the
-    /// vCPUs on.
+    /// As [`new`](Self::new), but the guest's TSC runs at `tsc_khz` kHz from the creation of the vCPUs.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); `EINVAL` where KVM or the CPU cannot do that rate.
+    /// As [`new`](Self::new); `EINVAL` if KVM or the CPU does not support that rate.
     pub fn at_rate(kvm: &Kvm, nr_vcpus: u32, tsc_khz: u32) -> Result<Self> {
         Self::empty_at_rate(kvm, nr_vcpus, tsc_khz)?.with_guest()
     }
 
-    /// Fills memory and registers with a guest ready to run.
+    /// Loads a guest that is ready to run.
     fn with_guest(self) -> Result<Self> {
         for (gpa, entry) in layout::PAGE_TABLES {
             self.memory.write(gpa, &entry.to_le_bytes());
@@ -77,7 +75,7 @@ impl Vm {
         Ok(self)
     }
 
-    /// A VM with `nr_vcpus` vCPUs whose memory and registers [`load`](Self::load) is to fill.
+    /// Creates a VM with `nr_vcpus` vCPUs, whose memory and registers [`load`](Self::load) fills.
     ///
     /// # Errors
     ///
@@ -145,7 +143,7 @@ impl Vm {
         &self.fd
     }
 
-    /// Its vCPUs, in order of id.
+    /// Its vCPUs, in order of ID.
     pub fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
     }
@@ -155,12 +153,12 @@ impl Vm {
         &self.memory
     }
 
-    /// What vCPU `index` publishes.
+    /// The samples that vCPU `index` publishes.
     pub fn view(&self, index: usize) -> VcpuView<'_> {
         VcpuView::new(&self.memory, index)
     }
 
-    /// Lets all vCPUs run; returns when all are about to enter KVM_RUN.
+    /// Runs all vCPUs; returns when all are about to enter KVM_RUN.
     ///
     /// # Errors
     ///
@@ -175,7 +173,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`Error::Exit`] if one had left KVM_RUN by itself, [`Error::Timeout`].
+    /// [`Error::Exit`] if one left KVM_RUN by itself, [`Error::Timeout`].
     pub fn stop(&self) -> Result<()> {
         self.vcpus.iter().for_each(Vcpu::request_stop);
         let stopped = self.vcpus.iter().try_for_each(Vcpu::wait_stopped);
@@ -220,7 +218,7 @@ impl Vm {
             .collect()
     }
 
-    /// Memory and registers. The vCPUs are stopped.
+    /// Saves memory and registers. The vCPUs are stopped.
     ///
     /// # Errors
     ///
@@ -240,11 +238,11 @@ impl Vm {
         })
     }
 
-    /// Puts back what [`save`](Self::save) saved. The vCPUs are stopped.
+    /// Restores a state of [`save`](Self::save). The vCPUs are stopped.
     ///
     /// # Errors
     ///
-    /// [`Error::State`] if it has another number of vCPUs; those of the ioctls.
+    /// [`Error::State`] if it does not match this VM; those of the ioctls.
     pub fn load(&self, state: &VmState) -> Result<()> {
         if state.vcpus.len() != self.vcpus.len() || state.memory.len() as u64 != self.memory.size()
         {
@@ -305,7 +303,7 @@ fn one_msr(index: u32, data: u64) -> Msrs {
     Msrs::from_entries(&[entry]).expect("one entry is not too many")
 }
 
-/// 64-bit mode with the guest's page tables, about to execute its first instruction.
+/// Sets 64-bit mode with the guest's page tables, at the guest's first instruction.
 fn enter_long_mode(fd: &VcpuFd, index: usize) -> Result<()> {
     let segment = |type_: u8, long: u8| kvm_segment {
         limit: u32::MAX,

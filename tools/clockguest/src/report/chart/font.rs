@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The font: how wide a text is, and, for PNG, its outlines.
+//! The font: the width of texts, and, for PNG, the outlines of glyphs.
 
 use std::sync::OnceLock;
 use ttf_parser::Face;
 
-/// DejaVu Sans, which comes with the program, so that a PNG needs no font of the machine; and is among
-/// the widest, so that what fits with it fits with a browser's own.
+/// DejaVu Sans, embedded in the program. It is one of the widest fonts, so what fits with it also fits
+/// with a browser's own font.
 pub(crate) fn face() -> &'static Face<'static> {
     static FACE: OnceLock<Face<'static>> = OnceLock::new();
     FACE.get_or_init(|| {
-        // PANIC: The crate's file does not change; every test that draws would tell.
+        // PANIC: The embedded file is valid.
         Face::parse(dejavu::sans::regular(), 0).expect("DejaVu Sans is a font")
     })
 }
 
-/// Width of `text` in px, at `size` px to the em.
+/// Width of `text` (px) at `size` px per em.
 pub(crate) fn width(text: &str, size: f64) -> f64 {
     let advance = |c| {
         let glyph = face().glyph_index(c).unwrap_or_default();

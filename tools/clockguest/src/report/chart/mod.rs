@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Charts: what each shows, the table behind it, and how it is drawn.
+//! Charts: their data, tables and drawings.
 
 pub(crate) mod font;
 pub(crate) mod plot;
@@ -10,19 +10,19 @@ pub(crate) mod svg;
 
 use scene::Scene;
 
-/// One chart.
+/// A chart.
 #[derive(Debug)]
 pub(crate) struct Chart {
-    /// Of its files, and of its elements.
+    /// The name of its files and elements.
     pub(crate) name: String,
     pub(crate) title: String,
-    /// For who does not see it.
+    /// A description for screen readers.
     pub(crate) description: String,
     pub(crate) scene: Scene,
     pub(crate) table: Table,
 }
 
-/// The numbers behind a chart.
+/// The data of a chart.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) head: Vec<String>,

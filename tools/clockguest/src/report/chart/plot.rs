@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Lays out series over a common x, on a logarithmic y where exact zero has a place of its own.
+//! Lays out series on a common x axis, and a logarithmic y axis with a separate band for exact zero.
 
 use super::{
     font,
     scene::{dashes, marker, Anchor, Datum, Ink, Mark, Scene},
 };
 
-/// A phone's width: charts stand beside each other where there is more.
+/// A phone's width; wider screens show charts side by side.
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 296.0;
 const TOP: f64 = 42.0;
 const BOTTOM: f64 = 40.0;
-/// Of what is written at axes and series, and of the title.
+/// Font sizes of labels, and of the title.
 const SIZE: f64 = 10.0;
 const TITLE_SIZE: f64 = 12.5;
-/// Between the baselines of two labels.
+/// Distance between the baselines of two labels.
 const LINE: f64 = 12.0;
-/// Of the place of zero, for each series.
+/// Height of each series in the band of zero.
 const LANE: f64 = 10.0;
-/// Between the place of zero and the axis: for what is less than the axis begins with.
+/// Gap between the band of zero and the axis, for values below the start of the axis.
 const GAP: f64 = 12.0;
-/// More points than these get smaller markers.
+/// Series with more points have smaller markers.
 const MANY_POINTS: usize = 40;
 
-/// Where a value is on an axis, and what is written there.
+/// A value on an axis, and its label.
 pub(crate) type Tick = (f64, String);
 
 pub(crate) struct XAxis {
@@ -35,7 +35,7 @@ pub(crate) struct XAxis {
     pub(crate) last: f64,
 }
 
-/// Logarithmic from `first`, with a place for zero below where there can be one.
+/// A logarithmic axis from `first`, with a band for zero below it if `zero` is set.
 pub(crate) struct YAxis {
     pub(crate) label: &'static str,
     pub(crate) zero: bool,
@@ -49,15 +49,38 @@ pub(crate) struct Point {
     pub(crate) x: f64,
     /// In units of the y axis; not negative.
     pub(crate) y: f64,
-    /// Of a clock that was behind: drawn hollow.
+    /// The clock was behind: draw a hollow marker.
     pub(crate) negative: bool,
     pub(crate) datum: Datum,
+}
+
+impl Point {
+    /// The point of `value` in `unit` at `x`, where the y axis has `y`, with its sign.
+    pub(crate) fn new(
+        series: &str,
+        x: u32,
+        y: f64,
+        value: impl ToString,
+        unit: &'static str,
+    ) -> Self {
+        Self {
+            x: f64::from(x),
+            y: y.abs(),
+            negative: y < 0.0,
+            datum: Datum {
+                series: series.to_owned(),
+                x: x.to_string(),
+                value: value.to_string(),
+                unit,
+            },
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
     pub(crate) label: String,
-    /// Which marker, dashes and colour: the same for the same method in all charts.
+    /// Number of marker, dashes and colour.
     pub(crate) style: usize,
     pub(crate) points: Vec<Point>,
 }
@@ -69,12 +92,12 @@ pub(crate) struct Plot<'a> {
     pub(crate) series: &'a [Series],
 }
 
-/// A plot whose margins are known.
+/// A plot with its margins.
 struct Layout<'a> {
     plot: &'a Plot<'a>,
     left: f64,
     right: f64,
-    /// Where the logarithmic part ends below.
+    /// The lower end of the logarithmic part.
     floor: f64,
     bottom: f64,
 }
@@ -124,12 +147,12 @@ impl Layout<'_> {
         } = self.plot.x;
         let on = |value: f64| if logarithmic { value.log2() } else { value };
         let part = (on(value) - on(first)) / (on(last) - on(first)).max(f64::MIN_POSITIVE);
-        // Markers of the first and the last point stay inside.
+        // Keep the markers of the first and last point inside.
         let inset = 6.0;
         self.left + inset + part.clamp(0.0, 1.0) * (self.right - self.left - 2.0 * inset)
     }
 
-    /// Each series has a lane of its own where its values are zero: they would hide each other.
+    /// In the band of zero, each series has its own lane, so that they do not hide each other.
     fn y(&self, series: usize, value: f64) -> f64 {
         let YAxis { first, last, .. } = self.plot.y;
         if value == 0.0 {
@@ -196,7 +219,7 @@ impl Layout<'_> {
     fn draw(&self, number: usize, marks: &mut Vec<Mark>) {
         let series = &self.plot.series[number];
         let place = |point: &Point| (self.x(point.x), self.y(number, point.y));
-        // From zero to anything else there is no way on a logarithmic axis.
+        // A logarithmic axis has no line between zero and other values.
         for run in series.points.chunk_by(|a, b| (a.y == 0.0) == (b.y == 0.0)) {
             if run.len() > 1 {
                 marks.push(Mark::Line {
@@ -222,7 +245,7 @@ impl Layout<'_> {
         }
     }
 
-    /// Each series has its name at its last point, as near as the others' names allow.
+    /// Writes the name of each series next to its last point, without overlaps.
     fn name_series(&self, marks: &mut Vec<Mark>) {
         let last = |(number, series): (usize, &Series)| {
             let point = series.points.last()?;
@@ -279,7 +302,7 @@ fn line(points: Vec<(f64, f64)>, ink: Ink) -> Mark {
     }
 }
 
-/// Up to `most` ticks at whole numbers from `first` to `last`, both among them.
+/// Up to `most` ticks at whole numbers from `first` to `last`, including both.
 pub(crate) fn counting(first: u32, last: u32, most: u32) -> Vec<Tick> {
     let step = (last.saturating_sub(first))
         .div_ceil(most.max(2) - 1)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A scene as PNG: light, twice as large as its SVG.
+//! Draws a scene as PNG: in light colours, twice as large as its SVG.
 
 use super::{
     font,
@@ -13,7 +13,7 @@ use ttf_parser::OutlineBuilder;
 
 const SCALE: f64 = 2.0;
 
-/// Those of chart.css when it is light.
+/// The light colours of chart.css.
 const SERIES: [u32; STYLES] = [0x0b5cad, 0xa34700, 0x6b2fa0, 0x00705a, 0xa3154b, 0x505050];
 
 fn colour(ink: Ink) -> u32 {
@@ -33,9 +33,9 @@ fn paint(rgb: u32) -> Paint<'static> {
     paint
 }
 
-/// The file's bytes; `None` if the scene has no size, or is larger than memory.
+/// The file's bytes; `None` if the scene is empty, or larger than memory.
 pub(crate) fn file(scene: &Scene) -> Option<Vec<u8>> {
-    // CAST: Of a chart's size.
+    // CAST: A chart is small.
     let (width, height) = ((scene.width * SCALE) as u32, (scene.height * SCALE) as u32);
     let mut canvas = Canvas(Pixmap::new(width, height)?);
     canvas.0.fill(Color::WHITE);
@@ -101,7 +101,7 @@ impl Canvas {
     fn stroke(&mut self, path: Option<Path>, rgb: u32, width: f64, dashes: Vec<f32>) {
         let stroke = Stroke {
             width: px(width),
-            // None if there are none.
+            // `None` without dashes.
             dash: StrokeDash::new(dashes, 0.0),
             ..Stroke::default()
         };
@@ -135,9 +135,9 @@ impl Canvas {
     }
 }
 
-/// Pixels of the file.
+/// A length in pixels of the file.
 fn px(length: f64) -> f32 {
-    // CAST: A chart's size needs no more digits.
+    // CAST: A chart needs no more precision.
     (length * SCALE) as f32
 }
 
@@ -156,7 +156,7 @@ fn path(points: &[At], closed: bool) -> Option<Path> {
     path.finish()
 }
 
-/// Puts a glyph's outline, whose y goes up, where it belongs.
+/// Places a glyph's outline, whose y axis points up.
 struct Pen {
     path: PathBuilder,
     x: f32,

@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a chart is drawn of, before anybody decides whether that becomes SVG or PNG.
+//! The elements of a chart's drawing, for SVG and PNG.
 //!
 //! Lengths are CSS pixels, from the upper left corner.
 
-/// A place.
+/// A position.
 pub(crate) type At = (f64, f64);
 
-/// What a mark is drawn in; which colour that is depends on light or dark.
+/// The role of a colour, which depends on light or dark mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ink {
-    /// What is to be read.
+    /// Important text.
     Text,
-    /// What is to be read if need be.
+    /// Other text.
     Muted,
-    /// Lines to measure by.
+    /// Grid lines.
     Grid,
-    /// The place of exact zero.
+    /// The band of exact zero.
     Band,
-    /// A series, by its number.
+    /// A series with this number.
     Series(usize),
 }
 
-/// Series that can be told apart by colour, marker and dashes; more than these repeat.
+/// Number of distinct colours, markers and dashes; more series repeat them.
 pub(crate) const STYLES: usize = 6;
 
 impl Ink {
-    /// Its class in SVG.
+    /// The class in SVG.
     pub(crate) fn class(self) -> String {
         match self {
             Self::Text => "text".into(),
@@ -38,7 +38,7 @@ impl Ink {
     }
 }
 
-/// Where the given place is in a text.
+/// The part of a text at its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Anchor {
     Start,
@@ -46,18 +46,18 @@ pub(crate) enum Anchor {
     End,
 }
 
-/// What a marker stands for, to be read back by a program.
+/// The data of a marker, for programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Datum {
     pub(crate) series: String,
     /// Number of the cycle or move, or of vCPUs.
     pub(crate) x: String,
-    /// As the JSON has it.
+    /// As in the JSON.
     pub(crate) value: String,
     pub(crate) unit: &'static str,
 }
 
-/// One thing that is drawn.
+/// An element of a drawing.
 #[derive(Clone, Debug)]
 pub(crate) enum Mark {
     Area {
@@ -76,7 +76,7 @@ pub(crate) enum Mark {
         outline: Vec<At>,
         ink: Ink,
         hollow: bool,
-        /// None in a legend.
+        /// `None` in a legend.
         datum: Option<Datum>,
     },
     Text {
@@ -88,7 +88,7 @@ pub(crate) enum Mark {
     },
 }
 
-/// A whole chart.
+/// A drawing.
 #[derive(Clone, Debug)]
 pub(crate) struct Scene {
     pub(crate) width: f64,
@@ -111,7 +111,7 @@ pub(crate) fn dashes(series: usize) -> &'static [f64] {
 
 /// The marker of a series: circle, square, triangle, diamond, triangle upside down, hexagon.
 pub(crate) fn marker(series: usize, (x, y): At, radius: f64) -> Vec<At> {
-    // Corners, the first one's angle in turns from the right, clockwise; and a radius of like weight.
+    // Corners, angle of the first one (turns, clockwise from the right), and a factor for equal weight.
     const ALL: [(u32, f64, f64); STYLES] = [
         (20, 0.0, 1.0),
         (4, 0.125, 1.2),

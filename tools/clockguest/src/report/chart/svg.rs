@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A scene as SVG.
+//! Draws a chart as SVG.
 
 use super::{
     scene::{Anchor, At, Mark, Scene},
@@ -8,21 +8,21 @@ use super::{
 };
 use maud::{html, Markup, PreEscaped};
 
-/// Colours and fonts, light and dark, of the page as well.
+/// Colours and fonts of charts and page, in light and dark mode.
 pub(crate) const STYLE: &str = include_str!("chart.css");
 
-/// What stands in the page.
+/// The element in the page.
 pub(crate) fn element(chart: &Chart) -> Markup {
     draw(chart, None)
 }
 
-/// What stands in a file of its own.
+/// A separate file.
 pub(crate) fn file(chart: &Chart) -> String {
     let svg = draw(chart, Some("http://www.w3.org/2000/svg"));
     format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", svg.0)
 }
 
-/// With a namespace it stands alone.
+/// With `namespace`, the element is a separate file.
 fn draw(chart: &Chart, namespace: Option<&str>) -> Markup {
     let Scene {
         width,
@@ -115,7 +115,7 @@ fn list(values: &[f64]) -> String {
     texts.join(" ")
 }
 
-/// To a hundredth of a pixel.
+/// Rounds to a hundredth of a pixel.
 fn short(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }

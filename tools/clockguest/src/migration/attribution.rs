@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The two parts of a guest's TSC error after a move to another host: what the operation did, and
-//! what the difference of the hosts' clocks did.
+//! Attributes a guest's TSC error after a move to the operation and to the hosts' clocks.
 //!
-//! The operation is asked to continue the guest's TSC from the anchor by the time that passed, as the
-//! two kernels' clocks have it. The instant that it was given is known from outside (`clock_trace`), so
-//! what it should have written is too. And ground truth ([`Truth`](super::Truth)) tells by how much the
-//! clocks were wrong about the time that passed. Both are computed here in floating point, by none of
-//! the code that the module runs, and each without the other: that they add up to the error that the
-//! guest read is a check of all three.
+//! The operation continues the guest's TSC from the anchor by the elapsed time of the two kernels'
+//! clocks. `clock_trace` observes the instant that it uses, which gives the expected TSC.
+//! [`GroundTruth`](super::GroundTruth) gives the error of the clocks' elapsed time. Both parts are
+//! computed independently in floating point, with none of the module's code: their sum must be the
+//! error that the guest read, which checks all three.
 
 use super::message::{ClockShift, SetAt};
 use crate::{
@@ -20,7 +18,7 @@ use pvclock::plan::knows_tai;
 
 const NSEC_PER_SEC: i128 = 1_000_000_000;
 
-/// The source's clocks at one instant, and the guest's rate there.
+/// The source's clocks at one instant, and the guest's TSC rate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Anchor {
     pub(super) host_tsc: u64,
@@ -31,12 +29,12 @@ pub(super) struct Anchor {
 }
 
 impl Anchor {
-    /// Of saved clocks; `tai_offset_s` is the source's. `None` if they are not tied to a time of day.
+    /// The anchor of saved clocks, `None` if they have no time of day; `tai_offset_s` is the source's.
     pub(super) fn of(saved: &Saved, tai_offset_s: i32) -> Option<Self> {
         match saved {
             Saved::Atomic(atomic::Saved(clock)) => {
                 let header = &clock.header;
-                // One that no hardware has is none.
+                // `None` for a ratio that no hardware has.
                 let scale = match (header.tsc_ratio, header.tsc_frac_bits) {
                     (0, 0) => 1.0,
                     (ratio, bits @ 0..64) => ratio as f64 / (1u64 << bits) as f64,
@@ -60,23 +58,23 @@ impl Anchor {
         }
     }
 
-    /// Guest ticks from the anchor to `at`, as the two hosts' clocks have it.
+    /// Guest ticks from the anchor to `at`, according to the two hosts' clocks.
     fn elapsed_ticks(&self, shift: Option<ClockShift>, at: SetAt) -> f64 {
         self.elapsed_ns(shift, at) as f64 * self.hz / 1e9
     }
 
-    /// Either number may be anything: the other host said it.
+    /// The two times are untrusted input.
     fn elapsed_ns(&self, shift: Option<ClockShift>, at: SetAt) -> i128 {
         let by_tai = i128::from(at.tai_ns) - self.tai_ns;
         match shift {
             Some(shift) => by_tai - i128::from(shift.tai_ns),
             None if knows_tai(at.tai_offset_s) == knows_tai(self.tai_offset_s) => by_tai,
-            // One of them counts UTC.
+            // One host's TAI is UTC.
             None => by_tai - (seconds(at.tai_offset_s) - seconds(self.tai_offset_s)),
         }
     }
 
-    /// Guest ticks by which the clocks were ahead about the time from the anchor to `at`, at which the
+    /// The hosts' clocks' part of the TSC error, guest ticks, for the time from the anchor to `at`, when the
     /// source's TSC was `source_tsc`; `before` is the transform at the source.
     pub(super) fn clocks_error_ticks(
         &self,
@@ -94,10 +92,10 @@ impl Anchor {
     }
 }
 
-/// Guest TSC that SET wrote, minus what it was asked for, ticks, at the instant `at`; `after` is the
-/// transform of the reference vCPU that is in force since.
+/// The operation's part of the TSC error, ticks, at the instant `at`; `after` is the transform of the
+/// reference vCPU after SET.
 ///
-/// `None` if the transform makes no sense, or there is no such vCPU.
+/// `None` if the transform is invalid, or the reference vCPU does not exist.
 pub(super) fn own_error_ticks(
     saved: &VmClock,
     mode: Mode,
@@ -107,7 +105,7 @@ pub(super) fn own_error_ticks(
 ) -> Option<f64> {
     let header = &saved.header;
     let guest_tsc = after.transform().ok()?.guest_tsc(at.host_tsc);
-    let due = match mode {
+    let expected = match mode {
         Mode::Freeze => 0.0,
         Mode::Advance => {
             let saved = Saved::Atomic(atomic::Saved(saved.clone()));
@@ -126,17 +124,17 @@ pub(super) fn own_error_ticks(
             )
         }
     };
-    Some(ahead_of(guest_tsc, header.guest_tsc) - due)
+    Some(ahead_of(guest_tsc, header.guest_tsc) - expected)
 }
 
-/// In ns.
+/// `count` seconds, ns.
 fn seconds(count: i32) -> i128 {
     i128::from(count) * NSEC_PER_SEC
 }
 
-/// Difference of two TSC values, ticks.
+/// The difference of two TSC values, ticks.
 fn ahead_of(tsc: u64, other: u64) -> f64 {
-    // CAST: The sign of the wrapped difference; a float is exact enough for what is left of it.
+    // CAST: The signed difference of values mod 2^64; f64 is exact enough for errors.
     tsc.wrapping_sub(other) as i64 as f64
 }
 
@@ -179,7 +177,7 @@ mod tests {
 
     #[test]
     fn advance_is_elapsed_time_times_rate() {
-        // 1 ms later on a host whose TSC is 7: 2,600,000 ticks on from 900,000.
+        // 1 ms later on a host whose TSC is 7: 2,600,000 ticks after 900,000.
         let shift = ClockShift {
             tai_ns: -3_000_000_000,
             uncertainty_ns: 0,
@@ -190,7 +188,7 @@ mod tests {
             let found = own_error_ticks(&saved(), Mode::Advance, Some(shift), at, after);
             assert_eq!(found, Some(error as f64));
         }
-        // Half a ns is 1.3 ticks: the fraction is not lost.
+        // 1 ns is 2.6 ticks: the fraction counts.
         let at = SetAt {
             tai_ns: at.tai_ns + 1,
             ..at
@@ -201,17 +199,17 @@ mod tests {
     }
 
     #[test]
-    fn the_clocks_part_is_what_they_were_wrong_by() {
+    fn clocks_part_is_their_error_of_the_elapsed_time() {
         let saved = Saved::Atomic(atomic::Saved(saved()));
         let anchor = Anchor::of(&saved, 37).unwrap();
-        // 1 ms passed; the clocks say 10 ns more.
+        // 1 ms passes; the clocks count 10 ns more.
         let at = at(7, 5_001_000_010);
         let found = anchor.clocks_error_ticks(None, at, 1_000_000 + 2_600_000, offset(5));
         assert_eq!(found, Some(26.0));
     }
 
     #[test]
-    fn freeze_and_exact_know_no_time() {
+    fn freeze_and_exact_use_no_time_of_day() {
         let at = at(4_000_000, 77);
         let after = offset(900_000u64.wrapping_sub(4_000_000).wrapping_add(2));
         let found = own_error_ticks(&saved(), Mode::Freeze, None, at, after);
@@ -222,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_does_not_know_tai_is_compared_by_utc() {
+    fn a_host_without_tai_offset_is_compared_in_utc() {
         let at = SetAt {
             host_tsc: 7,
             tai_ns: 5_001_000_000 - 37_000_000_000,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a report must show, computed from the JSON of its runs."""
+"""The expected content of a report, computed from the JSON of its runs."""
 
 
 def worst(values):
@@ -11,8 +11,8 @@ def singles(run):
     return run["per_cycle"] if run["kind"] == "cycle" else run.get("per_move", [])
 
 
-def due_charts(runs):
-    """What each chart must show: by title, by series, the values in order."""
+def expected_charts(runs):
+    """Return the expected values of each chart, by title and series, in order."""
     charts = {}
 
     def add(chart, series, x, value):
@@ -27,7 +27,7 @@ def due_charts(runs):
             for cost in run["results"]:
                 case = f"{cost['operation']}, {cost['case']}: instructions"
                 add(case, cost["method"], cost["vcpus"], cost["instructions"])
-                add(f"{case} with vCPUs held", cost["method"], cost["vcpus"], cost["held"])
+                add(f"{case} with vCPUs locked", cost["method"], cost["vcpus"], cost["locked"])
             continue
         methods = groups[run["kind"], run.get("scenario")]
         series = run["method"] + (f" (run {number})" if methods.count(run["method"]) > 1 else "")

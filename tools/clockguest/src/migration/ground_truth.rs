@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the TSCs of two emulated hosts are, of the one counter that both come from.
+//! The relation between the TSCs of two emulated hosts.
 //!
-//! Emulated hosts on one machine count by its TSC. Who knows how (tools/vm/pair asks their emulators)
-//! knows for every moment what both read, whatever their kernels believe about the time.
+//! Emulators derive the TSCs of their hosts from the machine's TSC. `tools/vm/pair` asks them for the
+//! parameters, which give both hosts' TSCs at any moment, independent of their kernels' clocks.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -11,41 +11,41 @@ use std::path::Path;
 
 /// An emulated host's TSC: `((machine TSC + ticks_offset) * ratio) >> 32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct Counter {
+pub(super) struct EmulatedTsc {
     /// Ticks of the machine.
     ticks_offset: i64,
     /// Ticks of the host per tick of the machine, 32 fraction bits.
     ratio: u64,
 }
 
-/// Both hosts' counters.
+/// The TSCs of both hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub struct Truth {
+pub struct GroundTruth {
     /// The host that this program runs on.
     #[serde(rename = "a")]
-    pub(super) here: Counter,
-    /// The host that it talks to.
+    pub(super) here: EmulatedTsc,
+    /// The other host.
     #[serde(rename = "b")]
-    pub(super) there: Counter,
+    pub(super) there: EmulatedTsc,
 }
 
-impl Truth {
-    /// Reads the file that tools/vm/pair writes.
+impl GroundTruth {
+    /// Reads the file `truth.json` of tools/vm/pair.
     ///
     /// # Errors
     ///
-    /// Those of the file, and if it is none.
+    /// Those of reading and parsing the file.
     pub fn read(path: &Path) -> Result<Self> {
         let text =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text)
-            .with_context(|| format!("{} is no truth.json of tools/vm/pair's", path.display()))
+            .with_context(|| format!("{} is not a truth.json of tools/vm/pair", path.display()))
     }
 }
 
-impl Counter {
-    /// A machine's own.
-    pub(super) const MACHINE: Self = Self {
+impl EmulatedTsc {
+    /// The machine's own TSC.
+    pub(super) const IDENTITY: Self = Self {
         ticks_offset: 0,
         ratio: 1 << 32,
     };
@@ -75,8 +75,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn counter(ticks_offset: i64, ratio: u64) -> Counter {
-        Counter {
+    fn emulated_tsc(ticks_offset: i64, ratio: u64) -> EmulatedTsc {
+        EmulatedTsc {
             ticks_offset,
             ratio,
         }
@@ -84,22 +84,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equal_rates_are_a_difference(
+        fn equal_rates_differ_by_an_offset(
             a in -1i64 << 50..0,
             b in -1i64 << 50..0,
             machine in 1u64 << 51..1 << 55,
         ) {
-            let (a, b) = (counter(a, 1 << 32), counter(b, 1 << 32));
+            let (a, b) = (emulated_tsc(a, 1 << 32), emulated_tsc(b, 1 << 32));
             prop_assert_eq!(a.to(b, a.tsc_at(machine)), b.tsc_at(machine));
         }
 
         #[test]
-        fn other_rates_are_found_to_a_tick(
+        fn different_rates_convert_to_a_tick(
             offset in -1i64 << 50..0,
             ratio in 1u64 << 31..1 << 33,
             machine in 1u64 << 51..1 << 55,
         ) {
-            let (a, b) = (counter(offset, ratio), counter(0, 1 << 32));
+            let (a, b) = (emulated_tsc(offset, ratio), emulated_tsc(0, 1 << 32));
             let found = a.to(b, a.tsc_at(machine));
             // One tick of `a` may be two of the machine.
             prop_assert!(machine - found <= 2, "{} {}", found, machine);

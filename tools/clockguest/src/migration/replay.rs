@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a host makes of another one's messages, as far as no KVM is asked: for `tools/fuzz`, which says
-//! what no host says.
+//! Replays a stream of messages without KVM, for `tools/fuzz`.
 
 use super::{
+    attribution::{own_error_ticks, Anchor},
     exchange::{self, Exchange},
     message::{
         ClockShift, Clocks, Go, Hello, Message, Offer, Ping, Pong, Prepared, Refused, Restored,
         Running,
     },
-    parts::{own_error_ticks, Anchor},
     restore,
 };
 use crate::{
@@ -20,34 +19,34 @@ use crate::{
 };
 use std::io::Read;
 
-/// Some time of this host, ns.
+/// A time of this host, ns.
 const NOW_NS: i64 = 1_900_000_000_000_000_000;
 
-/// What was heard so far.
+/// The relevant messages so far.
 #[derive(Default)]
-struct Heard {
+struct Replay {
     hello: Option<Hello>,
     pings: Vec<Exchange>,
     shift: Option<ClockShift>,
     clocks: Option<Clocks>,
 }
 
-/// Reads the messages of the stream `input` until one is refused, does with each what a host does, and
-/// returns them written again, as a stream of `session`.
-pub fn hear(input: impl Read, session: u64) -> Vec<u8> {
+/// Reads the messages of the stream `input` until one is refused, processes each like a host, and writes
+/// them to a new stream of `session`.
+pub fn replay(input: impl Read, session: u64) -> Vec<u8> {
     let mut out = Vec::new();
     let mut writer = Writer::new(&mut out, session);
     let mut reader = Reader::new(input, None);
-    let mut heard = Heard::default();
+    let mut replay = Replay::default();
     while let Ok(frame) = reader.next_frame() {
-        if heard.message(frame, &mut reader, &mut writer).is_err() {
+        if replay.message(frame, &mut reader, &mut writer).is_err() {
             break;
         }
     }
     out
 }
 
-impl Heard {
+impl Replay {
     fn message(
         &mut self,
         frame: Frame,
@@ -66,7 +65,7 @@ impl Heard {
             };
         }
         messages! {
-            Hello => |heard: &mut Self, hello| heard.hello = Some(hello),
+            Hello => |replay: &mut Self, hello| replay.hello = Some(hello),
             Pong => Self::pong,
             Restored => Self::restored,
             Reading => Self::reading,
@@ -92,7 +91,7 @@ impl Heard {
         self.shift = exchange::difference(&self.pings, NOW_NS).ok();
     }
 
-    /// As a destination, up to the ioctls.
+    /// Processes the clocks like a destination, except for the ioctls.
     fn clocks(&self, clocks: &Clocks) {
         let _ = clocks.downtime_ns(NOW_NS);
         match &clocks.saved {
@@ -116,7 +115,7 @@ impl Heard {
         }
     }
 
-    /// As a source of a guest that comes back: both ends of a move may be another's word.
+    /// Processes the answer like a source. All values are untrusted.
     fn restored(&mut self, restored: Restored) {
         let (Some(clocks), Some(at)) = (&self.clocks, restored.set_at) else {
             return;
