@@ -93,10 +93,16 @@ fn value<'a>(arg: &'a str, name: &str) -> Option<&'a str> {
 
 /// The whole of a test program's `main()`.
 ///
-/// With arguments, only the cases are run whose name has one of them in it; arguments after
-/// `--without` leave out cases instead. `--name=value` is for [`option`].
+/// With arguments, only the cases run whose name contains one of them; arguments after `--without`
+/// leave out cases instead. `--list` prints the names of the cases, and runs none. `--name=value` is
+/// for [`option`].
 pub fn main<C>(requirements: impl FnOnce() -> Result<C>, mut cases: Vec<Case<C>>) -> ExitCode {
-    choose(&mut cases, env::args().skip(1));
+    let (list, args): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|arg| arg == "--list");
+    choose(&mut cases, args.into_iter());
+    if !list.is_empty() {
+        cases.iter().for_each(|case| println!("{}", case.name));
+        return ExitCode::SUCCESS;
+    }
     match report(&mut io::stdout(), requirements, cases) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
