@@ -4,7 +4,7 @@
 
 use crate::{
     count::minimum,
-    vm::{run, Vm},
+    vm::{self, run},
 };
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
@@ -22,7 +22,7 @@ pub(crate) struct Idle {
 impl Idle {
     /// Counts both.
     pub(crate) fn measure(kvm: &Kvm, repeat: u32) -> Result<Self> {
-        let mut vm = Vm::new(kvm, 1)?;
+        let mut vm = vm::new(kvm, 1)?;
         let vcpu = &mut vm.vcpus[0];
         // Exclude the first runs with their faults and mispredictions.
         let repeat = repeat.max(100);

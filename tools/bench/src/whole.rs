@@ -7,7 +7,7 @@ use crate::{
     locked::LockedTime,
     procedure::{Procedure, Saved},
     slope::slope,
-    vm::Vm,
+    vm::{self, Vm},
 };
 use anyhow::{Context, Result};
 use clockguest::progress::Progress;
@@ -84,7 +84,7 @@ impl Whole {
         progress.begin();
         let mut results = Vec::new();
         for &count in vcpus {
-            let vm = Vm::new(kvm, count).with_context(|| format!("VM with {count} vCPUs"))?;
+            let vm = vm::new(kvm, count).with_context(|| format!("VM with {count} vCPUs"))?;
             for method in Procedure::ALL {
                 for (operation, case) in CASES {
                     let measurement = Measurement {
@@ -193,7 +193,7 @@ pub(crate) fn mark(
     operation: Operation,
     case: Case,
 ) -> Result<()> {
-    let vm = Vm::new(kvm, vcpus)?;
+    let vm = vm::new(kvm, vcpus)?;
     let measurement = Measurement {
         vm: &vm,
         method,

@@ -28,6 +28,9 @@ pub enum Error {
         /// The exit or the errno, the exit's own data, registers, and the state of the built-in guest.
         exit: String,
     },
+    /// A vCPU left KVM_RUN, but did not halt.
+    #[error("the guest's HLT ended in {0}")]
+    NoHalt(String),
     /// A vCPU thread did not react in time.
     #[error("vCPU {index} did not {what} within {after:?}")]
     Timeout {

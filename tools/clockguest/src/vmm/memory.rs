@@ -70,7 +70,10 @@ impl GuestMemory {
     ///
     /// If `gpa` is not a multiple of 8 inside the memory.
     pub fn word(&self, gpa: u64) -> &AtomicU64 {
-        assert!(gpa % 8 == 0, "guest address {gpa:#x} is not that of a word");
+        assert!(
+            gpa % 8 == 0,
+            "guest address {gpa:#x} is not aligned to a word"
+        );
         // CAST: usize has 64 bits on x86-64.
         &self.words()[(gpa / 8) as usize]
     }
@@ -125,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn reads_back_what_was_written() {
         let memory = GuestMemory::new(8192).unwrap();
         memory.write(4096, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(

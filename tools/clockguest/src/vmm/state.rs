@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn reads_back_what_was_written() {
         let mut bytes = Vec::new();
         state().write(&"clocks", &mut bytes).unwrap();
         let (read, clocks) = VmState::read::<String>(&mut bytes.as_slice()).unwrap();

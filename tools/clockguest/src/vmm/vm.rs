@@ -1,141 +1,96 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM: created with a new guest, run and stopped as a whole, saved and loaded.
+//! A VM with a thread per vCPU: it runs, stops, is saved and loaded as a whole.
 
 use super::{
+    builder::{Guest, VmBuilder, VmFds},
     error::{Context, Error, Result},
     exit,
     memory::GuestMemory,
     state::{VcpuState, VmState},
     vcpu::Vcpu,
 };
-use crate::guest::{
-    code::{self, MSR_KVM_SYSTEM_TIME_NEW},
-    layout,
-    view::VcpuView,
-};
-use kvm_bindings::{
-    kvm_msr_entry, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId, Msrs,
-    KVM_MAX_CPUID_ENTRIES,
-};
-use kvm_clock::{set_tsc_khz, tsc_offset};
+use crate::guest::{code::MSR_KVM_SYSTEM_TIME_NEW, view::VcpuView};
+use kvm_bindings::{kvm_msr_entry, CpuId, Msrs};
+use kvm_clock::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub const MSR_IA32_TSC: u32 = 0x10;
 
-// Long mode: protection, numeric errors, paging; PAE; long mode enabled and active.
-const CR0_PE_MP_ET_NE_PG: u64 = 0x8000_0033;
-const CR4_PAE: u64 = 0x20;
-const EFER_LME_LMA: u64 = 0x500;
-/// Bit 1 is always set. Interrupts are enabled, although the guest gets none: in Bochs 2.7, host
-/// interrupts do not exit a guest that disables interrupts.
-const RFLAGS: u64 = 0x202;
-
-/// The three pages above 3 GiB that VMX without unrestricted guest needs.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-
-/// A VM that runs the built-in guest; its vCPUs are initially stopped.
+/// A VM; its vCPUs are initially stopped.
 // Field order is drop order: first the threads leave KVM_RUN, then the VM goes, then its memory.
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<Vcpu>,
     fd: VmFd,
     memory: GuestMemory,
+    /// CPUID of the vCPUs.
+    cpuid: CpuId,
 }
 
 impl Vm {
-    /// Creates a VM with `nr_vcpus` vCPUs, IDs from 0, and a guest that is ready to run.
+    /// A VM of the built-in guest with `nr_vcpus` vCPUs, ids from 0.
     ///
     /// # Errors
     ///
-    /// Those of KVM; [`Error::VcpuCount`].
+    /// As [`VmBuilder::build`].
     pub fn new(kvm: &Kvm, nr_vcpus: u32) -> Result<Self> {
-        Self::empty(kvm, nr_vcpus)?.with_guest()
+        VmBuilder::new(kvm, nr_vcpus).build()
     }
 
-    /// As [`new`](Self::new), but the guest's TSC runs at `tsc_khz` kHz from the creation of the vCPUs.
+    /// As [`new`](Self::new), with a guest TSC of `tsc_khz` kHz.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); `EINVAL` if KVM or the CPU does not support that rate.
+    /// As [`VmBuilder::build`].
     pub fn at_rate(kvm: &Kvm, nr_vcpus: u32, tsc_khz: u32) -> Result<Self> {
-        Self::empty_at_rate(kvm, nr_vcpus, tsc_khz)?.with_guest()
+        VmBuilder::new(kvm, nr_vcpus).tsc_khz(tsc_khz).build()
     }
 
-    /// Loads a guest that is ready to run.
-    fn with_guest(self) -> Result<Self> {
-        for (gpa, entry) in layout::PAGE_TABLES {
-            self.memory.write(gpa, &entry.to_le_bytes());
-        }
-        self.memory.write(layout::CODE, code::bytes());
-        for vcpu in &self.vcpus {
-            enter_long_mode(&vcpu.fd(), vcpu.index())?;
-        }
-        Ok(self)
-    }
-
-    /// Creates a VM with `nr_vcpus` vCPUs, whose memory and registers [`load`](Self::load) fills.
+    /// Creates a VM without a guest, for [`load`](Self::load).
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new).
+    /// As [`VmBuilder::build`].
     pub fn empty(kvm: &Kvm, nr_vcpus: u32) -> Result<Self> {
-        Self::create(kvm, nr_vcpus, None)
+        VmBuilder::new(kvm, nr_vcpus).guest(Guest::Empty).build()
     }
 
-    /// As [`empty`](Self::empty), with a TSC of `tsc_khz` kHz.
+    /// As [`empty`](Self::empty), with a guest TSC of `tsc_khz` kHz.
     ///
     /// # Errors
     ///
-    /// As [`at_rate`](Self::at_rate).
+    /// As [`VmBuilder::build`].
     pub fn empty_at_rate(kvm: &Kvm, nr_vcpus: u32, tsc_khz: u32) -> Result<Self> {
-        Self::create(kvm, nr_vcpus, Some(tsc_khz))
+        VmBuilder::new(kvm, nr_vcpus)
+            .tsc_khz(tsc_khz)
+            .guest(Guest::Empty)
+            .build()
     }
 
-    /// `tsc_khz` is `None` for the host's rate.
-    fn create(kvm: &Kvm, nr_vcpus: u32, tsc_khz: Option<u32>) -> Result<Self> {
-        if !(1..=layout::MAX_VCPUS).contains(&nr_vcpus) {
-            return Err(Error::VcpuCount(nr_vcpus));
-        }
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .context("KVM_GET_SUPPORTED_CPUID")?;
-        let fd = kvm.create_vm().context("KVM_CREATE_VM")?;
-        fd.set_tss_address(TSS_ADDRESS)
-            .context("KVM_SET_TSS_ADDR")?;
-        if let Some(tsc_khz) = tsc_khz {
-            set_tsc_khz(&fd, tsc_khz).context("KVM_SET_TSC_KHZ")?;
-        }
-
-        let memory = GuestMemory::new(layout::memory_size(nr_vcpus))?;
-        let region = kvm_userspace_memory_region {
-            memory_size: memory.size(),
-            userspace_addr: memory.host_address(),
-            ..kvm_userspace_memory_region::default()
-        };
-        // SAFETY: The region is the mapping of `memory`, which outlives the VM's descriptors.
-        unsafe { fd.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
-
-        let mut vm = Self {
-            vcpus: Vec::new(),
-            fd,
-            memory,
-        };
-        for index in 0..nr_vcpus as usize {
-            let vcpu = vm.create_vcpu(index, &cpuid)?;
-            vm.vcpus.push(vcpu);
-        }
-        Ok(vm)
+    /// Starts a thread for each vCPU of `fds`.
+    pub(super) fn with_threads(fds: VmFds) -> Result<Self> {
+        let vcpus = fds.vcpus.into_iter().enumerate();
+        Ok(Self {
+            vcpus: vcpus
+                .map(|(index, fd)| Vcpu::new(index, fd))
+                .collect::<Result<_>>()?,
+            fd: fds.fd,
+            memory: fds.memory,
+            cpuid: fds.cpuid,
+        })
     }
 
-    fn create_vcpu(&self, index: usize, cpuid: &CpuId) -> Result<Vcpu> {
-        let fd = self
-            .fd
-            .create_vcpu(index as u64)
-            .context("KVM_CREATE_VCPU")?;
-        fd.set_cpuid2(cpuid).context("KVM_SET_CPUID2")?;
-        Vcpu::new(index, fd)
+    /// Creates a vCPU with another `id`, which has no thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctls.
+    pub fn add_vcpu(&self, id: u64) -> Result<VcpuFd> {
+        let fd = self.fd.create_vcpu(id).context("KVM_CREATE_VCPU")?;
+        fd.set_cpuid2(&self.cpuid).context("KVM_SET_CPUID2")?;
+        Ok(fd)
     }
 
     /// The VM's descriptor.
@@ -216,6 +171,15 @@ impl Vm {
             .iter()
             .map(|vcpu| tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET"))
             .collect()
+    }
+
+    /// Sets the TSC offset (ticks, mod 2^64) of vCPU `index`, which is stopped.
+    ///
+    /// # Errors
+    ///
+    /// That of the ioctl.
+    pub fn set_tsc_offset(&self, index: usize, offset: u64) -> Result<()> {
+        set_tsc_offset(&self.vcpus[index].fd(), offset).context("KVM_VCPU_TSC_OFFSET")
     }
 
     /// Saves memory and registers. The vCPUs are stopped.
@@ -301,41 +265,4 @@ fn one_msr(index: u32, data: u64) -> Msrs {
         ..kvm_msr_entry::default()
     };
     Msrs::from_entries(&[entry]).expect("one entry is not too many")
-}
-
-/// Sets 64-bit mode with the guest's page tables, at the guest's first instruction.
-fn enter_long_mode(fd: &VcpuFd, index: usize) -> Result<()> {
-    let segment = |type_: u8, long: u8| kvm_segment {
-        limit: u32::MAX,
-        type_,
-        present: 1,
-        db: 1 - long,
-        s: 1,
-        l: long,
-        g: 1,
-        ..kvm_segment::default()
-    };
-    // Execute/read/accessed, and read/write/accessed.
-    let (code, data) = (segment(11, 1), segment(3, 0));
-
-    let mut sregs = fd.get_sregs().context("KVM_GET_SREGS")?;
-    sregs.cs = code;
-    (sregs.ds, sregs.es, sregs.fs) = (data, data, data);
-    (sregs.gs, sregs.ss) = (data, data);
-    sregs.cr0 = CR0_PE_MP_ET_NE_PG;
-    sregs.cr3 = layout::PML4;
-    sregs.cr4 = CR4_PAE;
-    sregs.efer = EFER_LME_LMA;
-    fd.set_sregs(&sregs).context("KVM_SET_SREGS")?;
-
-    let regs = kvm_regs {
-        rip: layout::CODE,
-        rsp: layout::sample_area(index) + layout::PAGE_SIZE,
-        rdi: layout::sample_area(index),
-        rsi: layout::pvclock_page(index),
-        r15: layout::SHARED,
-        rflags: RFLAGS,
-        ..kvm_regs::default()
-    };
-    fd.set_regs(&regs).context("KVM_SET_REGS")
 }
