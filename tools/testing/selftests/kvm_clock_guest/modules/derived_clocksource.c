@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * A clocksource that is computed from the TSC, as a guest's kvm-clock is: it names
- * the TSC as its counter, but KVM cannot keep a master clock by it.  Make it the
- * host's through sysfs.  For src/bin/kselftest-derived-clocksource, and for
- * --clocksource=derived of others.
+ * the TSC as its counter, but KVM cannot use it for a master clock.  Select it
+ * through sysfs.  For src/bin/kselftest-derived-clocksource, and for the option
+ * --clocksource=derived of other tests.
  */
 #include <linux/clocksource.h>
 #include <linux/math64.h>
@@ -34,7 +34,7 @@ static struct clocksource derived = {
 	.name		= "derived",
 	.read		= derived_read,
 	.read_snapshot	= derived_read_snapshot,
-	/* Chosen by hand alone. */
+	/* The kernel never selects it by itself. */
 	.rating		= 1,
 	.mask		= CLOCKSOURCE_MASK(64),
 	.flags		= CLOCK_SOURCE_IS_CONTINUOUS,

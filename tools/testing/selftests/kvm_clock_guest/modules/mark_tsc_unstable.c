@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Marks the host's TSC unstable, as the kernel itself does when it finds out.
- * There is no way back but a reboot.  For src/bin/unstable-tsc and
+ * Marks the host's TSC unstable, as the kernel does when it detects that.  Only a
+ * reboot ends this.  For src/bin/unstable-tsc and
  * src/bin/host-sleep.
  */
 #include <linux/cpuhotplug.h>
@@ -13,7 +13,7 @@
 
 static char *at = "load";
 module_param(at, charp, 0444);
-MODULE_PARM_DESC(at, "load; suspend: on the way there, before KVM; online: before a CPU boots, as also on the way back");
+MODULE_PARM_DESC(at, "load; suspend: before KVM suspends; online: before a CPU boots, also at resume");
 
 static void mark(void)
 {
@@ -32,7 +32,7 @@ static int mark_at_online(unsigned int cpu)
 	return 0;
 }
 
-/* Whoever was registered last is suspended first. */
+/* The ops registered last are suspended first. */
 static const struct syscore_ops suspend_ops = { .suspend = mark_at_suspend };
 static struct syscore syscore = { .ops = &suspend_ops };
 
@@ -40,7 +40,7 @@ static int __init mark_tsc_unstable_init(void)
 {
 	int ret;
 
-	/* Without a module_exit() it stays for good. */
+	/* Without a module_exit() the module cannot be unloaded. */
 	if (!strcmp(at, "load")) {
 		mark();
 		return 0;

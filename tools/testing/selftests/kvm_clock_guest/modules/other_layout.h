@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Has whatever includes it be built for another KVM: one without Xen, whose struct
- * kvm and struct kvm_vcpu are smaller.  See scripts/build-other-layout.
+ * Builds the module for another KVM: one without Xen, whose struct kvm and struct
+ * kvm_vcpu are smaller.  See scripts/build-other-layout.
  */
 #include <linux/kconfig.h>
 #undef CONFIG_KVM_XEN

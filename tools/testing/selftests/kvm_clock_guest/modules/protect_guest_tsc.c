@@ -1,32 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Tells KVM that a vCPU's TSC is protected from the host, or is not: what SEV-SNP
- * with a secure TSC and TDX do at the vCPU's creation, on hardware that has them.
- * Loading it is all; it does not stay.  For src/bin/kselftest-errno/protected.rs.
+ * Sets whether KVM treats a vCPU's TSC as protected from the host.  SEV-SNP with a
+ * secure TSC and TDX do so at the vCPU's creation, on hardware that has them.  For
+ * src/bin/kselftest-errno/protected.rs.
  */
-#include <linux/file.h>
-#include <linux/kvm_host.h>
-#include <linux/module.h>
-
-static int vcpu_fd = -1;
-module_param(vcpu_fd, int, 0);
-MODULE_PARM_DESC(vcpu_fd, "vCPU file descriptor of the process that loads this");
+#include "vcpu_fd.h"
 
 static bool protected = true;
 module_param(protected, bool, 0);
-MODULE_PARM_DESC(protected, "What to tell");
+MODULE_PARM_DESC(protected, "whether the TSC is protected");
 
 static int __init protect_guest_tsc_init(void)
 {
-	struct kvm_vcpu *vcpu;
+	struct kvm_vcpu *vcpu = vcpu_of_fd();
 
-	CLASS(fd, f)(vcpu_fd);
-	if (fd_empty(f))
-		return -EBADF;
-	if (strncmp(fd_file(f)->f_path.dentry->d_name.name, "kvm-vcpu:", 9))
-		return -EINVAL;
-
-	vcpu = fd_file(f)->private_data;
+	if (IS_ERR(vcpu))
+		return PTR_ERR(vcpu);
 	vcpu->arch.guest_tsc_protected = protected;
 	return -ECANCELED;
 }

@@ -1,32 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Has KVM believe that the host's TSC had a certain value when a vCPU was last on a
- * CPU: one ahead of the CPUs that come, as of a CPU whose TSC is ahead of theirs, or
- * one of long ago.  Loading it is all; it does not stay.  For src/last_host_tsc.rs.
+ * Sets the host TSC that KVM recorded when a vCPU was last loaded: a value ahead of
+ * the CPUs that come online, as if that CPU's TSC were ahead of theirs, or an old
+ * value.  For src/host_module.rs and tools/vm/run.
  */
-#include <linux/file.h>
-#include <linux/kvm_host.h>
-#include <linux/module.h>
-
-static int vcpu_fd = -1;
-module_param(vcpu_fd, int, 0);
-MODULE_PARM_DESC(vcpu_fd, "vCPU file descriptor of the process that loads this");
+#include "vcpu_fd.h"
 
 static unsigned long long ticks;
 module_param(ticks, ullong, 0);
-MODULE_PARM_DESC(ticks, "The value");
+MODULE_PARM_DESC(ticks, "the host TSC");
 
 static int __init set_last_host_tsc_init(void)
 {
-	struct kvm_vcpu *vcpu;
+	struct kvm_vcpu *vcpu = vcpu_of_fd();
 
-	CLASS(fd, f)(vcpu_fd);
-	if (fd_empty(f))
-		return -EBADF;
-	if (strncmp(fd_file(f)->f_path.dentry->d_name.name, "kvm-vcpu:", 9))
-		return -EINVAL;
-
-	vcpu = fd_file(f)->private_data;
+	if (IS_ERR(vcpu))
+		return PTR_ERR(vcpu);
 	vcpu->arch.last_host_tsc = ticks;
 	return -ECANCELED;
 }
