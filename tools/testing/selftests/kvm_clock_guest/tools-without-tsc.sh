@@ -1,14 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# The tools on a host that does not keep its time by its TSC: they save and restore guests all the
-# same, and say how precise that is. Switches the host's clocksource, and puts it back. Writes KTAP.
+# The tools on a host whose clocksource is not the TSC: they save and restore guests, and report the
+# precision. Switches the host's clocksource and restores it. Prints KTAP.
 
 programs=$(dirname "$0")/../../../../target/release
 clocksource=/sys/devices/system/clocksource/clocksource0
 other=$(tr ' ' '\n' <$clocksource/available_clocksource | grep -vx -e tsc -e '' | head -n 1)
 if [ "$(cat $clocksource/current_clocksource)" != tsc ] || [ -z "$other" ]; then
 	echo "KTAP version 1"
-	echo "1..0 # SKIP the host has no clocksource beside its TSC, or does not use that"
+	echo "1..0 # SKIP the host has no other clocksource than its TSC, or does not use its TSC"
 	exit 4
 fi
 file=$(mktemp)

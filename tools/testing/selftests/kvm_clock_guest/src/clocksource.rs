@@ -4,36 +4,29 @@
 
 use crate::{
     clocks::{function, pages},
+    ensure_eq,
     fixture::run_a_little,
     host_module,
     ktap::{option, Skip},
+    wait::wait_until,
 };
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
 use pvclock::abi::ClockGuest;
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Duration};
 
 const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
-/// How long the kernel may take to act on a change.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the kernel may take to act on a change of the clocksource or of the TSC's stability.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The clocksource in use.
-///
-/// # Errors
-///
-/// If sysfs cannot be read.
 pub fn current() -> Result<String> {
     read("current_clocksource")
 }
 
-/// A clocksource of this host beside the TSC, which is in use: `--clocksource=NAME`, or any.
+/// Another clocksource of this host, which uses the TSC: `--clocksource=NAME`, or any.
 ///
-/// # Errors
-///
-/// [`Skip`] if the TSC is not in use, or there is no other.
+/// Fails with [`Skip`] if the TSC is not in use, or there is no other.
 pub fn other() -> Result<String> {
     let current = current()?;
     if current != "tsc" {
@@ -51,7 +44,7 @@ pub fn other() -> Result<String> {
     Ok(other.to_owned())
 }
 
-/// The clocksource of `modules/derived_clocksource.c`; dropping this unloads it.
+/// The clocksource of `modules/derived_clocksource.c`, loaded while this exists.
 #[derive(Debug)]
 pub struct Derived(());
 
@@ -60,10 +53,6 @@ impl Derived {
     pub const NAME: &str = "derived";
 
     /// Loads it.
-    ///
-    /// # Errors
-    ///
-    /// Those of the kernel.
     pub fn load() -> Result<Self> {
         let module = host_module::open("derived_clocksource")?;
         host_module::load(&module, "").context("derived_clocksource")?;
@@ -79,26 +68,18 @@ impl Drop for Derived {
     }
 }
 
-/// The time during which the host does not use its TSC; dropping this ends it.
+/// While this exists, the host does not use its TSC.
 #[derive(Debug)]
 pub struct WithoutTsc(());
 
 impl WithoutTsc {
     /// Switches to `other`.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel does not.
     pub fn switch(other: &str) -> Result<Self> {
         choose(other)?;
         Ok(Self(()))
     }
 
     /// Switches back.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel does not.
     pub fn end(self) -> Result<()> {
         std::mem::forget(self);
         choose("tsc")
@@ -113,22 +94,22 @@ impl Drop for WithoutTsc {
     }
 }
 
-/// Lets the guest run until KVM hands vCPU 0 another record than `pinned`: a work item of the
-/// kernel's tells KVM of the new clocksource, and the next KVM_RUN after that acts on it.
-///
-/// # Errors
-///
-/// If that does not happen.
+/// Lets the guest run until KVM writes a record other than `pinned` for vCPU 0: a work item of the
+/// kernel notifies KVM of the new clocksource, and the next KVM_RUN acts on it.
 pub fn run_until_noticed(vm: &Vm, pinned: &ClockGuest) -> Result<()> {
-    let start = Instant::now();
-    while function(pages(vm)[0]) == function(*pinned) {
-        ensure!(
-            start.elapsed() < PATIENCE,
-            "KVM did not notice the new clocksource within {PATIENCE:?}"
-        );
-        run_a_little(vm)?;
-    }
-    Ok(())
+    wait_until("KVM notices the new clocksource", PATIENCE, || {
+        if function(pages(vm)[0]) != function(*pinned) {
+            return Ok(true);
+        }
+        run_a_little(vm).map(|_| false)
+    })
+}
+
+/// Waits until the host no longer uses its TSC.
+pub fn wait_until_not_tsc() -> Result<()> {
+    wait_until("the host's clocksource changes", PATIENCE, || {
+        Ok(current()? != "tsc")
+    })
 }
 
 fn read(file: &str) -> Result<String> {
@@ -141,9 +122,6 @@ fn choose(name: &str) -> Result<()> {
     let path = format!("{FOLDER}/current_clocksource");
     fs::write(&path, name).context(path)?;
     let current = current()?;
-    ensure!(
-        current == name,
-        "the host's clocksource is {current}, was set to {name}"
-    );
+    ensure_eq!(current, name, "the host's clocksource");
     Ok(())
 }

@@ -1,30 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! kvmclock on a host that does not keep its time by its TSC: it goes on from the value that a
-//! record gave it at one instant, and follows the host's raw clock from then on.
+//! kvmclock on a host whose clocksource is not the TSC: it continues from a record's value at one
+//! instant, and follows the host's raw clock from then on.
 //!
-//! TSC and raw clock cannot be read as one, and drift apart. So everything here is an interval:
-//! what two readings of the one, before and after a reading of the other, leave open.
+//! TSC and raw clock cannot be read at one instant, and drift apart. So all results are intervals,
+//! from readings of one clock before and after a reading of the other.
 
-use crate::host_clock::now_ns;
+use crate::{
+    ensure_eq,
+    fixture::{get_clock, reference_transform},
+    host_clock::now_ns,
+};
 use anyhow::{ensure, Context, Result};
 use clockguest::{
     host::rdtsc_ordered,
     measure::{Bracketed, Reading},
     vmm::Vm,
 };
+use kvm_clock::VmClock;
 use pvclock::{
     abi::ClockGuest,
     tsc::{is_ahead, TscTransform},
 };
 
-/// Tries, of which the narrowest counts.
+/// Readings, of which the narrowest counts.
 const TRIES: u32 = 100;
-/// What the drift of two clocks may leave open, ns: far below an hour, by which tests tell clocks
-/// apart.
+/// How uncertain the drift of two clocks may make a result, ns: far below the hour by which the
+/// tests' clocks differ.
 const MOST_OPEN_NS: i64 = 100_000_000;
 
-/// A number of ns that is not known exactly: no less than `least`, no more than `most`.
+/// An uncertain number of ns, from `least` to `most`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The least it may be, ns.
@@ -34,12 +39,12 @@ pub struct Span {
 }
 
 impl Span {
-    /// How much is open, ns.
+    /// How uncertain it is, ns.
     pub fn width(self) -> i64 {
         self.most.saturating_sub(self.least)
     }
 
-    /// What lies in either, or between the two.
+    /// The shortest span that contains both.
     pub fn hull(self, other: Self) -> Self {
         Self {
             least: self.least.min(other.least),
@@ -48,7 +53,7 @@ impl Span {
     }
 }
 
-/// The narrowest of some tries.
+/// The narrowest of some readings.
 fn narrowest<T>(mut of: impl FnMut() -> Result<(i64, T)>) -> Result<T> {
     let (mut width, mut best) = of()?;
     for _ in 1..TRIES {
@@ -70,11 +75,7 @@ pub struct Paired {
 }
 
 impl Paired {
-    /// The host's clock `id`, as closely as can be.
-    ///
-    /// # Errors
-    ///
-    /// None.
+    /// Reads the host's clock `id`.
     pub fn now(id: libc::clockid_t) -> Result<Self> {
         narrowest(|| {
             let before = rdtsc_ordered();
@@ -98,8 +99,15 @@ pub struct Function {
 }
 
 impl Function {
-    /// kvmclock (ns) at host TSC `host_tsc` (ticks), also before the record's timestamp, where no
-    /// guest could read it.
+    /// That of `clock`.
+    pub fn of(clock: &VmClock) -> Result<Self> {
+        Ok(Self {
+            record: clock.header.record,
+            transform: reference_transform(clock)?,
+        })
+    }
+
+    /// kvmclock (ns) at host TSC `host_tsc` (ticks), also before the record's timestamp.
     pub fn at(&self, host_tsc: u64) -> i64 {
         let record = self.record;
         let guest_tsc = self.transform.guest_tsc(host_tsc);
@@ -122,7 +130,7 @@ impl Function {
         }
     }
 
-    /// By how much it is ahead of the raw clock, read as `raw`.
+    /// How far it is ahead of the raw clock's reading `raw`.
     pub fn ahead_of(&self, raw: Paired) -> Span {
         Span {
             least: self.at(raw.host_tsc[0]) - raw.ns,
@@ -130,38 +138,30 @@ impl Function {
         }
     }
 
-    /// By how much it is ahead of the raw clock, now.
-    ///
-    /// # Errors
-    ///
-    /// None.
+    /// How far it is ahead of the raw clock now.
     pub fn ahead_of_raw(&self) -> Result<Span> {
         Ok(self.ahead_of(Paired::now(libc::CLOCK_MONOTONIC_RAW)?))
     }
 }
 
-/// A clock that was given a function's value at one instant, and then followed the raw clock.
+/// A clock that had a function's value at one instant, and has followed the raw clock since.
 #[derive(Clone, Copy, Debug)]
 pub struct Continued {
     function: Function,
-    /// By how much it is ahead of the raw clock, to within `precision_ns`.
+    /// How far it is ahead of the raw clock, with an error of up to `precision_ns`.
     ahead: Span,
-    /// What was said to be its error at most, ns.
+    /// The reported precision, ns.
     precision_ns: i64,
 }
 
 impl Continued {
-    /// Says how the clock goes on to which the value of `function` was given between `raw_before`
-    /// and now, and off by no more than `precision_ns`.
-    ///
-    /// # Errors
-    ///
-    /// If the two clocks leave too much open about that for any check to fail.
+    /// The clock that had the value of `function`, with an error of up to `precision_ns`, at an
+    /// instant between `raw_before` and now.
     pub fn since(function: Function, raw_before: Paired, precision_ns: u32) -> Result<Self> {
         let ahead = function.ahead_of(raw_before).hull(function.ahead_of_raw()?);
         ensure!(
             (0..=MOST_OPEN_NS).contains(&ahead.width()),
-            "the clock is to go on {ahead:?} ns ahead of the raw one: no check of that could fail"
+            "the clock is expected to be {ahead:?} ns ahead of the raw clock: too uncertain to check"
         );
         Ok(Self {
             function,
@@ -170,36 +170,28 @@ impl Continued {
         })
     }
 
-    /// How much the host's clocks leave open about what the clock should be, ns.
+    /// How uncertain the expected value is, ns.
     pub fn open_ns(&self) -> i64 {
         self.ahead.width()
     }
 
     /// Fails unless KVM_GET_CLOCK agrees.
-    ///
-    /// # Errors
-    ///
-    /// Says by how much it does not.
-    pub fn ensure_told_by_kvm(&self, vm: &Vm) -> Result<()> {
-        let told = kvm_ahead_of_raw(vm)?;
+    pub fn ensure_in_kvm(&self, vm: &Vm) -> Result<()> {
+        let actual = kvm_ahead_of_raw(vm)?;
         let Self {
             ahead,
             precision_ns,
             ..
         } = *self;
         ensure!(
-            told.most >= ahead.least - precision_ns && told.least <= ahead.most + precision_ns,
-            "KVM_GET_CLOCK is {told:?} ns ahead of the raw clock, expected {ahead:?} to within \
-             {precision_ns} ns"
+            actual.most >= ahead.least - precision_ns && actual.least <= ahead.most + precision_ns,
+            "KVM_GET_CLOCK is {actual:?} ns ahead of the raw clock, expected {ahead:?} with an \
+             error of up to {precision_ns} ns"
         );
         Ok(())
     }
 
-    /// Fails unless the guest agrees, whatever its TSC says: lets it make readings by `run`.
-    ///
-    /// # Errors
-    ///
-    /// Says by how much it does not.
+    /// Fails unless the readings that the guest makes during `run` agree, whatever its TSC is.
     pub fn ensure_read_by_guest(&self, run: impl FnOnce() -> Result<Reading>) -> Result<Reading> {
         let before = self.function.ahead_of_raw()?;
         let reading = run()?;
@@ -213,18 +205,15 @@ impl Continued {
         Ok(reading)
     }
 
-    /// KVM reads the TSC first and its clock thereafter when it makes a record, which the guest
-    /// reads later still. So the clock was not below `system_time` when the guest read the record,
-    /// and not above it when TSC was `tsc_timestamp`.
+    /// When KVM makes a record, it reads first the TSC and then its clock, and the guest reads the
+    /// record later. So the clock was not below `system_time` when the guest read the record, and
+    /// not above it when the TSC was `tsc_timestamp`.
     fn ensure_read(&self, read: &Bracketed, drifting: Span) -> Result<()> {
         let (sample, record) = (&read.sample, read.sample.record);
         // CAST: Below 292 years.
-        let (observed, system_time) = (sample.kvmclock_ns as i64, record.system_time as i64);
+        let (ns, system_time) = (sample.kvmclock_ns as i64, record.system_time as i64);
         let computed = record.kvmclock_ns(sample.tsc) as i64;
-        ensure!(
-            observed == computed,
-            "the guest read {observed} ns, its record says {computed} ns"
-        );
+        ensure_eq!(ns, computed, "kvmclock by the guest's record, ns");
         let since = sample.tsc.wrapping_sub(record.tsc_timestamp);
         let least = self.function.at(read.host_before.wrapping_sub(since)) - drifting.most
             + self.ahead.least
@@ -243,22 +232,21 @@ impl Continued {
     }
 }
 
-/// By how much KVM_GET_CLOCK is ahead of the raw clock.
-///
-/// # Errors
-///
-/// That of the ioctl.
+/// How far KVM_GET_CLOCK is ahead of the raw clock.
 pub fn kvm_ahead_of_raw(vm: &Vm) -> Result<Span> {
     narrowest(|| {
-        let before = now_ns(libc::CLOCK_MONOTONIC_RAW);
-        let kvmclock = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
-        let after = now_ns(libc::CLOCK_MONOTONIC_RAW);
-        // CAST: Below 292 years.
-        let kvmclock = kvmclock as i64;
-        let told = Span {
-            least: kvmclock - after,
-            most: kvmclock - before,
-        };
-        Ok((told.width(), told))
+        let ahead = ahead_of_raw(|| Ok(get_clock(vm)?.clock))?;
+        Ok((ahead.width(), ahead))
+    })
+}
+
+/// How far the clock (ns) that `read` returns is ahead of the raw clock.
+pub fn ahead_of_raw(read: impl FnOnce() -> Result<u64>) -> Result<Span> {
+    let before = now_ns(libc::CLOCK_MONOTONIC_RAW);
+    // CAST: Below 292 years.
+    let ns = read()? as i64;
+    Ok(Span {
+        least: ns - now_ns(libc::CLOCK_MONOTONIC_RAW),
+        most: ns - before,
     })
 }

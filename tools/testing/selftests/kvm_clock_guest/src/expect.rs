@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What SET should make of a saved clock, by exact integer arithmetic of the tests' own.
+//! The expected result of SET, in exact integer arithmetic that shares no code with the module.
 
-use crate::{fixture::reference_transform, time::SECOND_NS};
-use anyhow::{ensure, Context, Result};
+use crate::{
+    ensure_eq,
+    fixture::{get_clock, reference_transform},
+    time::SECOND_NS,
+};
+use anyhow::{ensure, Result};
 use clockguest::{measure::Reading, vmm::Vm};
-use kvm_bindings::KVM_CLOCK_HOST_TSC;
+use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC};
 use kvm_clock::VmClock;
 use pvclock::abi::{ClockGuest, VmClockGuest};
 
-/// Guest ticks in `ns` at the rate of `header`, rounded towards 0, by the definition of the rate.
+/// Guest ticks in `ns` at the rate of `header`, rounded towards 0.
 pub fn ticks(header: &VmClockGuest, ns: i128) -> i128 {
     /// kHz times ns per tick.
     const UNIT: u128 = 1_000_000;
@@ -19,8 +23,8 @@ pub fn ticks(header: &VmClockGuest, ns: i128) -> i128 {
         ratio => (u128::from(ratio), header.tsc_frac_bits),
     };
     let host = ns.unsigned_abs() * u128::from(header.host_tsc_khz);
-    // host * ratio / 2^frac_bits / UNIT, in parts that 128 bits hold; nothing is rounded before the
-    // last division.
+    // host * ratio / 2^frac_bits / UNIT, in parts that fit into 128 bits, without rounding before
+    // the last division.
     let (whole, rest) = (host / UNIT * ratio, host % UNIT * ratio);
     let (high, low) = (whole >> frac_bits, whole & ((1 << frac_bits) - 1));
     // CAST: centuries at any rate are far below 2^127 ticks.
@@ -28,9 +32,9 @@ pub fn ticks(header: &VmClockGuest, ns: i128) -> i128 {
     ticks * ns.signum()
 }
 
-/// Time from `saved` to `now`, ns: by TAI if both or neither know it, else by UTC.
+/// Time from `saved` to `now`, ns: in TAI if both or neither have TAI - UTC, else in UTC.
 pub fn elapsed_ns(saved: &VmClockGuest, now: &VmClockGuest) -> i128 {
-    // A host that was not told TAI - UTC counts its leap seconds from 0 on.
+    // A host without TAI - UTC counts leap seconds from 0.
     let by_utc = (saved.tai_offset_s < 10) != (now.tai_offset_s < 10);
     let time = |header: &VmClockGuest| {
         let leap_s = if by_utc { header.tai_offset_s } else { 0 };
@@ -39,20 +43,16 @@ pub fn elapsed_ns(saved: &VmClockGuest, now: &VmClockGuest) -> i128 {
     time(now) - time(saved)
 }
 
-/// How far the guest TSC of `after` is, at the anchor of `at`, from where ADVANCE should have put
-/// it, ticks.
-///
-/// # Errors
-///
-/// If `after` has no valid ratio.
+/// The error of ADVANCE, ticks: the guest TSC of `after` at the anchor of `at`, minus the expected
+/// one.
 pub fn error_ticks(saved: &VmClockGuest, after: &VmClock, at: &VmClockGuest) -> Result<i64> {
-    let observed = reference_transform(after)?.guest_tsc(at.host_tsc);
+    let actual = reference_transform(after)?.guest_tsc(at.host_tsc);
     // CAST: mod 2^64, as TSC values are.
     let expected = saved
         .guest_tsc
         .wrapping_add(ticks(saved, elapsed_ns(saved, at)) as u64);
     // CAST: the signed difference of values mod 2^64.
-    Ok(observed.wrapping_sub(expected) as i64)
+    Ok(actual.wrapping_sub(expected) as i64)
 }
 
 /// kvmclock (ns, mod 2^64) of `record` at guest TSC `guest_tsc`, which may be below its timestamp:
@@ -69,8 +69,8 @@ pub fn kvmclock_ns(record: &ClockGuest, guest_tsc: u64) -> u64 {
     record.system_time.wrapping_add(ns)
 }
 
-/// The distance (ticks) by which `record` can move without a loss: the lowest power of 2 that makes
-/// a whole number of ns, of which neither the shift nor the fraction drops a bit.
+/// The step (ticks) in which `record` can move without a loss: the lowest power of 2 that is a
+/// whole number of ns, where neither the shift nor the fraction drops a bit.
 pub fn lattice_ticks(record: &ClockGuest) -> u64 {
     let (up, down) = match record.tsc_shift {
         shift @ ..0 => (0, shift.unsigned_abs()),
@@ -100,23 +100,19 @@ pub fn not_ahead_of(record: &ClockGuest, guest_tsc: u64) -> ClockGuest {
     moved
 }
 
-/// Fails unless all that the guest read is `record`'s function of its TSC, to the ns.
+/// Fails unless all readings of the guest are `record`'s function of its TSC, to the ns.
 ///
 /// `offset` is the TSC offset (ticks) of the vCPU that `record` is for.
-///
-/// # Errors
-///
-/// Says what differs.
 pub fn ensure_reads(reading: &Reading, record: &ClockGuest, offset: u64) -> Result<()> {
     for (index, vcpu) in reading.vcpus.iter().enumerate() {
         let ahead = vcpu.tsc.offset.wrapping_sub(offset);
-        ensure!(!vcpu.samples.is_empty(), "vCPU {index} read nothing");
+        ensure!(!vcpu.samples.is_empty(), "vCPU {index} made no reading");
         for sample in vcpu.samples.iter().map(|bracketed| &bracketed.sample) {
             let expected = kvmclock_ns(record, sample.tsc.wrapping_sub(ahead));
-            ensure!(
-                sample.kvmclock_ns == expected,
-                "vCPU {index} reads {} ns at TSC {:#x}, {expected} ns by the saved record",
+            ensure_eq!(
                 sample.kvmclock_ns,
+                expected,
+                "vCPU {index}'s kvmclock at TSC {:#x}, ns",
                 sample.tsc
             );
         }
@@ -124,25 +120,27 @@ pub fn ensure_reads(reading: &Reading, record: &ClockGuest, offset: u64) -> Resu
     Ok(())
 }
 
-/// Fails unless `KVM_GET_CLOCK` of `vm` is `record`'s function of the reference vCPU's TSC, to the
-/// ns.
-///
-/// # Errors
-///
-/// Says what differs; those of the ioctls.
-pub fn ensure_kvm_tells(vm: &Vm, after: &VmClock, record: &ClockGuest) -> Result<()> {
-    let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+/// `KVM_GET_CLOCK`, which must report a host TSC.
+pub fn get_clock_and_host_tsc(vm: &Vm) -> Result<kvm_clock_data> {
+    let data = get_clock(vm)?;
     ensure!(
         data.flags & KVM_CLOCK_HOST_TSC != 0,
-        "KVM_GET_CLOCK's flags are {:#x}",
+        "KVM_GET_CLOCK reports no host TSC: flags {:#x}",
         data.flags
     );
+    Ok(data)
+}
+
+/// Fails unless `KVM_GET_CLOCK` of `vm` is `record`'s function of the reference vCPU's TSC, to the
+/// ns.
+pub fn ensure_kvm_agrees(vm: &Vm, after: &VmClock, record: &ClockGuest) -> Result<()> {
+    let data = get_clock_and_host_tsc(vm)?;
     let guest_tsc = reference_transform(after)?.guest_tsc(data.host_tsc);
     let expected = kvmclock_ns(record, guest_tsc);
-    ensure!(
-        data.clock == expected,
-        "KVM_GET_CLOCK says {} ns at guest TSC {guest_tsc:#x}, {expected} ns by the saved record",
-        data.clock
+    ensure_eq!(
+        data.clock,
+        expected,
+        "KVM_GET_CLOCK at guest TSC {guest_tsc:#x}, ns"
     );
     Ok(())
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! System calls that fail half way: the kernel's fault injection, for this thread.
+//! Faults inside this thread's system calls, with the kernel's fault injection.
 //!
 //! See `Documentation/fault-injection/fault-injection.rst`.
 
@@ -19,9 +19,9 @@ const USERCOPY: &str = "/sys/kernel/debug/fail_usercopy";
 const NTH: &str = "/proc/thread-self/fail-nth";
 const MAKE_IT_FAIL: &str = "/proc/thread-self/make-it-fail";
 
-/// No allocation of interest is smaller, bytes.
+/// No relevant allocation is smaller, bytes.
 const SMALLEST: u32 = 32;
-/// No system call has as many allocations.
+/// More allocations than any system call makes.
 const MANY: u32 = 1_000_000;
 
 /// What fails.
@@ -29,23 +29,23 @@ const MANY: u32 = 1_000_000;
 pub enum Kind {
     /// The n-th copy from or to user memory: `EFAULT`.
     UserAccess,
-    /// All allocations once those before have had so many bytes, n times as many as the smallest
-    /// has: `ENOMEM`. Not the n-th alone, as some are tried twice.
+    /// All allocations after those of n times the smallest size: `ENOMEM`. Not the n-th alone, as
+    /// the kernel retries some.
     Memory,
-    /// All allocations of pages once those before have had n: `ENOMEM`. Arrays of more than 8 KiB
-    /// have pages of their own.
+    /// All allocations of pages after n pages: `ENOMEM`. Arrays of more than 8 KiB have pages of
+    /// their own.
     Pages,
-    /// As `Memory`, while no two pages are to be had in one piece, so that such arrays are put
-    /// together of single ones.
+    /// As `Memory`, and no two contiguous pages are available, so that such arrays consist of
+    /// single pages.
     Scattered,
-    /// The n-th of all these, in the order in which the kernel comes to them, and it alone.
+    /// The n-th of all these, in the order of execution, and only that.
     Any,
 }
 
 /// Settings of a folder of debugfs.
 type Settings = &'static [(&'static str, &'static str)];
 
-/// Whatever is asked for, by whom it is asked.
+/// All allocations of this thread.
 const ALWAYS: Settings = &[
     // Those that may sleep fail too.
     ("ignore-gfp-wait", "N"),
@@ -57,14 +57,13 @@ const ALWAYS: Settings = &[
 ];
 const ANY_PAGE: Settings = &[("ignore-gfp-highmem", "N"), ("min-order", "0")];
 const PAGES_IN_ONE_PIECE: Settings = &[("ignore-gfp-highmem", "N"), ("min-order", "1")];
-/// No cache but those marked, of which there are none, so that allocations do not count.
+/// Only marked caches, of which there are none, so that allocations do not count.
 const NO_CACHE: Settings = &[("cache-filter", "Y")];
 /// Likewise.
 const NO_PAGE: Settings = &[("min-order", "64")];
 
 impl Kind {
-    /// What has to be set, beside that no stack is dumped for each fault: that would look like a
-    /// kernel in trouble.
+    /// The settings, without those that prevent a stack dump for each fault.
     fn settings(self) -> &'static [(&'static str, Settings)] {
         const SLEEPERS: Settings = &[("ignore-gfp-wait", "N")];
         match self {
@@ -84,7 +83,7 @@ impl Kind {
         }
     }
 
-    /// What is allowed before the `nth` fault, in the folder's unit.
+    /// How much succeeds before the `nth` fault, in the folder's unit.
     fn space(self, nth: u32) -> Option<(&'static str, u32)> {
         match self {
             Self::UserAccess | Self::Any => None,
@@ -94,7 +93,7 @@ impl Kind {
     }
 }
 
-/// Fault injection into this thread's system calls; dropping this restores its settings.
+/// Fault injection into this thread's system calls; dropping this restores the settings.
 #[derive(Debug)]
 pub struct Faults {
     kind: Kind,
@@ -102,11 +101,9 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Prepares faults of `kind`. No other thread may do so at the time.
+    /// Prepares faults of `kind`. No other thread may do so at the same time.
     ///
-    /// # Errors
-    ///
-    /// [`Skip`] if the kernel cannot inject faults; those of debugfs.
+    /// Fails with [`Skip`] if the kernel cannot inject faults.
     pub fn new(kind: Kind) -> Result<Self> {
         for path in [FAILSLAB, FAIL_PAGE, USERCOPY, NTH, MAKE_IT_FAIL] {
             if !Path::new(path).exists() {
@@ -131,12 +128,8 @@ impl Faults {
         Ok(faults)
     }
 
-    /// Makes the system call `call` with its `nth` fault (from 1); returns what it returned, and
-    /// whether there was a fault at all.
-    ///
-    /// # Errors
-    ///
-    /// Those of procfs and debugfs.
+    /// Makes the system call `call` with its `nth` fault (from 1); returns its result, and whether
+    /// there was a fault.
     pub fn nth<R>(&self, nth: u32, call: impl FnOnce() -> R) -> Result<(R, bool)> {
         let Some((folder, space)) = self.kind.space(nth) else {
             return nth_alone(nth, call).context(NTH);
@@ -147,11 +140,7 @@ impl Faults {
         with_space(folder, space, call).context(folder)
     }
 
-    /// How often the last call of [`Kind::Scattered`] was refused pages in one piece.
-    ///
-    /// # Errors
-    ///
-    /// Those of debugfs.
+    /// How many allocations of contiguous pages failed in the last call of [`Kind::Scattered`].
     pub fn refused_pages(&self) -> Result<u32> {
         Ok(MANY - times(FAIL_PAGE).context(FAIL_PAGE)?)
     }
@@ -183,9 +172,9 @@ fn nth_alone<R>(nth: u32, call: impl FnOnce() -> R) -> io::Result<(R, bool)> {
     Ok((result, left_over(&control)? == 0))
 }
 
-/// Fault points that the system call before left, none of which is in force any more.
+/// Fault points that the previous system call did not reach; disables them.
 fn left_over(control: &File) -> io::Result<u32> {
-    // To read and to write this is a fault point too, which fails if it is the last.
+    // Reading and writing this is a fault point too, which fails if it is the last.
     let mut text = [0; 16];
     let left = match control.read_at(&mut text, 0) {
         Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 1,
@@ -197,7 +186,7 @@ fn left_over(control: &File) -> io::Result<u32> {
     }
 }
 
-/// Allocations fail once they would leave none of `space`, in the unit of `folder`.
+/// Makes `call`; allocations fail after `space`, in the unit of `folder`.
 fn with_space<R>(folder: &str, space: u32, call: impl FnOnce() -> R) -> io::Result<(R, bool)> {
     fs::write(Path::new(folder).join("space"), space.to_string())?;
     set_times(folder, MANY)?;
@@ -208,19 +197,19 @@ fn with_space<R>(folder: &str, space: u32, call: impl FnOnce() -> R) -> io::Resu
     Ok((result, times(folder)? < MANY))
 }
 
-/// How many faults there may still be.
+/// How many faults may still happen.
 fn times(folder: &str) -> io::Result<u32> {
     number(&fs::read(Path::new(folder).join("times"))?)
 }
 
-/// How many faults there may be.
+/// Sets how many faults may happen.
 fn set_times(folder: &str, times: u32) -> io::Result<()> {
     fs::write(Path::new(folder).join("times"), times.to_string())
 }
 
 fn number(text: &[u8]) -> io::Result<u32> {
     let text = String::from_utf8_lossy(text);
-    // Of a longer array, the rest is 0.
+    // The rest of a longer array is 0.
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
     text.parse().map_err(io::Error::other)
 }

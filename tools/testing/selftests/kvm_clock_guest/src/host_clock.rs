@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host's clocks, and what of them a case may change for its duration.
+//! The host's clocks, and the temporary changes that cases make to them.
 
-use anyhow::{ensure, Result};
+use crate::ensure_eq;
+use anyhow::Result;
 use std::{io, mem::MaybeUninit, time::Duration};
 
 /// The host's clock `id`, ns.
@@ -17,27 +18,20 @@ pub fn now_ns(id: libc::clockid_t) -> i64 {
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
-/// The host's idea of TAI - UTC; dropping this puts the former one back.
+/// The host's TAI - UTC; dropping this restores the former value.
 #[derive(Debug)]
 pub struct TaiOffset {
     former_s: libc::c_int,
 }
 
 impl TaiOffset {
-    /// Makes TAI - UTC `seconds`; 0 means that it is not known.
-    ///
-    /// # Errors
-    ///
-    /// That of `clock_adjtime()`, which only root may call.
+    /// Sets TAI - UTC to `seconds`; 0 means unknown.
     pub fn set(seconds: i32) -> Result<Self> {
         let former_s = adjust(0, 0)?;
         let this = Self { former_s };
         adjust(libc::ADJ_TAI, seconds)?;
         let now = adjust(0, 0)?;
-        ensure!(
-            now == seconds,
-            "TAI - UTC is {now} s, was set to {seconds} s"
-        );
+        ensure_eq!(now, seconds, "TAI - UTC, s");
         Ok(this)
     }
 }
@@ -45,12 +39,12 @@ impl TaiOffset {
 impl Drop for TaiOffset {
     fn drop(&mut self) {
         if let Err(error) = adjust(libc::ADJ_TAI, self.former_s) {
-            eprintln!("cannot put TAI - UTC back to {} s: {error}", self.former_s);
+            eprintln!("cannot restore TAI - UTC to {} s: {error}", self.former_s);
         }
     }
 }
 
-/// The host's wall clock as a case found it; dropping this puts it back, to some us.
+/// The host's wall clock; dropping this restores it, with an error of some us.
 #[derive(Debug)]
 pub struct WallClock {
     /// `CLOCK_REALTIME` - `CLOCK_MONOTONIC`, ns.
@@ -68,11 +62,7 @@ pub enum Leap {
 }
 
 impl WallClock {
-    /// Remembers the present wall clock.
-    ///
-    /// # Errors
-    ///
-    /// That of `clock_adjtime()`.
+    /// Stores the present wall clock.
     pub fn hold() -> io::Result<Self> {
         Ok(Self {
             former_ns: wall_minus_monotonic_ns(),
@@ -80,11 +70,7 @@ impl WallClock {
         })
     }
 
-    /// Steps it by exactly `us`; TAI goes along, the monotonic clocks do not.
-    ///
-    /// # Errors
-    ///
-    /// That of `clock_adjtime()`, which only root may call.
+    /// Steps it, and TAI with it, by exactly `us`, but not the monotonic clocks.
     pub fn step_us(&self, us: i64) -> io::Result<()> {
         const SECOND_US: i64 = 1_000_000;
 
@@ -94,15 +80,11 @@ impl WallClock {
         adjtime(&mut timex).map(drop)
     }
 
-    /// Sets it to `before` the end of a UTC day at which there is to be a `leap` second. The kernel
-    /// begins to prepare it at the turn of a second, and takes it no sooner than at the next.
-    ///
-    /// # Errors
-    ///
-    /// Those of `clock_settime()` and `clock_adjtime()`, which only root may call.
+    /// Sets it to `before` the end of a UTC day with a `leap` second. The kernel prepares that at
+    /// the beginning of a second, and executes it no earlier than a second later.
     pub fn set_before(&self, before: Duration, leap: Leap) -> io::Result<()> {
         const DAY_S: i64 = 24 * 3600;
-        /// Of `before`, what may be lost on the way.
+        /// How much of `before` may pass until the function returns.
         const SLACK: Duration = Duration::from_millis(250);
 
         let flag = match leap {
@@ -124,8 +106,8 @@ impl WallClock {
         }
     }
 
-    /// Has the kernel forget a leap second to come, or one that it has taken: it does where a phase
-    /// lock ends. It is told that the clock is not synchronised, or it would set the hardware's.
+    /// Makes the kernel forget a future or past leap second, which the end of a phase lock does.
+    /// The clock is marked as not synchronised, or the kernel would set the hardware clock.
     fn forget_leap_seconds(&self) -> io::Result<()> {
         set_status(libc::STA_UNSYNC | libc::STA_PLL)?;
         set_status(libc::STA_UNSYNC)
@@ -140,7 +122,7 @@ impl Drop for WallClock {
             .and_then(|()| self.step_us(step_us))
             .and_then(|()| set_status(self.former_status));
         if let Err(error) = result {
-            eprintln!("cannot step the wall clock back by {step_us} us: {error}");
+            eprintln!("cannot restore the wall clock by {step_us} us: {error}");
         }
     }
 }

@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Kernel modules that a test loads and unloads; among them those of `modules/`, which do something
-//! to the host.
+//! Kernel modules that a test loads and unloads, e.g. those of `modules/`, which change the host.
 
-use anyhow::{Context, Result};
-use std::{env, ffi::CString, fs::File, io, os::fd::AsRawFd, path::Path};
+use anyhow::{bail, Context, Result};
+use clockguest::vmm::Vm;
+use std::{env, ffi::CString, fs::File, io, ops::Range, os::fd::AsRawFd, path::Path};
 
-/// Where they are, seen from a `kvm_clock_guest.ko` that was built with them.
+/// Where they are, relative to a `kvm_clock_guest.ko` that was built with them.
 const FOLDER: &str = "tools/testing/selftests/kvm_clock_guest/modules";
 
-/// The file of module `name`, opened.
-///
-/// # Errors
-///
-/// If it is neither where it was built with `$CLOCK_GUEST_MODULE`, nor in `modules/` beside the
-/// program.
+/// Opens the file of module `name`: it was built with `$CLOCK_GUEST_MODULE`, or is in `modules/`
+/// beside the program.
 pub fn open(name: &str) -> Result<File> {
     let with_own = env::var_os("CLOCK_GUEST_MODULE")
         .map(|own| Path::new(&own).with_file_name(FOLDER))
@@ -27,11 +23,33 @@ pub fn open(name: &str) -> Result<File> {
     File::open(&path).with_context(|| path.display().to_string())
 }
 
+/// Loads a module of `modules/` that acts when it is loaded, and does not stay.
+fn load_once(name: &str, parameters: &str) -> Result<()> {
+    match load(&open(name)?, parameters) {
+        Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Ok(()),
+        Err(error) => Err(error).context(name.to_owned()),
+        Ok(()) => bail!("{name} stays loaded"),
+    }
+}
+
+/// Sets whether KVM treats a stopped vCPU's TSC as `protected` from the host.
+pub fn protect_guest_tsc(vm: &Vm, vcpu: usize, protected: bool) -> Result<()> {
+    let fd = vm.vcpus()[vcpu].fd().as_raw_fd();
+    let parameters = format!("vcpu_fd={fd} protected={protected}");
+    load_once("protect_guest_tsc", &parameters)
+}
+
+/// Sets the host TSC that KVM recorded when it last loaded these `vcpus` of the stopped `vm`. Every
+/// ioctl of a vCPU overwrites it.
+pub fn set_last_host_tsc(vm: &Vm, vcpus: Range<usize>, ticks: u64) -> Result<()> {
+    for vcpu in &vm.vcpus()[vcpus] {
+        let fd = vcpu.fd().as_raw_fd();
+        load_once("set_last_host_tsc", &format!("vcpu_fd={fd} ticks={ticks}"))?;
+    }
+    Ok(())
+}
+
 /// Loads a module with `parameters`.
-///
-/// # Errors
-///
-/// That of `finit_module()`.
 pub fn load(module: &File, parameters: &str) -> io::Result<()> {
     let parameters = CString::new(parameters)?;
     // SAFETY: The parameters are a C string, and the kernel only reads it.
@@ -49,11 +67,7 @@ pub fn load(module: &File, parameters: &str) -> io::Result<()> {
     }
 }
 
-/// Unloads module `name`.
-///
-/// # Errors
-///
-/// That of `delete_module()`: `EAGAIN` (or `EWOULDBLOCK`, the same number) while something uses it.
+/// Unloads module `name`; fails with `EAGAIN` while something uses it.
 pub fn unload(name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
     // SAFETY: The name is a C string, and the kernel only reads it.

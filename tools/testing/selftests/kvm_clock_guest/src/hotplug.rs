@@ -1,23 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! CPUs of the host that go offline for a while; needs root.
+//! CPUs of the host that go offline temporarily; needs root.
 
-use crate::ktap::Skip;
-use anyhow::{bail, ensure, Context, Result};
-use std::{
-    fs,
-    path::Path,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use crate::{ensure_eq, ktap::Skip, wait::wait_until};
+use anyhow::{bail, Context, Result};
+use std::{fs, path::Path, time::Duration};
 
 const CPUS: &str = "/sys/devices/system/cpu";
 
-/// CPUs that can go offline, one after the other; one at least stays.
+/// CPUs that can go offline one by one, not all of the host's.
 ///
-/// # Errors
-///
-/// [`Skip`] if there is none.
+/// Fails with [`Skip`] if there is none.
 pub fn host_cpus() -> Result<Vec<HostCpu>> {
     let all = (0..libc::CPU_SETSIZE as u32)
         .map(HostCpu)
@@ -47,54 +40,31 @@ impl HostCpu {
         let file = self.file();
         fs::write(&file, state).with_context(|| format!("cannot write {state} to {file}"))?;
         let now = fs::read_to_string(&file)?;
-        ensure!(
-            now.trim() == state,
-            "{file} is {now:?}, {state} was written"
-        );
+        ensure_eq!(now.trim(), state, "{file}");
         Ok(())
     }
 
     /// Takes it offline.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel does not.
     pub fn go_offline(self) -> Result<Offline> {
         self.write("0")?;
         Ok(Offline(self))
     }
 
     /// Returns when the thread of a vCPU of this process is on this CPU.
-    ///
-    /// # Errors
-    ///
-    /// If that does not happen.
     pub fn wait_for_vcpu(self) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(60);
 
-        let start = Instant::now();
-        while !cpus_of_vcpus()?.contains(&self.0) {
-            ensure!(
-                start.elapsed() < PATIENCE,
-                "no vCPU ran on CPU {} for {PATIENCE:?}",
-                self.0
-            );
-            sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        let what = format!("a vCPU runs on CPU {}", self.0);
+        wait_until(&what, PATIENCE, || Ok(cpus_of_vcpus()?.contains(&self.0)))
     }
 }
 
-/// The time during which a CPU is offline; dropping this ends it.
+/// While this exists, a CPU is offline.
 #[derive(Debug)]
 pub struct Offline(HostCpu);
 
 impl Offline {
     /// Takes it online again.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel does not.
     pub fn come_back(self) -> Result<()> {
         let cpu = self.0;
         std::mem::forget(self);
@@ -110,14 +80,14 @@ impl Drop for Offline {
     }
 }
 
-/// Numbers of the CPUs that the threads of this process' vCPUs are on, or were last.
+/// Numbers of the CPUs that the threads of this process's vCPUs use, or used last.
 fn cpus_of_vcpus() -> Result<Vec<u32>> {
-    /// In `/proc/PID/stat`, counted from what follows the name.
+    /// In `/proc/PID/stat`, counted from the name.
     const PROCESSOR: usize = 36;
 
     let mut cpus = Vec::new();
     for entry in fs::read_dir("/proc/self/task")? {
-        // A thread of a VM of before may be about to vanish.
+        // A thread of an earlier VM may be about to end.
         let stat = fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
         let Some((name, rest)) = stat.rsplit_once(") ") else {
             continue;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The clocks of a Hyper-V guest: a reference counter that counts units of 100 ns, as an MSR and as
-//! a function of the TSC in a page that the guest can read.
+//! The clock of a Hyper-V guest: a reference counter of 100 ns units, as an MSR and as a function
+//! of the TSC in a page that the guest can read.
 
-use anyhow::{Context, Result};
-use clockguest::vmm::{
-    vm::{get_msr, set_msr},
-    Vm,
+use crate::{
+    fixture::run_a_little,
+    msr::{get_msr, set_msr, ENABLE},
 };
+use anyhow::{ensure, Context, Result};
+use clockguest::vmm::Vm;
 use kvm_bindings::{kvm_enable_cap, KVM_CAP_HYPERV_SYNIC};
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::Ordering;
@@ -20,53 +21,41 @@ const HV_X64_MSR_TIME_REF_COUNT: u32 = 0x4000_0020;
 const HV_X64_MSR_REFERENCE_TSC: u32 = 0x4000_0021;
 const HV_X64_MSR_STIMER0_CONFIG: u32 = 0x4000_00b0;
 const HV_X64_MSR_STIMER0_COUNT: u32 = 0x4000_00b1;
-// In a synthetic timer's configuration: it is on, it repeats, it raises an interrupt of the local
-// APIC without a message, and which.
+// A synthetic timer's configuration: it is enabled, periodic, raises an interrupt of the local APIC
+// without a message, and the interrupt's vector.
 const STIMER_ENABLE: u64 = 1 << 0;
 const STIMER_PERIODIC: u64 = 1 << 1;
 const STIMER_DIRECT_MODE: u64 = 1 << 12;
 const STIMER_VECTOR_SHIFT: u32 = 4;
-const REFERENCE_TSC_ENABLE: u64 = 1;
-/// An open source system (bit 63), Linux; KVM wants no more than that it is not 0.
+/// An open source system (bit 63), Linux; KVM only requires a value other than 0.
 const GUEST_OS_ID: u64 = 0x8100 << 48;
 
-/// Makes the guest one that Hyper-V knows.
-///
-/// # Errors
-///
-/// That of `KVM_SET_MSRS`.
+/// Makes the guest one of Hyper-V's.
 pub fn enable(vcpu: &VcpuFd) -> Result<()> {
     Ok(set_msr(vcpu, HV_X64_MSR_GUEST_OS_ID, GUEST_OS_ID)?)
 }
 
-/// Puts the TSC page at `gpa`; KVM writes it when the vCPU next runs.
-///
-/// # Errors
-///
-/// That of `KVM_SET_MSRS`.
+/// Enables the TSC page at `gpa`; KVM writes it when the vCPU next runs.
 pub fn enable_tsc_page(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
-    Ok(set_msr(
-        vcpu,
-        HV_X64_MSR_REFERENCE_TSC,
-        gpa | REFERENCE_TSC_ENABLE,
-    )?)
+    Ok(set_msr(vcpu, HV_X64_MSR_REFERENCE_TSC, gpa | ENABLE)?)
+}
+
+/// Enables the TSC page at `gpa` of the stopped `vm`, and makes KVM write it.
+pub fn enable_valid_tsc_page(vm: &Vm, gpa: u64) -> Result<()> {
+    enable_tsc_page(&vm.vcpus()[0].fd(), gpa)?;
+    run_a_little(vm)?;
+    let page = TscPage::of(vm, gpa);
+    ensure!(page.sequence != 0, "KVM wrote no TSC page: {page:x?}");
+    Ok(())
 }
 
 /// The reference counter, units of 100 ns.
-///
-/// # Errors
-///
-/// That of `KVM_GET_MSRS`.
 pub fn reference_count(vcpu: &VcpuFd) -> Result<u64> {
     Ok(get_msr(vcpu, HV_X64_MSR_TIME_REF_COUNT)?)
 }
 
-/// Has the vCPU of a VM with local APICs use its synthetic interrupt controller, without which
-/// synthetic timers stay off.
-///
-/// # Errors
-///
-/// That of `KVM_ENABLE_CAP`.
+/// Enables the synthetic interrupt controller of a vCPU with a local APIC, which synthetic timers
+/// need.
 pub fn enable_synthetic_interrupts(vcpu: &VcpuFd) -> Result<()> {
     let cap = kvm_enable_cap {
         cap: KVM_CAP_HYPERV_SYNIC,
@@ -80,21 +69,17 @@ pub fn enable_synthetic_interrupts(vcpu: &VcpuFd) -> Result<()> {
 pub enum Stimer {
     /// Once, at that count of the reference counter.
     At(u64),
-    /// Again and again, with that period from now on.
+    /// Periodically, with that period from now on.
     Every(u64),
 }
 
 /// Arms the vCPU's first synthetic timer, which raises interrupt `vector`.
-///
-/// # Errors
-///
-/// That of `KVM_SET_MSRS`.
 pub fn arm_stimer(vcpu: &VcpuFd, timer: Stimer, vector: u8) -> Result<()> {
     let (count, mode) = match timer {
         Stimer::At(count) => (count, 0),
         Stimer::Every(period) => (period, STIMER_PERIODIC),
     };
-    // A write of the count before the configuration does not arm it yet.
+    // Writing the count before the configuration does not arm it yet.
     set_msr(vcpu, HV_X64_MSR_STIMER0_COUNT, count)?;
     let vector = u64::from(vector) << STIMER_VECTOR_SHIFT;
     let config = STIMER_ENABLE | STIMER_DIRECT_MODE | mode | vector;
@@ -104,7 +89,7 @@ pub fn arm_stimer(vcpu: &VcpuFd, timer: Stimer, vector: u8) -> Result<()> {
 /// `struct ms_hyperv_tsc_page`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TscPage {
-    /// Changes with every update; 0 tells the guest to use the MSR instead.
+    /// Changes with every update; 0: the guest must use the MSR.
     pub sequence: u32,
     /// Units of 100 ns per tick, in units of 2^-64.
     pub scale: u64,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Runs a table of cases, reports each in KTAP, and exits as kselftest expects.
+//! Runs cases, reports each in KTAP, and exits as kselftest expects.
 //!
 //! See `Documentation/dev-tools/ktap.rst` and `tools/testing/selftests/kselftest.h`.
 
+use crate::note;
 use anyhow::{Context, Result};
 use std::{
     env,
@@ -18,14 +19,14 @@ const KSFT_FAIL: u8 = 1;
 /// No case could be run: kselftest's `KSFT_SKIP`.
 const KSFT_SKIP: u8 = 4;
 
-/// A case, or a whole program, that this host cannot run; says what is missing.
+/// The error of a case or a whole program that this host cannot run: what is missing.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct Skip(pub String);
 
 type Run<C> = Box<dyn Fn(&C) -> Result<()>>;
 
-/// One test case; `C` is what the requirements gave.
+/// A test case; `C` is what the requirements return.
 pub struct Case<C> {
     name: String,
     run: Run<C>,
@@ -40,8 +41,7 @@ impl<C> Case<C> {
         }
     }
 
-    /// The case, run again, two times at most, if it fails by an `E`: what is tested did not come
-    /// about.
+    /// The case, repeated at most twice if it fails with an `E`: the tested event did not happen.
     pub fn again_after<E>(self) -> Self
     where
         C: 'static,
@@ -51,7 +51,7 @@ impl<C> Case<C> {
         Self::new(self.name, move |context| {
             for _ in 0..2 {
                 match run(context) {
-                    Err(error) if error.is::<E>() => note(&format!("again, as {error:#}")),
+                    Err(error) if error.is::<E>() => note!("again, as {error:#}"),
                     result => return result,
                 }
             }
@@ -60,17 +60,24 @@ impl<C> Case<C> {
     }
 }
 
+/// Prints a diagnostic of the running case; takes arguments as `format!()`.
+#[macro_export]
+macro_rules! note {
+    ($($text:tt)+) => { $crate::ktap::print_note(&format!($($text)+)) };
+}
+
 /// Prints `text` as a diagnostic of the running case.
-pub fn note(text: &str) {
-    // Whoever closed stdout does not read the results either.
+pub fn print_note(text: &str) {
+    // If stdout is closed, nothing reads the results.
     let _ = diagnostic(&mut io::stdout().lock(), text);
 }
 
-/// The value of a program's own option, `--name=value`, or `default` if it was not given.
-///
-/// # Errors
-///
-/// If the value is no `T`.
+/// All cases of several lists.
+pub fn all<C>(lists: impl IntoIterator<Item = Vec<Case<C>>>) -> Vec<Case<C>> {
+    lists.into_iter().flatten().collect()
+}
+
+/// The value of a program's own option, `--name=value`, or `default`.
 pub fn option<T>(name: &str, default: T) -> Result<T>
 where
     T: FromStr,
@@ -84,7 +91,7 @@ where
         })
 }
 
-/// What `arg` gives option `name`, if it does.
+/// The value that `arg` gives option `name`.
 fn value<'a>(arg: &'a str, name: &str) -> Option<&'a str> {
     arg.strip_prefix("--")?
         .strip_prefix(name)?
@@ -94,8 +101,8 @@ fn value<'a>(arg: &'a str, name: &str) -> Option<&'a str> {
 /// The whole of a test program's `main()`.
 ///
 /// With arguments, only the cases run whose name contains one of them; arguments after `--without`
-/// leave out cases instead. `--list` prints the names of the cases, and runs none. `--name=value` is
-/// for [`option`].
+/// leave out cases instead. `--list` prints the names of the cases, and runs none. `--name=value`
+/// is for [`option`].
 pub fn main<C>(requirements: impl FnOnce() -> Result<C>, mut cases: Vec<Case<C>>) -> ExitCode {
     let (list, args): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|arg| arg == "--list");
     choose(&mut cases, args.into_iter());
@@ -146,7 +153,7 @@ fn report<C>(
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (number, case) in (1..).zip(&cases) {
         let name = &case.name;
-        // What a hanging case has to say is not to be lost in a buffer.
+        // The notes of a case that hangs must not stay in a buffer.
         out.flush()?;
         match (case.run)(&context) {
             Ok(()) => {

@@ -1,182 +1,133 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Arguments of the ioctls in pages of their own, so that they can end at an inaccessible address,
-//! be longer than the structure, or be write-protected.
+//! An ioctl argument in pages of its own: it may end at an inaccessible address, be longer than the
+//! structure, or be write-protected.
 
+use crate::mapping::Mapping;
 use kvm_clock::{raw, VmClock};
 use kvm_ioctls::VmFd;
 use pvclock::abi::{ClockGuestVcpu, VmClockGuest};
-use std::{ffi::c_void, io, mem::offset_of, ptr::NonNull};
+use std::{ffi::c_void, io, mem::offset_of};
 use vmm_sys_util::errno;
 use zerocopy::IntoBytes;
 
-/// Bytes in a page.
-pub const PAGE: usize = 4096;
-/// Where the header may be: two pages.
+pub use crate::mapping::PAGE;
+
+/// Where the header is: two pages.
 const HEADER: usize = 0;
-/// Where the array may be: one page.
+/// Where the array is: one page.
 const ARRAY: usize = 2 * PAGE;
-/// A page that nobody can access, the last one.
-const GUARD: usize = 3 * PAGE;
-const MAPPED: usize = 4 * PAGE;
-/// The lowest address that no process can have.
+const ARRAY_PAGE: usize = 2;
+const PAGES: usize = 3;
+/// The first inaccessible byte.
+const END: usize = PAGES * PAGE;
+/// The lowest address of the kernel's half.
 const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
 
 /// A header and the array it points to.
-///
-/// # Invariants
-///
-/// `base` is the start of a private mapping of `MAPPED` bytes, readable below `GUARD`, that lives
-/// as long as `self` and to which no Rust reference exists. `header` and `array` are offsets into
-/// it, no higher than `GUARD`.
 #[derive(Debug)]
 pub struct Payload {
-    base: NonNull<u8>,
+    mapping: Mapping,
+    /// Offsets into the mapping.
     header: usize,
     array: usize,
 }
 
 impl Payload {
-    /// `clock`, as a well-meaning caller would pass it.
-    ///
-    /// # Errors
-    ///
-    /// Those of `mmap()` and `mprotect()`.
+    /// `clock`, all of it accessible.
     pub fn new(clock: &VmClock) -> io::Result<Self> {
-        // SAFETY: A new anonymous mapping affects no other memory.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                MAPPED,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(address.cast()).expect("mmap() never returns address 0 unasked");
-        // INVARIANT: The mapping is new, and `drop()` alone ends it.
-        let payload = Self {
-            base,
-            header: HEADER,
-            array: ARRAY,
-        };
-        payload.protect(GUARD, libc::PROT_NONE)?;
-        payload.put(clock);
-        Ok(payload)
+        Self::at(clock, HEADER, ARRAY)
     }
 
     /// `clock` with only `bytes` of the header accessible.
-    ///
-    /// # Errors
-    ///
-    /// As of [`new`](Self::new).
     pub fn with_header_cut(clock: &VmClock, bytes: usize) -> io::Result<Self> {
-        let mut payload = Self::new(clock)?;
-        // INVARIANT: No higher than before the subtraction, which does not wrap for what fits.
-        payload.header = GUARD - bytes.min(GUARD - ARRAY);
-        payload.put(clock);
-        Ok(payload)
+        Self::at(clock, END - bytes.min(PAGE), ARRAY)
     }
 
     /// `clock` with only `entries` of the array accessible.
-    ///
-    /// # Errors
-    ///
-    /// As of [`new`](Self::new).
     pub fn with_array_cut(clock: &VmClock, entries: usize) -> io::Result<Self> {
-        let mut payload = Self::new(clock)?;
-        // INVARIANT: As in `with_header_cut()`.
-        payload.array = GUARD - (entries * size_of::<ClockGuestVcpu>()).min(GUARD - ARRAY);
-        payload.put(clock);
-        Ok(payload)
+        let bytes = entries * size_of::<ClockGuestVcpu>();
+        Self::at(clock, HEADER, END - bytes.min(PAGE))
     }
 
-    /// Write-protects the header, and leaves the array as it is.
-    ///
-    /// # Errors
-    ///
-    /// That of `mprotect()`.
+    fn at(clock: &VmClock, header: usize, array: usize) -> io::Result<Self> {
+        let mapping = Mapping::new(PAGES)?;
+        let content = VmClockGuest {
+            // CAST: the structure has some hundred bytes.
+            size: size_of::<VmClockGuest>() as u32,
+            // CAST: far fewer than 2^32.
+            nr_vcpus: clock.vcpus.len() as u32,
+            vcpus: mapping.at(array).addr() as u64,
+            ..clock.header
+        };
+        mapping.write(array, clock.vcpus.as_bytes());
+        mapping.write(header, content.as_bytes());
+        Ok(Self {
+            mapping,
+            header,
+            array,
+        })
+    }
+
+    /// Write-protects the header, but not the array.
     pub fn protect_header(&self) -> io::Result<()> {
-        self.protect(HEADER, libc::PROT_READ)
+        self.mapping.protect(self.header / PAGE, libc::PROT_READ)
     }
 
-    /// Write-protects the array, and leaves the header as it is.
-    ///
-    /// # Errors
-    ///
-    /// That of `mprotect()`.
+    /// Write-protects the array, but not the header.
     pub fn protect_array(&self) -> io::Result<()> {
-        self.protect(ARRAY, libc::PROT_READ)
+        assert_eq!(self.array / PAGE, ARRAY_PAGE);
+        self.mapping.protect(ARRAY_PAGE, libc::PROT_READ)
     }
 
-    /// Says that the header has `size` bytes.
+    /// Sets the size that the header claims.
     pub fn set_size(&self, size: u32) {
-        self.write(self.header, &size.to_ne_bytes());
+        self.mapping.write(self.header, &size.to_ne_bytes());
     }
 
-    /// What the header says about its size.
+    /// The size that the header claims.
     pub fn size(&self) -> u32 {
         self.word(offset_of!(VmClockGuest, size))
     }
 
-    /// Sets the byte at `index` from the header's start to 1.
-    ///
-    /// # Panics
-    ///
-    /// If that is beyond the header's two pages.
+    /// Sets the byte at `index` from the header's start, in the header's two pages, to 1.
     pub fn set_byte(&self, index: usize) {
-        assert!(
-            self.header + index < ARRAY,
-            "byte {index} is not one of the header's pages"
-        );
-        self.write(self.header + index, &[1]);
+        assert!(self.header + index < ARRAY);
+        self.mapping.write(self.header + index, &[1]);
     }
 
-    /// Says that the array has `nr_vcpus` entries.
+    /// Sets the number of array entries that the header claims.
     pub fn set_nr_vcpus(&self, nr_vcpus: u32) {
         let offset = offset_of!(VmClockGuest, nr_vcpus);
-        self.write(self.header + offset, &nr_vcpus.to_ne_bytes());
+        self.mapping
+            .write(self.header + offset, &nr_vcpus.to_ne_bytes());
     }
 
-    /// Says that the array is in the kernel's half of the address space.
-    pub fn point_array_into_kernel(&self) {
-        let offset = offset_of!(VmClockGuest, vcpus);
-        self.write(self.header + offset, &KERNEL_HALF.to_ne_bytes());
-    }
-
-    /// All bytes below the guard page.
-    pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; GUARD];
-        // SAFETY: By the type's invariants that much is readable; `bytes` is as long.
-        unsafe { self.base.as_ptr().copy_to(bytes.as_mut_ptr(), GUARD) };
-        bytes
-    }
-
-    /// What the header says about the array.
+    /// The number of array entries that the header claims.
     pub fn nr_vcpus(&self) -> u32 {
         self.word(offset_of!(VmClockGuest, nr_vcpus))
     }
 
+    /// Sets the array's address to one in the kernel's half of the address space.
+    pub fn point_array_into_kernel(&self) {
+        let offset = offset_of!(VmClockGuest, vcpus);
+        self.mapping
+            .write(self.header + offset, &KERNEL_HALF.to_ne_bytes());
+    }
+
+    /// All accessible bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.mapping.read(0, END)
+    }
+
     /// `KVM_GET_VM_CLOCK_GUEST` with it.
-    ///
-    /// # Errors
-    ///
-    /// The errno.
     pub fn get(&self, vm: &VmFd) -> errno::Result<()> {
-        // SAFETY: Wherever in the mapping header and array are, nobody holds a reference into it,
-        // and what lies beyond its end cannot be reached past the guard page.
+        // SAFETY: No reference into the mapping exists, and the kernel cannot reach past the
+        // inaccessible page at its end.
         unsafe { raw::get(vm, self.argument()) }
     }
 
     /// `KVM_SET_VM_CLOCK_GUEST` with it.
-    ///
-    /// # Errors
-    ///
-    /// The errno.
     pub fn set(&self, vm: &VmFd) -> errno::Result<()> {
         // SAFETY: As in `get()`.
         unsafe { raw::set(vm, self.argument()) }
@@ -184,51 +135,11 @@ impl Payload {
 
     /// The 32-bit word at `offset` of the header.
     fn word(&self, offset: usize) -> u32 {
-        let at = self.header + offset;
-        u32::from_ne_bytes(self.bytes()[at..at + 4].try_into().expect("4 bytes"))
+        let bytes = self.mapping.read(self.header + offset, 4);
+        u32::from_ne_bytes(bytes.try_into().expect("4 bytes"))
     }
 
     fn argument(&self) -> *mut c_void {
-        self.at(self.header).cast()
-    }
-
-    fn at(&self, offset: usize) -> *mut u8 {
-        // SAFETY: Offsets are below `MAPPED`.
-        unsafe { self.base.as_ptr().add(offset) }
-    }
-
-    fn put(&self, clock: &VmClock) {
-        let header = VmClockGuest {
-            // CAST: the structure has some hundred bytes.
-            size: size_of::<VmClockGuest>() as u32,
-            // CAST: far fewer than 2^32.
-            nr_vcpus: clock.vcpus.len() as u32,
-            vcpus: self.at(self.array).addr() as u64,
-            ..clock.header
-        };
-        self.write(self.array, clock.vcpus.as_bytes());
-        self.write(self.header, header.as_bytes());
-    }
-
-    /// Writes as much of `bytes` as is accessible.
-    fn write(&self, offset: usize, bytes: &[u8]) {
-        let len = bytes.len().min(GUARD - offset);
-        // SAFETY: By the type's invariants, and cut short at the guard page.
-        unsafe { self.at(offset).copy_from(bytes.as_ptr(), len) };
-    }
-
-    fn protect(&self, offset: usize, prot: libc::c_int) -> io::Result<()> {
-        // SAFETY: The page is part of our mapping, to which no reference exists.
-        match unsafe { libc::mprotect(self.at(offset).cast(), PAGE, prot) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
-impl Drop for Payload {
-    fn drop(&mut self) {
-        // SAFETY: By the type's invariants this is the whole mapping, and no reference is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), MAPPED) };
+        self.mapping.at(self.header).cast()
     }
 }

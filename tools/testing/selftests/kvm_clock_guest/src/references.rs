@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the kernel says is in use of KVM: its modules' reference counts, and its VMs.
+//! What is in use of KVM: its modules' reference counts, and its VMs.
 
-use crate::ktap::Skip;
-use anyhow::{ensure, Context, Result};
-use std::{
-    fs,
-    path::Path,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use crate::{ktap::Skip, wait::wait_until};
+use anyhow::{Context, Result};
+use std::{fs, path::Path, time::Duration};
 
 /// KVM's own module.
 pub const KVM: &str = "kvm";
@@ -19,7 +14,7 @@ pub const CLOCK_GUEST: &str = "kvm_clock_guest";
 const VENDORS: [&str; 2] = ["kvm_amd", "kvm_intel"];
 /// A folder for each VM.
 const VMS: &str = "/sys/kernel/debug/kvm";
-/// What a process held is let go before it can be waited for, but for what the kernel puts off.
+/// The kernel releases some resources of a process later than the process ends.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether module `name` is loaded.
@@ -29,19 +24,13 @@ pub fn is_loaded(name: &str) -> bool {
 
 /// The name of KVM's module for the host's CPU.
 ///
-/// # Errors
-///
-/// [`Skip`] if none is loaded.
+/// Fails with [`Skip`] if none is loaded.
 pub fn vendor() -> Result<&'static str> {
     let loaded = VENDORS.into_iter().find(|name| is_loaded(name));
     Ok(loaded.ok_or_else(|| Skip("no module of KVM for this CPU is loaded".into()))?)
 }
 
 /// The reference count of module `name`.
-///
-/// # Errors
-///
-/// If it is not loaded.
 pub fn count(name: &str) -> Result<u32> {
     let path = format!("/sys/module/{name}/refcnt");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -50,7 +39,7 @@ pub fn count(name: &str) -> Result<u32> {
         .with_context(|| format!("{path}: {text}"))
 }
 
-/// All of them at some moment.
+/// All of them at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct References {
     /// Of KVM's own module, that for the CPU, and the one under test.
@@ -62,16 +51,14 @@ pub struct References {
 impl References {
     /// As of now.
     ///
-    /// # Errors
-    ///
-    /// [`Skip`] if one of the modules, or debugfs, is not there.
+    /// Fails with [`Skip`] if one of the modules, or debugfs, is not there.
     pub fn now() -> Result<Self> {
         let mut counts = [KVM, vendor()?, CLOCK_GUEST].map(|name| (name, 0));
         for (name, number) in &mut counts {
             *number = count(name).map_err(|error| Skip(format!("{error:#}")))?;
         }
         let vms = fs::read_dir(VMS).map_err(|error| Skip(format!("{VMS}: {error}")))?;
-        // One that goes meanwhile may have no type any more.
+        // An object that is being destroyed may no longer have a type.
         let vms = vms
             .flatten()
             .filter(|entry| entry.file_type().is_ok_and(|is| is.is_dir()));
@@ -81,23 +68,10 @@ impl References {
         })
     }
 
-    /// Returns when these are all that are left.
-    ///
-    /// # Errors
-    ///
-    /// Says what there is if more, or less, remains for 20 s.
+    /// Returns when the present ones equal these.
     pub fn wait_until_back(&self) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let now = Self::now()?;
-            if now == *self {
-                return Ok(());
-            }
-            ensure!(
-                start.elapsed() < PATIENCE,
-                "after {PATIENCE:?} there are {now:?}, before {self:?}"
-            );
-            sleep(Duration::from_millis(1));
-        }
+        let back = || Ok(Self::now()? == *self);
+        wait_until("references are released", PATIENCE, back)
+            .with_context(|| format!("there are {:?}, before {self:?}", Self::now()))
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A call that must fail with one errno, and leave everything as it was.
+//! Calls that must fail with an errno, and change nothing.
 
 use crate::clocks::{versions, Clocks};
 use anyhow::{bail, ensure, Result};
@@ -10,11 +10,7 @@ use pvclock::abi::PVCLOCK_TSC_STABLE;
 use std::io;
 use vmm_sys_util::errno;
 
-/// Fails unless `call` fails with `errno`.
-///
-/// # Errors
-///
-/// Says what happened instead.
+/// Fails unless `result` is `errno`.
 pub fn ensure_errno(errno: i32, result: errno::Result<()>) -> Result<()> {
     let expected = io::Error::from_raw_os_error(errno);
     match result {
@@ -24,12 +20,8 @@ pub fn ensure_errno(errno: i32, result: errno::Result<()>) -> Result<()> {
     }
 }
 
-/// Fails unless `call`, made while `vm` is stopped, fails with `errno`, changes no clock of it and
-/// has none updated when it runs next.
-///
-/// # Errors
-///
-/// Says what happened instead.
+/// Fails unless `call`, made while `vm` is stopped, fails with `errno`, changes no clock and causes
+/// no clock update.
 pub fn ensure_refused(
     vm: &Vm,
     errno: i32,
@@ -38,21 +30,17 @@ pub fn ensure_refused(
     ensure_changes_nothing(vm, |fd| ensure_errno(errno, call(fd)))
 }
 
-/// Fails unless `call`, made while `vm` is stopped, returns `Ok`, changes no clock of it and has
-/// none updated when it runs next.
-///
-/// # Errors
-///
-/// Says what happened instead.
+/// Fails unless `call`, made while `vm` is stopped, succeeds, changes no clock and causes no clock
+/// update.
 pub fn ensure_changes_nothing(vm: &Vm, call: impl FnOnce(&VmFd) -> Result<()>) -> Result<()> {
     let (before, version) = (Clocks::of(vm)?, versions(vm));
     call(vm.fd())?;
     before.ensure_unchanged(vm)?;
-    // Without a master clock KVM updates a vCPU's record whenever the vCPU changes its CPU.
+    // Without a master clock, KVM updates a vCPU's record whenever the vCPU changes its CPU.
     let now = versions(vm);
     ensure!(
         before.record.flags & PVCLOCK_TSC_STABLE == 0 || now == version,
-        "KVM wrote the records anew: versions were {version:?}, are {now:?}"
+        "KVM rewrote the records: versions were {version:?}, are {now:?}"
     );
     Ok(())
 }

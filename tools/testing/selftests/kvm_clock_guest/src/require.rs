@@ -1,31 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a test program needs of the host; what is missing makes it exit with status 4.
+//! What a test program needs of the host; it exits with status 4 if the host lacks that.
 
-use crate::ktap::Skip;
+use crate::{ktap::Skip, note};
 use anyhow::Result;
 use clockguest::host::open_kvm;
 use kvm_ioctls::{Cap, Kvm};
 use pvclock::abi;
 
-/// All that these tests exercise.
+/// Capabilities that the tests exercise.
 const NEEDED: u32 =
     abi::CAP_EXACT | abi::CAP_ADVANCE | abi::CAP_FREEZE | abi::CAP_FALLBACK | abi::CAP_VCPU;
 
-/// KVM by the CPU vendor's module.
-///
-/// # Errors
-///
-/// [`Skip`].
+/// KVM with the CPU vendor's module; [`Skip`] without.
 pub fn vendor_kvm() -> Result<Kvm> {
     open_kvm(false).map_err(|error| Skip(error.to_string()).into())
 }
 
-/// KVM whose guest clock ioctls are served.
-///
-/// # Errors
-///
-/// [`Skip`].
+/// KVM with the module under test; [`Skip`] without.
 pub fn clock_guest() -> Result<Kvm> {
     let kvm = vendor_kvm()?;
     let cap = capability(&kvm);
@@ -34,6 +26,15 @@ pub fn clock_guest() -> Result<Kvm> {
             "KVM_CAP_VM_CLOCK_GUEST is {cap:#x}, these tests need {NEEDED:#x}: load kvm_clock_guest"
         ))
         .into());
+    }
+    Ok(kvm)
+}
+
+/// As [`clock_guest`], for programs that omit cases if [`host_scales`] returns false.
+pub fn clock_guest_of_any_rate() -> Result<Kvm> {
+    let kvm = clock_guest()?;
+    if !scales(&kvm) {
+        note!("this host does not scale a guest's TSC: cases at other rates are omitted");
     }
     Ok(kvm)
 }
@@ -47,4 +48,9 @@ pub fn capability(kvm: &Kvm) -> u32 {
 /// Whether guests may have a TSC rate other than the host's.
 pub fn scales(kvm: &Kvm) -> bool {
     kvm.check_extension(Cap::TscControl)
+}
+
+/// The same before the requirements are checked.
+pub fn host_scales() -> bool {
+    vendor_kvm().is_ok_and(|kvm| scales(&kvm))
 }

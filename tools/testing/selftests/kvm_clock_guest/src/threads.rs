@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Threads that do something beside a case.
+//! Threads that run beside a case.
 
 use anyhow::{anyhow, Result};
 use std::thread::ScopedJoinHandle;
 
-/// Waits for all `threads`, which have been told to end, after what the case did meanwhile.
-///
-/// # Errors
-///
-/// The first one of the threads, in their order; a panic is one. If there is none, that of
-/// `meanwhile`: one who waited in vain for what a thread should do does not know why.
+/// Waits for all `threads`, which are about to end. Returns the first error of a thread, or else
+/// that of `meanwhile`, which may only have waited in vain for a thread.
 pub fn join<'scope>(
     threads: impl IntoIterator<Item = ScopedJoinHandle<'scope, Result<()>>>,
     meanwhile: Result<()>,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Lengths of time, ns. They are signed, as differences of times are: `unsigned_abs()` is what is
-//! added to kvmclock, which is not.
+//! Lengths of time, ns; signed, as differences of times are.
 
 /// A second.
 pub const SECOND_NS: i64 = 1_000_000_000;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The clock updates that KVM makes, counted by its tracepoints.
+//! Tracepoints of the kernel; and the clock updates that KVM makes, counted with them.
 
 use crate::ktap::Skip;
 use anyhow::{bail, Context, Result};
@@ -12,10 +12,67 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// A VM's master clock is taken anew.
+/// KVM updates a VM's master clock.
 const MASTER: &str = "kvm_update_master_clock";
-/// A vCPU's record is written.
+/// KVM writes a vCPU's record.
 const RECORD: &str = "kvm_pvclock_update";
+
+/// A trace buffer of our own; dropping it ends the tracing.
+#[derive(Debug)]
+pub struct Buffer {
+    instance: PathBuf,
+}
+
+impl Buffer {
+    /// Starts tracing `events` of `group`.
+    ///
+    /// Fails with [`Skip`] if the kernel does not have tracefs or these events.
+    pub fn new(group: &str, events: &[&str], size_kb: Option<u32>) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+
+        let Some(tracefs) = tracefs_with(&format!("events/{group}/{}", events[0])) else {
+            bail!(Skip(format!(
+                "no tracepoint {group}:{} in tracefs at {TRACEFS:?}",
+                events[0]
+            )));
+        };
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("instances/kvm-clock-guest-{}-{number}", process::id());
+        let instance = tracefs.join(name);
+        fs::create_dir(&instance).with_context(|| format!("mkdir {}", instance.display()))?;
+        let buffer = Self { instance };
+        if let Some(size) = size_kb {
+            buffer.write("buffer_size_kb", &size.to_string())?;
+        }
+        for event in events {
+            buffer.write(&format!("events/{group}/{event}/enable"), "1")?;
+        }
+        Ok(buffer)
+    }
+
+    /// The lines of the trace since the last call.
+    pub fn take(&self) -> Result<String> {
+        let path = self.instance.join("trace");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        self.write("trace", "")?;
+        Ok(text)
+    }
+
+    /// Writes a file of the buffer.
+    pub fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.instance.join(file);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.instance) {
+            eprintln!("cannot remove {}: {error}", self.instance.display());
+        }
+    }
+}
 
 /// Clock updates that vCPUs of this process, or its ioctls, made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,51 +92,20 @@ impl Updates {
     }
 }
 
-/// A trace buffer of our own; dropping it ends the tracing.
+/// Counts clock updates.
 #[derive(Debug)]
-pub struct Trace {
-    instance: PathBuf,
-}
+pub struct Trace(Buffer);
 
 impl Trace {
-    /// Starts counting.
-    ///
-    /// # Errors
-    ///
-    /// [`Skip`] if the kernel does not have tracefs or KVM's tracepoints; those of tracefs.
+    /// Starts counting; as [`Buffer::new`].
     pub fn new() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-
-        let Some(tracefs) = tracefs_with(&format!("events/kvm/{MASTER}")) else {
-            bail!(Skip(format!(
-                "no tracepoint kvm:{MASTER} in tracefs at {TRACEFS:?}"
-            )));
-        };
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let instance = tracefs.join(format!(
-            "instances/kvm-clock-guest-{}-{number}",
-            process::id()
-        ));
-        fs::create_dir(&instance).with_context(|| format!("mkdir {}", instance.display()))?;
-        let trace = Self { instance };
-        for event in [MASTER, RECORD] {
-            trace.write(&format!("events/kvm/{event}/enable"), "1")?;
-        }
-        Ok(trace)
+        Ok(Self(Buffer::new("kvm", &[MASTER, RECORD], None)?))
     }
 
     /// The updates since the last call. No vCPU of this process runs meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// Those of tracefs.
     pub fn take(&self) -> Result<Updates> {
-        let path = self.instance.join("trace");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        self.write("trace", "")?;
         let mut updates = Updates::default();
-        for line in text.lines() {
+        for line in self.0.take()?.lines() {
             let Some((task, event)) = line.split_once(" [") else {
                 continue;
             };
@@ -98,18 +124,5 @@ impl Trace {
             }
         }
         Ok(updates)
-    }
-
-    fn write(&self, file: &str, text: &str) -> Result<()> {
-        let path = self.instance.join(file);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.instance) {
-            eprintln!("cannot remove {}: {error}", self.instance.display());
-        }
     }
 }

@@ -1,29 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The ways in which a VMM or the guest moves the TSC of one vCPU.
+//! The ways in which a VMM or a guest moves the TSC of one vCPU.
 
-use crate::{fixture::vcpu_transform, snippet};
-use anyhow::{Context, Result};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::{
-        vm::{get_msr, set_msr, MSR_IA32_TSC},
-        Vm,
-    },
+use crate::{
+    fixture::vcpu_transform,
+    msr::{get_msr, set_msr, MSR_IA32_TSC, MSR_IA32_TSC_ADJUST},
+    snippet,
 };
-use kvm_clock::{set_tsc_offset, tsc_offset};
-
-/// `IA32_TSC_ADJUST`: what the guest adds to its TSC.
-pub const MSR_IA32_TSC_ADJUST: u32 = 0x3b;
+use anyhow::Result;
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 
 /// A way to move a TSC.
 #[derive(Clone, Copy, Debug)]
 pub struct TscWrite {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
     /// Whether an instruction of the guest does it, after which the vCPU executes another one.
     pub by_guest: bool,
-    /// Moves the TSC of a vCPU of a stopped VM by so many ticks, mod 2^64.
+    /// Adds ticks (mod 2^64) to the TSC of a vCPU of a stopped VM.
     pub add: fn(&Vm, usize, u64) -> Result<()>,
 }
 
@@ -32,14 +26,13 @@ pub const BY_OFFSET: TscWrite = TscWrite {
     name: "KVM_VCPU_TSC_OFFSET",
     by_guest: false,
     add: |vm, index, ticks| {
-        let fd = vm.vcpus()[index].fd();
-        let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
-        set_tsc_offset(&fd, offset.wrapping_add(ticks)).context("KVM_VCPU_TSC_OFFSET")
+        let offset = vm.tsc_offsets()?[index];
+        Ok(vm.set_tsc_offset(index, offset.wrapping_add(ticks))?)
     },
 };
 
-/// `KVM_SET_MSRS` of the TSC. By less than a second KVM takes it for an attempt to make the vCPU's
-/// TSC equal to another's.
+/// `KVM_SET_MSRS` of the TSC. KVM regards less than a second as an attempt to make the vCPU's TSC
+/// equal to another's.
 pub const BY_VMM: TscWrite = TscWrite {
     name: "KVM_SET_MSRS of the TSC",
     by_guest: false,
@@ -72,7 +65,7 @@ pub const BY_GUEST_ADJUST: TscWrite = TscWrite {
 /// All of them.
 pub const TSC_WRITES: [TscWrite; 4] = [BY_OFFSET, BY_VMM, BY_GUEST, BY_GUEST_ADJUST];
 
-/// The vCPU's TSC, ticks.
-fn now(vm: &Vm, index: usize) -> Result<u64> {
+/// The vCPU's TSC now, ticks.
+pub fn now(vm: &Vm, index: usize) -> Result<u64> {
     Ok(vcpu_transform(&vm.vcpus()[index].fd())?.guest_tsc(rdtsc_ordered()))
 }

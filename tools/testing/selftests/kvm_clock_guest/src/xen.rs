@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The clocks of a Xen guest: the ioctls that tell KVM where to write them, which kvm-ioctls lacks.
+//! The ioctls for the clocks and timers of a Xen guest, which kvm-ioctls lacks.
 
 use anyhow::{Context, Result};
 use kvm_bindings::{
@@ -14,13 +14,13 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::{errno, ioctl::ioctl_with_ref};
 
-/// Where in `struct vcpu_info` the pvclock record is, bytes.
+/// Offset of the pvclock record in `struct vcpu_info`, bytes.
 pub const VCPU_INFO_TIME: u64 = 32;
-/// Where in `struct shared_info`, as a guest outside long mode has it, the wall clock is, bytes.
+/// Offset of the wall clock in the `struct shared_info` of a guest outside long mode, bytes.
 pub const SHARED_INFO_WALL_CLOCK: u64 = 0x900;
 
 const PAGE_SHIFT: u32 = 12;
-/// The one priority of events that KVM knows.
+/// The only priority of events that KVM supports.
 const KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL: u32 = u32::MAX;
 
 /// Request numbers.
@@ -36,10 +36,6 @@ mod nr {
 }
 
 /// Makes the guest of `vm` one of Xen's: `KVM_XEN_HVM_CONFIG`.
-///
-/// # Errors
-///
-/// That of the ioctl.
 pub fn enable(vm: &VmFd) -> Result<()> {
     let config = kvm_xen_hvm_config {
         flags: KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
@@ -51,11 +47,7 @@ pub fn enable(vm: &VmFd) -> Result<()> {
         .context("KVM_XEN_HVM_CONFIG")
 }
 
-/// Puts `struct shared_info` of `vm` at the page at `gpa`, and has KVM write the wall clock there.
-///
-/// # Errors
-///
-/// That of the ioctl.
+/// Puts `struct shared_info` of `vm` at the page at `gpa`; KVM writes the wall clock there.
 pub fn set_shared_info(vm: &VmFd, gpa: u64) -> Result<()> {
     let attr = kvm_xen_hvm_attr {
         // CAST: 1.
@@ -67,36 +59,25 @@ pub fn set_shared_info(vm: &VmFd, gpa: u64) -> Result<()> {
             },
         },
     };
-    // SAFETY: The kernel copies one such structure, and looks at what `type_` makes of the union.
+    // SAFETY: The kernel copies one such structure, and reads the union's field that `type_`
+    // selects.
     check(unsafe { ioctl_with_ref(vm, nr::KVM_XEN_HVM_SET_ATTR(), &attr) })
         .context("KVM_XEN_HVM_SET_ATTR, shared info")
 }
 
-/// Puts `struct vcpu_info` of a vCPU at `gpa`; it has 64 bytes, and its record [`VCPU_INFO_TIME`].
-///
-/// # Errors
-///
-/// That of the ioctl.
+/// Puts the 64 bytes of `struct vcpu_info` of a vCPU at `gpa`.
 pub fn set_vcpu_info(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
     set_vcpu_gpa(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
         .context("KVM_XEN_VCPU_SET_ATTR, vcpu_info")
 }
 
 /// Puts the vCPU's second pvclock record, `struct vcpu_time_info`, at `gpa`.
-///
-/// # Errors
-///
-/// That of the ioctl.
 pub fn set_vcpu_time_info(vcpu: &VcpuFd, gpa: u64) -> Result<()> {
     set_vcpu_gpa(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, gpa)
         .context("KVM_XEN_VCPU_SET_ATTR, vcpu_time_info")
 }
 
-/// Has KVM raise interrupt `vector` of the vCPU's local APIC with every event.
-///
-/// # Errors
-///
-/// That of the ioctl.
+/// Makes KVM raise interrupt `vector` of the vCPU's local APIC with every event.
 pub fn set_upcall_vector(vcpu: &VcpuFd, vector: u8) -> Result<()> {
     set_vcpu_attr(
         vcpu,
@@ -106,11 +87,7 @@ pub fn set_upcall_vector(vcpu: &VcpuFd, vector: u8) -> Result<()> {
     .context("KVM_XEN_VCPU_SET_ATTR, upcall vector")
 }
 
-/// Arms the vCPU's timer for kvmclock `expires_ns` (ns), when it raises event `port`.
-///
-/// # Errors
-///
-/// That of the ioctl.
+/// Arms the vCPU's timer, which raises event `port`, for kvmclock `expires_ns` (ns).
 pub fn set_timer(vcpu: &VcpuFd, port: u32, expires_ns: u64) -> Result<()> {
     let timer = kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2 {
         port,

@@ -3,35 +3,26 @@
 //! How long the host's interrupts are off during GET and SET: no longer for a VM of 513 vCPUs than
 //! for one of 2.
 //!
-//! A timer of this thread expires at one moment of the call after the other; how late its interrupt
-//! comes is read off the kernel's tracepoints. It needs a host whose time is the number of its
-//! instructions, or others' work shows: `tools/vm/run --icount`. Needs root.
+//! A timer of this thread expires at each moment of the call in turn; the kernel's tracepoints show
+//! how late its interrupt comes. It needs a host whose time is the number of its instructions, as
+//! other work would show: `tools/vm/run --icount`. Needs root.
 
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::host::{tracefs_with, TRACEFS};
-use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    ktap::{self, note, Case, Skip},
-    require,
-};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use pvclock::abi::MODE_EXACT;
+use clockguest::vmm::{Guest, VmBuilder};
+use kvm_clock_guest_selftests::{prelude::*, trace::Buffer};
 use std::{
     collections::HashMap,
     fs, io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    path::PathBuf,
-    process::ExitCode,
     ptr,
-    time::Instant,
 };
 
-const FEW: u64 = 2;
-const MANY: u64 = 513;
+const FEW: u32 = 2;
+const MANY: u32 = 513;
 /// Moments of a call at which the timer expires.
 const MOMENTS: u32 = 400;
-/// What may come in between anyway, ns: interrupts off in the scheduler, say.
+/// Other delays, ns: e.g. the scheduler disables interrupts.
 const TOLERANCE_NS: i64 = 10_000;
+const EVENTS: [&str; 2] = ["hrtimer_expire_entry", "hrtimer_start"];
 
 fn main() -> ExitCode {
     let cases = vec![
@@ -74,14 +65,14 @@ fn set(vm: &VmFd, clock: &mut VmClock) -> Result<()> {
 fn compare(kvm: &Kvm, call: impl Fn(&VmFd, &mut VmClock) -> Result<()>) -> Result<()> {
     let mut latest = [0; 2];
     for (latest, vcpus) in latest.iter_mut().zip([FEW, MANY]) {
-        let (vm, _vcpus) = new_vm(kvm, vcpus)?;
-        let mut clock = get_vm_clock_guest(&vm).context("GET")?;
-        // The first pins it.
-        set(&vm, &mut clock)?;
-        *latest = latest_interrupt_ns(|| call(&vm, &mut clock))?;
+        let vm = VmBuilder::new(kvm, vcpus).guest(Guest::Bare).build_fds()?;
+        let mut clock = get_vm_clock_guest(&vm.fd).context("GET")?;
+        // The first SET pins the clock.
+        set(&vm.fd, &mut clock)?;
+        *latest = latest_interrupt_ns(|| call(&vm.fd, &mut clock))?;
     }
     let text = format!("{latest:?} ns at most with {FEW} and {MANY} vCPUs");
-    note(&text);
+    note!("{text}");
     ensure!(
         latest[1] <= latest[0] + TOLERANCE_NS,
         "interrupts are off for {text}"
@@ -89,16 +80,9 @@ fn compare(kvm: &Kvm, call: impl Fn(&VmFd, &mut VmClock) -> Result<()>) -> Resul
     Ok(())
 }
 
-fn new_vm(kvm: &Kvm, vcpus: u64) -> Result<(VmFd, Vec<VcpuFd>)> {
-    let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
-    let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id).context("KVM_CREATE_VCPU"));
-    let vcpus = vcpus.collect::<Result<_>>()?;
-    Ok((vm, vcpus))
-}
-
-/// How late, ns, the interrupt of a timer was at most that expired during `call`.
+/// The longest delay, ns, of the interrupt of a timer that expired during `call`.
 fn latest_interrupt_ns(mut call: impl FnMut() -> Result<()>) -> Result<i64> {
-    // As long as it takes at least.
+    // The shortest duration of the call.
     let mut took = u128::MAX;
     for _ in 0..10 {
         let start = Instant::now();
@@ -106,16 +90,16 @@ fn latest_interrupt_ns(mut call: impl FnMut() -> Result<()>) -> Result<i64> {
         took = took.min(start.elapsed().as_nanos());
     }
     let timer = Timer::new()?;
-    let trace = Trace::new()?;
+    let trace = Buffer::new("timer", &EVENTS, Some(8192))?;
     for moment in 1..=MOMENTS {
         // CAST: below a second.
         timer.expire_in_ns((took * u128::from(moment) / u128::from(MOMENTS)) as i64 + 1)?;
         call()?;
     }
-    trace.latest_ns()
+    latest_ns(&trace)
 }
 
-/// A timer that nobody waits for.
+/// A timer without a waiter.
 struct Timer(OwnedFd);
 
 impl Timer {
@@ -123,7 +107,7 @@ impl Timer {
         // SAFETY: No requirements.
         match unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) } {
             -1 => Err(io::Error::last_os_error()),
-            // SAFETY: It is open, and nobody else's.
+            // SAFETY: It is open, and nothing else owns it.
             fd => Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) })),
         }
     }
@@ -148,60 +132,30 @@ impl Timer {
     }
 }
 
-/// What timers do, in a buffer of our own.
-struct Trace(PathBuf);
-
-impl Trace {
-    const EVENTS: [&str; 2] = ["hrtimer_start", "hrtimer_expire_entry"];
-
-    fn new() -> Result<Self> {
-        let Some(tracefs) = tracefs_with("events/timer/hrtimer_expire_entry") else {
-            bail!(Skip(format!("no timer events in tracefs at {TRACEFS:?}")));
+/// The longest delay of a timerfd's interrupt.
+fn latest_ns(trace: &Buffer) -> Result<i64> {
+    for event in EVENTS {
+        trace.write(&format!("events/timer/{event}/enable"), "0")?;
+    }
+    let text = trace.take()?;
+    let (mut expires, mut latest, mut count) = (HashMap::new(), 0, 0);
+    for line in text.lines().filter(|line| line.contains("timerfd")) {
+        let field = |name: &str| {
+            let word = line.split(' ').find_map(|word| word.strip_prefix(name));
+            word.context(line.to_owned())
         };
-        let instance = tracefs.join(format!("instances/irqs-off-{}", std::process::id()));
-        fs::create_dir(&instance).with_context(|| format!("mkdir {}", instance.display()))?;
-        let this = Self(instance);
-        fs::write(this.0.join("buffer_size_kb"), "8192")?;
-        for event in Self::EVENTS {
-            let events = this.0.join("events/timer").join(event);
-            fs::write(events.join("enable"), "1").context(event)?;
-        }
-        Ok(this)
-    }
-
-    /// How late the latest interrupt of a timerfd was.
-    fn latest_ns(&self) -> Result<i64> {
-        for event in Self::EVENTS {
-            fs::write(self.0.join("events/timer").join(event).join("enable"), "0")?;
-        }
-        let text = fs::read_to_string(self.0.join("trace"))?;
-        let (mut expires, mut latest, mut count) = (HashMap::new(), 0, 0);
-        for line in text.lines().filter(|line| line.contains("timerfd")) {
-            let field = |name: &str| {
-                let word = line.split(' ').find_map(|word| word.strip_prefix(name));
-                word.context(line.to_owned())
-            };
-            let timer = field("hrtimer=")?.to_owned();
-            if line.contains("hrtimer_start:") {
-                expires.insert(timer, field("expires=")?.parse::<i64>()?);
-            } else if let Some(expires) = expires.remove(&timer) {
-                latest = latest.max(field("now=")?.parse::<i64>()? - expires);
-                count += 1;
-            }
-        }
-        ensure!(
-            count > MOMENTS / 2,
-            "{count} timers expired of {MOMENTS} in {} lines",
-            text.lines().count()
-        );
-        Ok(latest)
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("cannot remove {}: {error}", self.0.display());
+        let timer = field("hrtimer=")?.to_owned();
+        if line.contains("hrtimer_start:") {
+            expires.insert(timer, field("expires=")?.parse::<i64>()?);
+        } else if let Some(expires) = expires.remove(&timer) {
+            latest = latest.max(field("now=")?.parse::<i64>()? - expires);
+            count += 1;
         }
     }
+    ensure!(
+        count > MOMENTS / 2,
+        "{count} timers expired of {MOMENTS} in {} lines",
+        text.lines().count()
+    );
+    Ok(latest)
 }

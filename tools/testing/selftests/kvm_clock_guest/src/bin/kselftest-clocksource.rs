@@ -1,24 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A host that stops using its TSC: `ENODATA`, and kvmclock goes on from where it was.
+//! A host that stops using its TSC: `ENODATA`, and kvmclock continues from its value.
 //!
-//! Switches the host's clocksource, which needs root, and puts it back.
+//! Switches the host's clocksource, which needs root, and restores it.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{observe, vmm::Vm};
-use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
     clocksource::{self, run_until_noticed, WithoutTsc},
-    fixture::{at_another_rate, derived, get, pinned, run_a_little, set},
+    fixture::at_another_rate,
     host_clock::now_ns,
-    ktap::{self, note, Case},
-    refusal::ensure_errno,
-    require,
+    prelude::*,
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_EXACT, STATUS_PINNED};
-use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cases = vec![
@@ -27,11 +18,11 @@ fn main() -> ExitCode {
             no_data,
         ),
         Case::new(
-            "kvmclock goes on when the host stops using its TSC",
-            goes_on,
+            "kvmclock continues when the host stops using its TSC",
+            continues,
         ),
         Case::new(
-            "with the TSC back, GET tells what the guest reads or ENODATA",
+            "after the TSC is back, GET reports what the guest reads or ENODATA",
             back_again,
         ),
     ];
@@ -50,12 +41,12 @@ fn no_data((kvm, other): &(Kvm, String)) -> Result<()> {
     for (vm, mut clock) in vms.iter().zip(clocks) {
         clock.header.mode = MODE_EXACT;
         let before = vm.tsc_offsets()?;
-        // At once, and when KVM had an occasion to notice.
+        // Immediately, and after KVM could notice.
         for _ in 0..2 {
-            ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(|_| ())).context("GET")?;
+            ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(drop)).context("GET")?;
             ensure_errno(libc::ENODATA, set_vm_clock_guest(vm.fd(), &mut clock)).context("SET")?;
             let after = vm.tsc_offsets()?;
-            ensure!(after == before, "offsets were {before:x?}, are {after:x?}");
+            ensure_eq_hex!(after, before, "TSC offsets");
             run_a_little(vm)?;
         }
     }
@@ -71,14 +62,14 @@ struct Reading {
 impl Reading {
     fn of(vm: &Vm) -> Result<Self> {
         let before = now_ns(libc::CLOCK_MONOTONIC_RAW);
-        let kvmclock = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
+        let kvmclock = get_clock(vm)?.clock;
         Ok(Self {
             kvmclock: i64::try_from(kvmclock)?,
             raw: [before, now_ns(libc::CLOCK_MONOTONIC_RAW)],
         })
     }
 
-    /// By how much kvmclock gained on the raw clock since `earlier`: at least and at most.
+    /// How far kvmclock gained on the raw clock since `earlier`: minimum and maximum.
     fn gained_since(&self, earlier: &Self) -> [i64; 2] {
         let kvmclock = self.kvmclock - earlier.kvmclock;
         [
@@ -88,8 +79,8 @@ impl Reading {
     }
 }
 
-/// Neither the guest nor KVM_GET_CLOCK sees a step, there and back.
-fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
+/// Neither the guest nor KVM_GET_CLOCK sees a step, in either direction.
+fn continues((kvm, other): &(Kvm, String)) -> Result<()> {
     /// The host's own clock may step when it changes its source.
     const TOLERANCE_NS: i64 = 1_000_000;
 
@@ -98,7 +89,6 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     set(&vm, &mut clock, MODE_EXACT)?;
     observe::run(&vm)?;
     let steps_back = vm.view(0).backwards();
-    // The record is an hour from any clock that KVM would derive.
 
     let before = Reading::of(&vm)?;
     let without_tsc = WithoutTsc::switch(other)?;
@@ -110,7 +100,7 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     run_a_little(&vm)?;
     let after = Reading::of(&vm)?;
 
-    // Off by 100 ppm until KVM noticed, at the host's rate from then on.
+    // The rate differs by 100 ppm until KVM notices, and is the host's from then on.
     let until_noticed = (between.raw[1] - before.raw[0]) / 10_000;
     for (when, earlier, later, may_gain) in [
         ("away from", &before, &between, until_noticed),
@@ -118,7 +108,7 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     ] {
         let [least, most] = later.gained_since(earlier);
         let text = format!("{when} the TSC, kvmclock gained {least} to {most} ns on the raw clock");
-        note(&text);
+        note!("{text}");
         ensure!(
             most >= -may_gain - TOLERANCE_NS && least <= may_gain + TOLERANCE_NS,
             "{text}, expected at most {may_gain} ns either way, tolerance {TOLERANCE_NS}"
@@ -132,9 +122,8 @@ fn goes_on((kvm, other): &(Kvm, String)) -> Result<()> {
     Ok(())
 }
 
-/// KVM had to do without the pinned record in between, and does without a master clock until
-/// something makes it look again. GET says so, or else says what the guest reads; SET puts back
-/// what was saved.
+/// KVM unpinned the clock meanwhile, and has no master clock until something makes it check again.
+/// GET fails then, or else reports what the guest reads; SET restores the saved clocks.
 fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
     let vm = pinned(kvm, 2)?;
     let before = Clocks::of(&vm)?;
@@ -146,7 +135,7 @@ fn back_again((kvm, other): &(Kvm, String)) -> Result<()> {
 
     match get_vm_clock_guest(vm.fd()) {
         Ok(clock) => ensure_read_by_guest(&vm, &clock)?,
-        result => ensure_errno(libc::ENODATA, result.map(|_| ()))?,
+        result => ensure_errno(libc::ENODATA, result.map(drop))?,
     }
     set(&vm, &mut saved, MODE_EXACT)?;
     run_a_little(&vm)?;
@@ -161,15 +150,12 @@ fn ensure_read_by_guest(vm: &Vm, clock: &VmClock) -> Result<()> {
     );
     for (index, vcpu) in run_a_little(vm)?.vcpus.iter().enumerate() {
         for bracketed in &vcpu.samples {
-            let (read, told) = (
-                bracketed.sample.kvmclock_ns,
-                record.kvmclock_ns(bracketed.sample.tsc),
-            );
-            ensure!(
-                read == told,
-                "vCPU {index} read {read} ns, the record of GET says {told} ns: {} ns off",
-                // CAST: the signed difference of values mod 2^64.
-                read.wrapping_sub(told) as i64
+            let sample = bracketed.sample;
+            let reported = record.kvmclock_ns(sample.tsc);
+            ensure_eq!(
+                sample.kvmclock_ns,
+                reported,
+                "vCPU {index}'s kvmclock by GET's record, ns"
             );
         }
     }

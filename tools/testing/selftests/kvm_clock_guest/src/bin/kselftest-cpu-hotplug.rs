@@ -1,24 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! CPUs of the host go offline and come back, with vCPUs running on them: nothing of a guest's
-//! clocks changes, and its readings go on. `--rounds=N` has each go and come N times.
+//! CPUs of the host go offline and come back while vCPUs run on them: a guest's clocks do not
+//! change, and its readings continue. With `--rounds=N` each goes and comes back N times.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{at_another_rate, derived, get, run_a_little, set},
-    flat_out::Progress,
+    fixture::{at_another_rate, pinned_with},
     hotplug::{host_cpus, HostCpu},
-    ktap::{self, note, Case},
-    require,
+    prelude::*,
+    progress::Progress,
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::MODE_EXACT;
-use std::process::ExitCode;
 
-/// More than the test host has CPUs, so that some are always on the one that goes.
+/// More than the test host has CPUs, so that some always use the one that goes.
 const VCPUS: u32 = 4;
 
 /// What the cases need.
@@ -37,8 +29,7 @@ impl Host {
         Ok(Self { kvm, cpus, rounds })
     }
 
-    /// Has each CPU go and come, as often as asked for; `check` looks at each that is gone, and
-    /// that is back.
+    /// Takes each CPU offline and back, `rounds` times, and calls `check` in both states.
     fn for_each_round(&self, check: impl Fn() -> Result<()>) -> Result<()> {
         for round in 0..self.rounds {
             for cpu in &self.cpus {
@@ -57,7 +48,7 @@ fn main() -> ExitCode {
     ktap::main(
         Host::new,
         vec![
-            Case::new("vCPUs run on CPUs that go and come", running),
+            Case::new("vCPUs run on CPUs that go and come back", running),
             Case::new("stopped vCPUs", stopped),
             Case::new(
                 "SET while a CPU is offline, GET when it is back",
@@ -71,35 +62,27 @@ fn main() -> ExitCode {
     )
 }
 
-/// A stopped VM with a record at another rate: no clock of KVM's own making.
+/// A stopped VM with a record at another rate, which KVM never derives.
 fn pinned(kvm: &Kvm) -> Result<Vm> {
-    let vm = derived(kvm, VCPUS)?;
-    set(&vm, &mut at_another_rate(get(&vm)?), MODE_EXACT)?;
-    run_a_little(&vm)?;
-    Ok(vm)
+    Ok(pinned_with(kvm, VCPUS, at_another_rate)?.0)
 }
 
 /// Fails unless GET returns the same clocks as `before`.
 fn ensure_same(vm: &Vm, before: &VmClock) -> Result<()> {
     let now = get(vm)?;
-    let told = |clock: &VmClock| {
+    let compared = |clock: &VmClock| {
         (
             clock.header.status,
             clock.header.record,
             clock.vcpus.clone(),
         )
     };
-    ensure!(
-        told(&now) == told(before),
-        "GET told {:x?}, tells {:x?}",
-        told(before),
-        told(&now)
-    );
+    ensure_eq_hex!(compared(&now), compared(before), "GET");
     Ok(())
 }
 
 fn running(host: &Host) -> Result<()> {
-    /// Readings of each vCPU that show that it goes on.
+    /// Readings of each vCPU that show that it continues.
     const READINGS: u64 = 2;
 
     let vm = pinned(&host.kvm)?;
@@ -113,12 +96,12 @@ fn running(host: &Host) -> Result<()> {
     vm.stop()?;
     before.ensure_reads(&run.finish(&vm, rdtsc_ordered())?)?;
     start.ensure_none_went_back(&vm, true)?;
-    note(&format!(
+    note!(
         "{} rounds of {:?}, readings by vCPU {:?}",
         host.rounds,
         host.cpus,
         Progress::of(&vm).since(&start)
-    ));
+    );
     before.ensure_unchanged(&vm)
 }
 
@@ -142,7 +125,7 @@ fn set_meanwhile(host: &Host) -> Result<()> {
     before.ensure_unchanged(&vm)
 }
 
-/// The record is derived anew with each update of the master clock, but there is one, of this rate.
+/// Each update of the master clock derives a new record, but its rate does not change.
 fn unpinned(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let (clock, start) = (get(&vm)?, Progress::of(&vm));
@@ -155,7 +138,7 @@ fn unpinned(host: &Host) -> Result<()> {
         };
         ensure!(
             factor(&now) == factor(&clock) && now.vcpus == clock.vcpus,
-            "GET told {clock:x?}, tells {now:x?}"
+            "GET reported {clock:x?}, reports {now:x?}"
         );
         Ok(())
     })?;

@@ -1,28 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Ten thousand times GET and SET in one VM, the guest running in between now and then: kvmclock is
-//! the same function of the TSC at the end, to the bit, in whatever modes; the TSC is too, in mode
-//! exact.
+//! Ten thousand times GET and SET in one VM, whose guest runs occasionally: at the end, kvmclock is
+//! the same function of the TSC, to the bit, in all modes, and so is the TSC in mode exact.
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
     expect::{ensure_reads, ticks},
-    fixture::{derived, get, pinned, run_a_little, set},
-    ktap::{self, note, Case},
-    require,
-    time::HOUR_NS,
+    prelude::*,
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
-use std::{process::ExitCode, time::Instant};
 
 const CYCLES: u32 = 10_000;
 /// Cycles between two runs of the guest.
 const AT_A_TIME: u32 = 250;
-/// Cycles that each go back so far that the record has to move.
+/// Cycles that each go back so far that the record must move.
 const BACK: u32 = 1_000;
 const VCPUS: u32 = 2;
 
@@ -50,7 +39,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// GET and SET of `vm` in each of `modes` in turn; `check`s the clocks whenever the guest ran.
+/// GET and SET of `vm` in each of `modes` in turn; calls `check` whenever the guest ran.
 fn cycles(vm: &Vm, modes: &[u32], check: impl Fn(&Clocks) -> Result<()>) -> Result<()> {
     let record = get(vm)?.header.record;
     let start = Instant::now();
@@ -64,11 +53,11 @@ fn cycles(vm: &Vm, modes: &[u32], check: impl Fn(&Clocks) -> Result<()>) -> Resu
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    note(&format!("{CYCLES} cycles in {seconds:.1} s"));
+    note!("{CYCLES} cycles in {seconds:.1} s");
     Ok(())
 }
 
-/// The records stay what they are; the offsets stay the same for all vCPUs.
+/// The records do not change; the offsets stay equal for all vCPUs.
 fn same_function(kvm: &Kvm, modes: &[u32]) -> Result<()> {
     let vm = pinned(kvm, VCPUS)?;
     let before = Clocks::of(&vm)?;
@@ -81,8 +70,8 @@ fn same_function(kvm: &Kvm, modes: &[u32]) -> Result<()> {
     })
 }
 
-/// On one host, elapsed TAI is what the TSC counted meanwhile: all that can add up is what each
-/// cycle rounds, and the drift between the two.
+/// On one host, elapsed TAI is what the TSC counted meanwhile: only roundings of each cycle and the
+/// drift between the two can add up.
 fn advance(kvm: &Kvm) -> Result<()> {
     let vm = pinned(kvm, VCPUS)?;
     let record = get(&vm)?.header.record;
@@ -97,7 +86,7 @@ fn advance(kvm: &Kvm) -> Result<()> {
     ensure_moved(&before, &get(&vm)?, 0, CYCLES)
 }
 
-/// The record moves each time, and is the same function still: of the first one, extended.
+/// The record moves each time, but is still the same function, the extended first one.
 fn back(kvm: &Kvm) -> Result<()> {
     let vm = pinned(kvm, VCPUS)?;
     let first = get(&vm)?;
@@ -123,10 +112,10 @@ fn back(kvm: &Kvm) -> Result<()> {
     ensure_moved(&first, &get(&vm)?, -HOUR_NS, BACK)
 }
 
-/// Fails unless the TSC moved by `ns` in each of so many `cycles`, by what each may have rounded.
+/// Fails unless the TSC moved by `ns` in each of `cycles` cycles, except for their roundings.
 fn ensure_moved(before: &VmClock, after: &VmClock, ns: i64, cycles: u32) -> Result<()> {
-    /// How far TAI and TSC may drift apart: what the kernel's calibration to whole kHz leaves, and
-    /// what its clock makes up for between two ticks.
+    /// How far TAI and TSC may drift apart: the error of the kernel's calibration to whole kHz, and
+    /// its clock's corrections between two ticks.
     const DRIFT_PER_MILLION: i128 = 1;
 
     let [was, is] = [before, after].map(|clock| clock.vcpus[0].tsc_offset);
@@ -137,8 +126,9 @@ fn ensure_moved(before: &VmClock, after: &VmClock, ns: i64, cycles: u32) -> Resu
     let passed_ns = after.header.monotonic_raw_ns - before.header.monotonic_raw_ns;
     // Two clocks read to the ns, and one division: less than 2 ns and a tick each.
     let tolerance = cycles * (here(2) + 1) + here(passed_ns) * DRIFT_PER_MILLION / 1_000_000;
-    let text = format!("TSC is {error} ticks off after {cycles} cycles in {passed_ns} ns");
-    note(&format!("{text}; tolerance {tolerance}"));
+    let text =
+        format!("the error of the TSC is {error} ticks after {cycles} cycles in {passed_ns} ns");
+    note!("{text}; tolerance {tolerance}");
     ensure!(error.abs() <= tolerance, "{text}: tolerance {tolerance}");
     Ok(())
 }

@@ -1,42 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A host whose clocksource is computed from its TSC, as kvm-clock is where the host is a guest
-//! itself: its time comes with a TSC value, but KVM keeps no master clock by it. `ENODATA`, or with
-//! FALLBACK the best that is possible, and how good that is.
+//! A host whose clocksource is computed from its TSC, as kvm-clock is on a host that is a guest
+//! itself: its time comes with a TSC value, but KVM has no master clock. `ENODATA`, or with
+//! FALLBACK the best possible result, and its precision.
 //!
-//! Switches the host's clocksource to that of `modules/derived_clocksource.c`, which needs root, and
-//! puts it back. `--clocksource=hpet` runs the cases on any other, of which the same is true.
+//! Switches the host's clocksource to that of `modules/derived_clocksource.c`, which needs root,
+//! and restores it. `--clocksource=hpet` runs the cases on another, with the same results.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
 use kvm_bindings::KVM_CLOCK_TSC_STABLE;
-use kvm_clock::{
-    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
-    set_vm_clock_guest, VmClock,
-};
 use kvm_clock_guest_selftests::{
-    clocks::{pages, Clocks},
     clocksource::{self, run_until_noticed, Derived, WithoutTsc},
     continued::{kvm_ahead_of_raw, Continued, Function, Paired},
-    fixture::{
-        an_hour_ahead, derived, get, pinned, reference_transform, run_a_little, set, unlike,
-    },
-    ktap::{self, note, Case},
-    refusal::ensure_errno,
-    require,
+    fixture::unlike,
+    prelude::*,
 };
-use kvm_ioctls::Kvm;
-use pvclock::{
-    abi::{
-        FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED,
-    },
-    tsc::TscTransform,
-};
-use std::process::ExitCode;
+use pvclock::abi::FLAG_FALLBACK;
 use vmm_sys_util::errno;
 
 const VCPUS: u32 = 2;
-const MODES: [u32; 3] = [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE];
 
 struct Host {
     kvm: Kvm,
@@ -49,7 +30,7 @@ impl Host {
         let kvm = require::clock_guest()?;
         let _loaded = Derived::load()?;
         let clocksource = ktap::option("clocksource", Derived::NAME.to_owned())?;
-        // There is no way back to any but the TSC.
+        // The present clocksource must be the TSC, which is restored.
         clocksource::other()?;
         Ok(Self {
             kvm,
@@ -62,13 +43,9 @@ impl Host {
         WithoutTsc::switch(&self.clocksource)
     }
 
-    /// A stopped VM with clocks pinned an hour ahead, and what they are.
+    /// A stopped VM whose clock is pinned an hour ahead, and that clock.
     fn pinned(&self) -> Result<(Vm, VmClock)> {
-        let vm = pinned(&self.kvm, VCPUS)?;
-        let mut clock = an_hour_ahead(get(&vm)?);
-        set(&vm, &mut clock, MODE_EXACT)?;
-        run_a_little(&vm)?;
-        Ok((vm, clock))
+        pinned_an_hour_ahead(&self.kvm, VCPUS)
     }
 }
 
@@ -77,7 +54,7 @@ fn main() -> ExitCode {
         Case::new("GET is ENODATA and changes nothing", gets_refused),
         Case::new("vCPU GET and SET are ENODATA and change nothing", vcpus),
     ];
-    for (name, mode) in ["exact", "advance", "freeze"].into_iter().zip(MODES) {
+    for (name, mode) in MODES {
         cases.push(Case::new(
             format!("SET {name} is ENODATA and changes nothing"),
             move |host: &Host| sets_refused(host, mode),
@@ -89,29 +66,25 @@ fn main() -> ExitCode {
     }
     cases.extend([
         Case::new("GET with FALLBACK reports its precision", gets),
-        Case::new("a new VM on such a host", new_vm),
-        Case::new("with the TSC back, SET exact pins to the bit", back_again),
+        Case::new("a new VM has no stable clock", new_vm),
+        Case::new(
+            "after the TSC is back, SET exact restores all bits",
+            back_again,
+        ),
     ]);
     ktap::main(Host::new, cases)
 }
 
-fn get_or_fall_back(vm: &Vm) -> Result<VmClock> {
-    get_vm_clock_guest_or_fall_back(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST with FALLBACK")
-}
-
-/// Fails unless `call` gives `ENODATA` and changes nothing that is to be seen of the stopped `vm`.
+/// Fails unless `call` fails with `ENODATA` and changes nothing visible of the stopped `vm`.
 fn ensure_no_data(vm: &Vm, call: impl FnOnce(&Vm) -> errno::Result<()>) -> Result<()> {
-    /// Short against the hour by which a clock that was SET is off.
+    /// Short compared with the hour by which a clock that was SET differs.
     const TOLERANCE_NS: i64 = 100_000_000;
 
-    let seen = || Ok::<_, anyhow::Error>((vm.tsc_offsets()?, pages(vm)));
-    let (before, ahead) = (seen()?, kvm_ahead_of_raw(vm)?);
+    let visible = || Ok::<_, anyhow::Error>((vm.tsc_offsets()?, pages(vm)));
+    let (before, ahead) = (visible()?, kvm_ahead_of_raw(vm)?);
     ensure_errno(libc::ENODATA, call(vm))?;
-    let (after, ahead_now) = (seen()?, kvm_ahead_of_raw(vm)?);
-    ensure!(
-        before == after,
-        "offsets and records were {before:x?}, are {after:x?}"
-    );
+    let (after, ahead_now) = (visible()?, kvm_ahead_of_raw(vm)?);
+    ensure_eq_hex!(after, before, "offsets and records");
     ensure!(
         ahead.hull(ahead_now).width() < TOLERANCE_NS,
         "KVM_GET_CLOCK was {ahead:?} ns ahead of the raw clock, is {ahead_now:?}"
@@ -119,16 +92,16 @@ fn ensure_no_data(vm: &Vm, call: impl FnOnce(&Vm) -> errno::Result<()>) -> Resul
     Ok(())
 }
 
-/// Has `check` look at a VM that KVM's master clock was for, and at a pinned one, each at once and
-/// when KVM has noticed.
+/// Calls `check` for a VM with a derived clock and for one with a pinned clock, each immediately
+/// and after KVM has noticed.
 fn for_each(host: &Host, check: impl Fn(&Vm, &VmClock) -> Result<()>) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let clock = get(&vm)?;
     for (vm, clock) in [(vm, clock), host.pinned()?] {
         let _until_checked = host.without_tsc()?;
-        check(&vm, &clock).context("at once")?;
+        check(&vm, &clock).context("immediately")?;
         run_until_noticed(&vm, &clock.header.record)?;
-        check(&vm, &clock).context("when KVM has noticed")?;
+        check(&vm, &clock).context("after KVM has noticed")?;
     }
     Ok(())
 }
@@ -161,7 +134,7 @@ fn vcpus(host: &Host) -> Result<()> {
     })
 }
 
-/// Fails unless nobody says that the clocks of `vm` are pinned, or of one instant.
+/// Fails unless no interface reports the clocks of `vm` as pinned, or as of one instant.
 fn ensure_not_stable(vm: &Vm) -> Result<VmClock> {
     let clock = get_or_fall_back(vm)?;
     let (status, precision_ns) = (clock.header.status, clock.header.precision_ns);
@@ -169,7 +142,7 @@ fn ensure_not_stable(vm: &Vm) -> Result<VmClock> {
         status & (STATUS_PINNED | STATUS_HOST_TSC_STABLE) == 0 && precision_ns != 0,
         "GET with FALLBACK reports status {status:#x} and precision {precision_ns} ns"
     );
-    let flags = vm.fd().get_clock().context("KVM_GET_CLOCK")?.flags;
+    let flags = get_clock(vm)?.flags;
     ensure!(
         flags & KVM_CLOCK_TSC_STABLE == 0,
         "KVM_GET_CLOCK reports flags {flags:#x}: a stable clock"
@@ -183,21 +156,18 @@ fn gets(host: &Host) -> Result<()> {
     let header = get_or_fall_back(&vm)?.header;
     ensure!(
         header.status & STATUS_HOST_TSC_STABLE == 0 && header.precision_ns != 0,
-        "at once, GET with FALLBACK reports status {:#x} and precision {} ns",
+        "immediately, GET with FALLBACK reports status {:#x} and precision {} ns",
         header.status,
         header.precision_ns
     );
     run_until_noticed(&vm, &saved.header.record)?;
     let clock = ensure_not_stable(&vm)?;
-    let function = Function {
-        record: clock.header.record,
-        transform: reference_transform(&clock)?,
-    };
+    let function = Function::of(&clock)?;
     let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
-    Continued::since(function, raw, clock.header.precision_ns)?.ensure_told_by_kvm(&vm)
+    Continued::since(function, raw, clock.header.precision_ns)?.ensure_in_kvm(&vm)
 }
 
-/// kvmclock has the saved function's value when SET is done, and follows the raw clock from then on.
+/// kvmclock has the saved function's value after SET, and follows the raw clock from then on.
 fn sets(host: &Host, mode: u32) -> Result<()> {
     const SAVED_NS: u32 = 12_345;
 
@@ -205,11 +175,11 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     let mut clock = unlike(saved);
     clock.header.precision_ns = SAVED_NS;
     let _until_checked = host.without_tsc()?;
-    let mut asked = clock.clone();
-    (asked.header.mode, asked.header.flags) = (mode, FLAG_FALLBACK);
+    let mut request = clock.clone();
+    (request.header.mode, request.header.flags) = (mode, FLAG_FALLBACK);
     let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
-    set_vm_clock_guest(vm.fd(), &mut asked).context("SET with FALLBACK")?;
-    let (status, precision_ns) = (asked.header.status, asked.header.precision_ns);
+    set_vm_clock_guest(vm.fd(), &mut request).context("SET with FALLBACK")?;
+    let (status, precision_ns) = (request.header.status, request.header.precision_ns);
     ensure!(
         status & (STATUS_PINNED | STATUS_HOST_TSC_STABLE) == 0 && precision_ns > SAVED_NS,
         "SET reports status {status:#x} and precision {precision_ns} ns, {SAVED_NS} ns of it saved"
@@ -224,22 +194,22 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
         transform,
     };
     let continued = Continued::since(function, raw, precision_ns - SAVED_NS)?;
-    note(&format!(
-        "mode {mode}: SET adds {} ns; the clocks leave {} ns open",
+    note!(
+        "mode {mode}: SET adds {} ns; the uncertainty is {} ns",
         precision_ns - SAVED_NS,
         continued.open_ns()
-    ));
+    );
     ensure_not_stable(&vm)?;
-    continued.ensure_told_by_kvm(&vm)?;
+    continued.ensure_in_kvm(&vm)?;
     continued.ensure_read_by_guest(|| run_a_little(&vm))?;
-    continued.ensure_told_by_kvm(&vm)?;
+    continued.ensure_in_kvm(&vm)?;
     ensure_not_stable(&vm).map(drop)
 }
 
 fn new_vm(host: &Host) -> Result<()> {
     let _until_checked = host.without_tsc()?;
     let vm = Vm::new(&host.kvm, VCPUS)?;
-    for when in ["before it runs", "when it ran"] {
+    for when in ["before it runs", "after it ran"] {
         ensure_no_data(&vm, |vm| get_vm_clock_guest(vm.fd()).map(drop)).context(when)?;
         let mut clock = ensure_not_stable(&vm).context(when)?;
         clock.header.mode = MODE_EXACT;
@@ -254,9 +224,9 @@ fn back_again(host: &Host) -> Result<()> {
     let before = Clocks::of(&vm)?;
     let without_tsc = host.without_tsc()?;
     run_until_noticed(&vm, &saved.header.record)?;
-    let mut asked = saved.clone();
-    (asked.header.mode, asked.header.flags) = (MODE_EXACT, FLAG_FALLBACK);
-    set_vm_clock_guest(vm.fd(), &mut asked).context("SET with FALLBACK")?;
+    let mut request = saved.clone();
+    (request.header.mode, request.header.flags) = (MODE_EXACT, FLAG_FALLBACK);
+    set_vm_clock_guest(vm.fd(), &mut request).context("SET with FALLBACK")?;
     ensure_not_stable(&vm)?;
     without_tsc.end()?;
     run_a_little(&vm)?;

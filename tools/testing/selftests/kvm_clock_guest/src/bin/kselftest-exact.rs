@@ -1,19 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Mode exact: what was saved comes back bit for bit. (kselftest-rebase: and stays.)
+//! Mode exact: SET restores all saved bits. (kselftest-rebase: and nothing changes them.)
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    clocks::{pages, Clocks},
-    fixture::{derived, get, run_a_little, set},
-    halting,
-    ktap::{self, Case},
-    require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_EXACT, STATUS_PINNED};
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::{prelude::*, snippet};
 
 /// Save and restore, over and over.
 const CYCLES: u32 = 100;
@@ -43,14 +32,6 @@ fn main() -> ExitCode {
     ktap::main(require::clock_guest, cases)
 }
 
-/// What a restored VM must look like: the same, with the record pinned from now on.
-fn as_pinned(clocks: &Clocks) -> Clocks {
-    Clocks {
-        pinned: true,
-        ..clocks.clone()
-    }
-}
-
 fn same_vm(kvm: &Kvm, vcpus: u32) -> Result<()> {
     let vm = derived(kvm, vcpus)?;
     let before = Clocks::of(&vm)?;
@@ -58,7 +39,9 @@ fn same_vm(kvm: &Kvm, vcpus: u32) -> Result<()> {
     for cycle in 1..=CYCLES {
         set(&vm, &mut get(&vm)?, MODE_EXACT)?;
         run_a_little(&vm)?;
-        as_pinned(&before).ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
+        before
+            .as_pinned()
+            .ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
     }
     Ok(())
 }
@@ -67,18 +50,18 @@ fn new_vm(kvm: &Kvm, vcpus: u32) -> Result<()> {
     let mut vm = derived(kvm, vcpus)?;
     let before = Clocks::of(&vm)?;
     for cycle in 1..=CYCLES {
-        let (state, mut clock) = (vm.save()?, get(&vm)?);
-        drop(vm);
-        vm = Vm::empty(kvm, vcpus)?;
-        vm.load(&state)?;
+        let mut clock = get(&vm)?;
+        vm = successor(kvm, vm)?;
         set(&vm, &mut clock, MODE_EXACT)?;
         run_a_little(&vm)?;
-        as_pinned(&before).ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
+        before
+            .as_pinned()
+            .ensure_is(&Clocks::of(&vm)?, &format!("after cycle {cycle}"))?;
     }
     Ok(())
 }
 
-/// GET of a VM that never ran says what SET makes true, from the first KVM_RUN on.
+/// GET of a VM that never ran reports the clocks that SET makes true from the first KVM_RUN on.
 fn before_first_run(kvm: &Kvm, vcpus: u32) -> Result<()> {
     let (source, target) = (Vm::new(kvm, vcpus)?, Vm::new(kvm, vcpus)?);
     let mut clock = get(&source)?;
@@ -90,28 +73,21 @@ fn before_first_run(kvm: &Kvm, vcpus: u32) -> Result<()> {
         "status is {:#x}",
         now.header.status
     );
-    ensure!(
-        now.vcpus == clock.vcpus,
-        "offsets were {:x?}, are {:x?}",
-        clock.vcpus,
-        now.vcpus
-    );
+    ensure_eq_hex!(now.vcpus, clock.vcpus, "vCPUs");
     run_a_little(&target)?;
     let page = pages(&target)[0];
-    ensure!(
-        page == clock.header.record,
-        "the guest reads {page:x?}, set was {:x?}",
-        clock.header.record
-    );
-    as_pinned(&Clocks::of(&target)?).ensure_unchanged(&target)
+    ensure_eq_hex!(page, clock.header.record, "the guest's record");
+    Clocks::of(&target)?.as_pinned().ensure_unchanged(&target)
 }
 
 /// The clocks of a guest that has no record are restored as well.
 fn without_kvmclock(kvm: &Kvm) -> Result<()> {
     let vm = Vm::empty(kvm, 1)?;
-    halting::run(&vm, &mut vm.vcpus()[0].fd())?;
+    snippet::halt_in_real_mode(&vm, &mut vm.vcpus()[0].fd())?;
     let before = Clocks::of(&vm)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
-    halting::run(&vm, &mut vm.vcpus()[0].fd())?;
-    as_pinned(&before).ensure_is(&Clocks::of(&vm)?, "after SET and KVM_RUN")
+    snippet::halt_in_real_mode(&vm, &mut vm.vcpus()[0].fd())?;
+    before
+        .as_pinned()
+        .ensure_is(&Clocks::of(&vm)?, "after SET and KVM_RUN")
 }

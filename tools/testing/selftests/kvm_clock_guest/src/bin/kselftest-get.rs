@@ -1,25 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_GET_VM_CLOCK_GUEST: every field holds at one instant, by the host's clocks and by the
-//! guest's own readings; and nothing is changed by asking.
+//! KVM_GET_VM_CLOCK_GUEST: every field is true at one instant, according to the host's clocks and
+//! the guest's readings; and GET changes nothing.
 
-use anyhow::{ensure, Result};
-use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    clocks::{pages, Clocks},
-    fixture::{derived, get, pinned, reference_transform, run_a_little},
     host_clock::{now_ns, TaiOffset},
-    ktap::{self, note, Case},
-    require,
-    time::SECOND_NS,
+    prelude::*,
 };
-use kvm_ioctls::Kvm;
-use pvclock::{
-    abi::{PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
-    tsc::TscTransform,
-};
-use std::process::ExitCode;
 
 const CALLS: usize = 200;
 
@@ -33,13 +20,13 @@ fn main() -> ExitCode {
         };
         case("fields agree with each other", fields_agree);
         case("anchor lies between readings of the host's clocks", anchor);
-        case("fields that are for SET are 0", set_fields);
+        case("fields of SET are 0", set_fields);
         case("guest's readings agree to the bit", guest_agrees);
-        case("works while vCPUs run", while_running);
-        case("changes nothing", changes_nothing);
+        case("GET works while vCPUs run", while_running);
+        case("GET changes nothing", changes_nothing);
     }
     cases.extend([
-        Case::new("status tells a pinned record", status),
+        Case::new("status reports a pinned record", status),
         Case::new("tai_offset_s follows the host", tai_offset),
     ]);
     ktap::main(require::clock_guest, cases)
@@ -47,20 +34,20 @@ fn main() -> ExitCode {
 
 type MakeVm = fn(&Kvm, u32) -> Result<Vm>;
 
-/// Fails unless guest TSC and kvmclock are what offset and record say at the anchor.
+/// Fails unless guest TSC and kvmclock follow from offset and record at the anchor.
 fn ensure_consistent(clock: &VmClock) -> Result<()> {
     let header = &clock.header;
     let guest_tsc = reference_transform(clock)?.guest_tsc(header.host_tsc);
-    ensure!(
-        header.guest_tsc == guest_tsc,
-        "guest_tsc is {}, by host_tsc and offset it is {guest_tsc}",
-        header.guest_tsc
+    ensure_eq!(
+        header.guest_tsc,
+        guest_tsc,
+        "guest_tsc by host_tsc and offset"
     );
     let kvmclock_ns = header.record.kvmclock_ns(guest_tsc);
-    ensure!(
-        header.kvmclock_ns == kvmclock_ns,
-        "kvmclock_ns is {}, by guest_tsc and record it is {kvmclock_ns}",
-        header.kvmclock_ns
+    ensure_eq!(
+        header.kvmclock_ns,
+        kvmclock_ns,
+        "kvmclock_ns by guest_tsc and record"
     );
     Ok(())
 }
@@ -74,18 +61,15 @@ fn fields_agree(vm: &Vm) -> Result<()> {
         .map(|vcpu| (vcpu.tsc_offset, vcpu.vcpu_id))
         .unzip();
     let expected = vm.tsc_offsets()?;
-    ensure!(
-        offsets == expected,
-        "offsets are {offsets:x?}, KVM_VCPU_TSC_OFFSET says {expected:x?}"
-    );
-    ensure!(ids == [0, 1, 2, 3], "vCPU ids are {ids:?}");
+    ensure_eq_hex!(offsets, expected, "TSC offsets of GET");
+    ensure_eq!(ids, [0, 1, 2, 3], "vCPU ids");
     let khz = vm.tsc_khz()?;
     let reported = reference_transform(&clock)?
         .scale
         .apply(clock.header.host_tsc_khz.into());
     ensure!(
         reported.abs_diff(khz.into()) <= 1,
-        "rate is {reported} kHz, KVM_GET_TSC_KHZ says {khz} kHz"
+        "rate is {reported} kHz, KVM_GET_TSC_KHZ returns {khz} kHz"
     );
     Ok(())
 }
@@ -115,9 +99,7 @@ fn anchor(vm: &Vm) -> Result<()> {
         );
         least = least.min(after.0 - before.0);
     }
-    note(&format!(
-        "{CALLS} calls, the shortest bracket had {least} host ticks"
-    ));
+    note!("{CALLS} calls, the shortest bracket had {least} host ticks");
     Ok(())
 }
 
@@ -130,32 +112,21 @@ fn set_fields(vm: &Vm) -> Result<()> {
         i64::from(header.record.pad0),
         header.rate_diff_hz,
     ];
-    ensure!(
-        zeros == [0; 5],
-        "flags, mode, precision_ns, pad0, rate_diff_hz are {zeros:?}"
+    ensure_eq!(
+        zeros,
+        [0; 5],
+        "flags, mode, precision_ns, pad0, rate_diff_hz"
     );
-    ensure!(
-        header.record.pad == [0; 2],
-        "record's padding is {:?}",
-        header.record.pad
-    );
-    ensure!(
-        header.record.version == 0,
-        "version is {}",
-        header.record.version
-    );
+    ensure_eq!(header.record.pad, [0; 2], "the record's padding");
+    ensure_eq!(header.record.version, 0, "the record's version");
     Ok(())
 }
 
-/// What the guest read at a TSC is what the record says there, with 0 ns error.
+/// The guest's readings are the record's function of the TSC, with 0 ns error.
 fn guest_agrees(vm: &Vm) -> Result<()> {
     let clock = get(vm)?;
     let record = clock.header.record;
-    ensure!(
-        record.flags == PVCLOCK_TSC_STABLE,
-        "the record's flags are {:#x}",
-        record.flags
-    );
+    ensure_eq_hex!(record.flags, PVCLOCK_TSC_STABLE, "the record's flags");
     let reading = run_a_little(vm)?;
     for (index, vcpu) in reading.vcpus.iter().enumerate() {
         for bracketed in &vcpu.samples {
@@ -165,10 +136,10 @@ fn guest_agrees(vm: &Vm) -> Result<()> {
                 ..reference_transform(&clock)?
             };
             let ns = record.kvmclock_ns(sample.tsc);
-            ensure!(
-                sample.kvmclock_ns == ns,
-                "vCPU {index} read {} ns at TSC {}, the record says {ns} ns",
+            ensure_eq!(
                 sample.kvmclock_ns,
+                ns,
+                "vCPU {index}'s kvmclock at TSC {}, ns",
                 sample.tsc
             );
             let (low, high) = (
@@ -183,10 +154,7 @@ fn guest_agrees(vm: &Vm) -> Result<()> {
         }
     }
     let pages = pages(vm);
-    ensure!(
-        pages == [record; 4],
-        "the guest has {pages:x?}, GET says {record:x?}"
-    );
+    ensure_eq_hex!(pages, [record; 4], "the guest's records");
     Ok(())
 }
 
@@ -199,13 +167,9 @@ fn while_running(vm: &Vm) -> Result<()> {
         for _ in 0..CALLS {
             let clock = get(vm)?;
             ensure_consistent(&clock)?;
-            ensure!(
-                clock.vcpus == before.vcpus,
-                "offsets are {:x?}",
-                clock.vcpus
-            );
+            ensure_eq_hex!(clock.vcpus, before.vcpus, "vCPUs");
             let record = clock.header.record;
-            ensure!(record == before.header.record, "the record is {record:x?}");
+            ensure_eq_hex!(record, before.header.record, "the record");
             let host_tsc = clock.header.host_tsc;
             ensure!(host_tsc > last, "host_tsc is {host_tsc} after {last}");
             last = host_tsc;
@@ -231,10 +195,7 @@ fn status(kvm: &Kvm) -> Result<()> {
         (pinned as MakeVm, STATUS_HOST_TSC_STABLE | STATUS_PINNED),
     ] {
         let observed = get(&make(kvm, 1)?)?.header.status;
-        ensure!(
-            observed == expected,
-            "status is {observed:#x}, expected {expected:#x}"
-        );
+        ensure_eq_hex!(observed, expected, "status");
     }
     Ok(())
 }
@@ -246,10 +207,7 @@ fn tai_offset(kvm: &Kvm) -> Result<()> {
         let utc_ns = now_ns(libc::CLOCK_REALTIME);
         let header = get(&vm)?.header;
         let observed = header.tai_offset_s;
-        ensure!(
-            observed == expected,
-            "tai_offset_s is {observed}, the host's is {expected}"
-        );
+        ensure_eq!(observed, expected, "tai_offset_s");
         let utc_diff_ns = header.tai_ns - i64::from(expected) * SECOND_NS - utc_ns;
         ensure!(
             (0..SECOND_NS).contains(&utc_diff_ns),

@@ -1,20 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Mode exact in a VM that has all but one thing in place, or all: SET must not take the one for the other.
+//! Mode exact in a VM whose clocks already are the requested ones, or differ in one part: SET must
+//! distinguish the two.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_tsc_offset, set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::versions,
-    fixture::{get, pinned, set, wait_in_guest},
-    ktap::{self, Case},
-    refusal::ensure_errno,
-    require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::MODE_EXACT;
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 const VCPUS: u32 = 4;
 
@@ -22,7 +11,7 @@ fn main() -> ExitCode {
     ktap::main(
         require::clock_guest,
         vec![
-            Case::new("all is in place: nothing is written", nothing_to_do),
+            Case::new("all clocks in place: nothing is written", nothing_to_do),
             Case::new("another TSC offset on one vCPU", one_offset),
             Case::new("another TSC offset on all vCPUs", all_offsets),
             Case::new("another record", another_record),
@@ -42,10 +31,7 @@ fn nothing_to_do(kvm: &Kvm) -> Result<()> {
     }
     vm.stop()?;
     let now = versions(&vm);
-    ensure!(
-        now == version,
-        "records were written anew: versions {version:?}, now {now:?}"
-    );
+    ensure_eq!(now, version, "versions of the records");
     ensure_like(&vm, &clock)
 }
 
@@ -54,20 +40,20 @@ fn one_offset(kvm: &Kvm) -> Result<()> {
     let mut clock = get(&vm)?;
     for (vcpu, saved) in vm.vcpus().iter().zip(clock.vcpus.clone()) {
         let offset = saved.tsc_offset.wrapping_add(1);
-        set_tsc_offset(&vcpu.fd(), offset).context("KVM_VCPU_TSC_OFFSET")?;
+        vm.set_tsc_offset(vcpu.index(), offset)?;
         set(&vm, &mut clock, MODE_EXACT)?;
         ensure_like(&vm, &clock)?;
     }
     Ok(())
 }
 
-/// KVM counts their TSCs as one then, too.
+/// KVM then also regards their TSCs as equal.
 fn all_offsets(kvm: &Kvm) -> Result<()> {
     let vm = pinned(kvm, VCPUS)?;
     let mut clock = get(&vm)?;
     for (vcpu, saved) in vm.vcpus().iter().zip(&clock.vcpus) {
         let offset = saved.tsc_offset.wrapping_add(1);
-        set_tsc_offset(&vcpu.fd(), offset).context("KVM_VCPU_TSC_OFFSET")?;
+        vm.set_tsc_offset(vcpu.index(), offset)?;
     }
     set(&vm, &mut clock, MODE_EXACT)?;
     ensure_like(&vm, &clock)
@@ -112,9 +98,6 @@ fn one_runs(kvm: &Kvm) -> Result<()> {
 fn ensure_like(vm: &Vm, clock: &VmClock) -> Result<()> {
     let now = get(vm)?;
     let [expected, observed] = [clock, &now].map(|of| (of.header.record, &of.vcpus));
-    ensure!(
-        expected == observed,
-        "clocks are {observed:x?}, expected {expected:x?}"
-    );
+    ensure_eq_hex!(observed, expected, "record and vCPUs");
     Ok(())
 }

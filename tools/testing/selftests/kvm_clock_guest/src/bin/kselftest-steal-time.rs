@@ -1,38 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The time that vCPUs did not run, by SET's `paused_ns`: each vCPU's steal clock shows it once.
+//! SET's `paused_ns`, the time that vCPUs did not run: each vCPU's steal clock shows it once.
 //!
-//! The steal clock also grows by what the vCPU's thread waits for a CPU, so a case pauses for an hour
-//! and allows for [`WAITING_NS`].
+//! The steal clock also counts the time that the vCPU's thread waits for a CPU. So a pause is an
+//! hour long, and the tolerance is [`WAITING_NS`].
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::{
-    vm::{get_msr, set_msr},
-    Vm,
-};
-use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
 use kvm_clock_guest_selftests::{
-    fixture::{derived, get, pinned, run_a_little, set},
-    ktap::{self, Case},
-    refusal::ensure_errno,
-    require, snippet,
+    msr::{get_msr, MSR_KVM_STEAL_TIME},
+    prelude::*,
+    snippet, steal,
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{CAP_STEAL, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
-use std::{process::ExitCode, sync::atomic::Ordering};
+use pvclock::abi::CAP_STEAL;
 
 const VCPUS: u32 = 2;
 
-/// `MSR_KVM_STEAL_TIME`: the address of `struct kvm_steal_time`, whose first word is `steal`, ns.
-const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
-const ENABLED: u64 = 1;
-/// A page that `clockguest::guest::layout` leaves free.
-const STEAL_TIMES: u64 = 0x6000;
-/// A structure for each vCPU, aligned as KVM asks.
-const STEAL_TIME_SIZE: u64 = 64;
-
 const PAUSED_NS: u64 = 3_600_000_000_000;
-/// What a vCPU's thread may wait for a CPU in a case, ns.
+/// The time that a vCPU's thread may wait for a CPU in a case, ns.
 const WAITING_NS: u64 = 60_000_000_000;
 
 fn main() -> ExitCode {
@@ -41,7 +24,7 @@ fn main() -> ExitCode {
         Case::new("paused_ns 0 adds nothing", nothing),
         Case::new("GET reports it until the vCPU runs", reported),
         Case::new("SET replaces what the guest has not seen", replaced),
-        Case::new("a state saved before the guest ran carries it on", carried),
+        Case::new("a state saved before the guest runs includes it", carried),
         Case::new("the guest enables its steal clock after SET", enabled_late),
         Case::new("EXACT in place adds it", in_place),
         Case::new("FREEZE ignores it", frozen),
@@ -63,24 +46,11 @@ fn main() -> ExitCode {
     ktap::main(require::clock_guest, cases)
 }
 
-fn steal_gpa(vcpu: usize) -> u64 {
-    STEAL_TIMES + vcpu as u64 * STEAL_TIME_SIZE
-}
-
-/// What the guest's steal clocks show, ns.
-fn steal(vm: &Vm) -> Vec<u64> {
-    let read = |vcpu| vm.memory().word(steal_gpa(vcpu)).load(Ordering::Relaxed);
-    (0..vm.vcpus().len()).map(read).collect()
-}
-
 fn enable(vm: &Vm) -> Result<()> {
-    for (index, vcpu) in vm.vcpus().iter().enumerate() {
-        set_msr(&vcpu.fd(), MSR_KVM_STEAL_TIME, steal_gpa(index) | ENABLED)?;
-    }
-    Ok(())
+    (0..vm.vcpus().len()).try_for_each(|index| steal::enable(vm, index, true))
 }
 
-/// A VM that has run with its steal clocks on, and is stopped.
+/// A stopped VM that ran with enabled steal clocks.
 fn accounting(kvm: &Kvm) -> Result<Vm> {
     let vm = derived(kvm, VCPUS)?;
     enable(&vm)?;
@@ -93,9 +63,9 @@ fn set_paused(vm: &Vm, clock: &mut VmClock, mode: u32, paused_ns: u64) -> Result
     set(vm, clock, mode)
 }
 
-/// Every vCPU's steal clock grew by `expected_ns` since `before`.
+/// Fails unless every vCPU's steal clock grew by `expected_ns` since `before`.
 fn ensure_grew(vm: &Vm, before: &[u64], expected_ns: u64) -> Result<()> {
-    for (vcpu, (before, after)) in before.iter().zip(steal(vm)).enumerate() {
+    for (vcpu, (before, after)) in before.iter().zip(steal::read(vm)).enumerate() {
         let grew = after.wrapping_sub(*before);
         ensure!(
             (expected_ns..expected_ns + WAITING_NS).contains(&grew),
@@ -105,7 +75,7 @@ fn ensure_grew(vm: &Vm, before: &[u64], expected_ns: u64) -> Result<()> {
     Ok(())
 }
 
-/// GET reports `expected_ns` as not shown yet, for every vCPU.
+/// Fails unless GET reports `expected_ns` not yet shown, for every vCPU.
 fn ensure_hidden(vm: &Vm, expected_ns: u64) -> Result<()> {
     let hidden: Vec<u64> = get(vm)?.vcpus.iter().map(|vcpu| vcpu.steal_ns).collect();
     ensure!(
@@ -123,19 +93,19 @@ fn capability(kvm: &Kvm) -> Result<()> {
 
 fn added_once(kvm: &Kvm, mode: u32) -> Result<()> {
     let vm = accounting(kvm)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     set_paused(&vm, &mut get(&vm)?, mode, PAUSED_NS)?;
     run_a_little(&vm)?;
     ensure_grew(&vm, &before, PAUSED_NS)?;
     ensure_hidden(&vm, 0)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     run_a_little(&vm)?;
     ensure_grew(&vm, &before, 0)
 }
 
 fn nothing(kvm: &Kvm) -> Result<()> {
     let vm = accounting(kvm)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     for mode in [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE] {
         set_paused(&vm, &mut get(&vm)?, mode, 0)?;
         run_a_little(&vm)?;
@@ -145,7 +115,7 @@ fn nothing(kvm: &Kvm) -> Result<()> {
 
 fn frozen(kvm: &Kvm) -> Result<()> {
     let vm = accounting(kvm)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     set_paused(&vm, &mut get(&vm)?, MODE_FREEZE, PAUSED_NS)?;
     ensure_hidden(&vm, 0)?;
     run_a_little(&vm)?;
@@ -154,13 +124,13 @@ fn frozen(kvm: &Kvm) -> Result<()> {
 
 fn reported(kvm: &Kvm) -> Result<()> {
     let vm = accounting(kvm)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     set_paused(&vm, &mut get(&vm)?, MODE_EXACT, PAUSED_NS)?;
     ensure_hidden(&vm, PAUSED_NS)?;
-    // One of them runs.
+    // One of the vCPUs runs.
     snippet::halt(&vm, 1)?;
     let hidden: Vec<u64> = get(&vm)?.vcpus.iter().map(|vcpu| vcpu.steal_ns).collect();
-    ensure!(hidden == [PAUSED_NS, 0], "GET reports steal_ns {hidden:?}");
+    ensure_eq!(hidden, [PAUSED_NS, 0], "steal_ns of GET");
     run_a_little(&vm)?;
     ensure_hidden(&vm, 0)?;
     ensure_grew(&vm, &before, PAUSED_NS)
@@ -168,7 +138,7 @@ fn reported(kvm: &Kvm) -> Result<()> {
 
 fn replaced(kvm: &Kvm) -> Result<()> {
     let vm = accounting(kvm)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     let saved = get(&vm)?;
     set_paused(&vm, &mut saved.clone(), MODE_EXACT, 5 * PAUSED_NS)?;
     set_paused(&vm, &mut saved.clone(), MODE_EXACT, PAUSED_NS)?;
@@ -180,12 +150,13 @@ fn replaced(kvm: &Kvm) -> Result<()> {
 fn carried(kvm: &Kvm) -> Result<()> {
     let vm = accounting(kvm)?;
     set_paused(&vm, &mut get(&vm)?, MODE_EXACT, PAUSED_NS)?;
-    // Moves on before it ran: what the first pause left comes along, and the second one adds.
+    // The state is saved again before the guest ran: it includes the first pause, and the second
+    // one adds to it.
     let mut saved = get(&vm)?;
     let other = derived(kvm, VCPUS)?;
     enable(&other)?;
     run_a_little(&other)?;
-    let before = steal(&other);
+    let before = steal::read(&other);
     set_paused(&other, &mut saved, MODE_EXACT, PAUSED_NS)?;
     ensure_hidden(&other, 2 * PAUSED_NS)?;
     run_a_little(&other)?;
@@ -194,11 +165,15 @@ fn carried(kvm: &Kvm) -> Result<()> {
 
 fn enabled_late(kvm: &Kvm) -> Result<()> {
     let vm = derived(kvm, VCPUS)?;
-    ensure!(get_msr(&vm.vcpus()[0].fd(), MSR_KVM_STEAL_TIME)? == 0);
+    ensure_eq!(
+        get_msr(&vm.vcpus()[0].fd(), MSR_KVM_STEAL_TIME)?,
+        0,
+        "MSR_KVM_STEAL_TIME"
+    );
     set_paused(&vm, &mut get(&vm)?, MODE_EXACT, PAUSED_NS)?;
     run_a_little(&vm)?;
     ensure_hidden(&vm, PAUSED_NS)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     enable(&vm)?;
     run_a_little(&vm)?;
     ensure_grew(&vm, &before, PAUSED_NS)
@@ -208,10 +183,10 @@ fn in_place(kvm: &Kvm) -> Result<()> {
     let vm = pinned(kvm, VCPUS)?;
     enable(&vm)?;
     run_a_little(&vm)?;
-    let (before, saved) = (steal(&vm), get(&vm)?);
+    let (before, saved) = (steal::read(&vm), get(&vm)?);
     set_paused(&vm, &mut saved.clone(), MODE_EXACT, PAUSED_NS)?;
     let after = get(&vm)?;
-    ensure!(after.header.record == saved.header.record);
+    ensure_eq_hex!(after.header.record, saved.header.record, "the record");
     run_a_little(&vm)?;
     ensure_grew(&vm, &before, PAUSED_NS)
 }
@@ -226,7 +201,7 @@ fn new_vm(kvm: &Kvm, mode: u32, set_first: bool) -> Result<()> {
         enable(&vm)?;
         set_paused(&vm, &mut saved, mode, PAUSED_NS)?;
     }
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     run_a_little(&vm)?;
     ensure_grew(&vm, &before, PAUSED_NS)?;
     ensure_hidden(&vm, 0)
@@ -236,7 +211,7 @@ fn too_long(kvm: &Kvm) -> Result<()> {
     const MAX: u64 = i64::MAX.unsigned_abs();
 
     let vm = accounting(kvm)?;
-    let before = steal(&vm);
+    let before = steal::read(&vm);
     for (paused_ns, steal_ns) in [(MAX + 1, 0), (0, MAX + 1), (MAX, 1), (u64::MAX, 1)] {
         let mut clock = get_vm_clock_guest(vm.fd())?;
         clock.header.mode = MODE_EXACT;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The time that the host slept counts: for the kvmclock of every VM, and for the TSC of one with
-//! pinned clocks, which stay one function.
+//! kvmclock of every VM counts the time that the host slept, and so does the TSC of a VM with a
+//! pinned clock; both stay one function.
 //!
 //! It needs a host that sleeps for some seconds: `tools/vm/sleep --asleep 8`.
 
@@ -10,46 +10,33 @@ use crate::{
     sleep::{sleep_as, HostTsc},
     Host, VCPUS,
 };
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::{observe, vmm::Vm};
-use kvm_bindings::KVM_CLOCK_HOST_TSC;
-use kvm_clock::tsc_offset;
 use kvm_clock_guest_selftests::{
-    clocks::pages,
-    fixture::{an_hour_ahead, get, reference_transform, run_a_little},
-    host_clock::now_ns,
-    ktap::{note, Case, Skip},
-    last_host_tsc,
-    time::SECOND_NS,
+    expect::get_clock_and_host_tsc, host_clock::now_ns, host_module, prelude::*,
 };
-use pvclock::{
-    abi::{PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
-    tsc::TscTransform,
-};
-use std::{thread, time::Duration};
+use std::thread;
 
-/// How far off a clock may be after a sleep, whose length the host knows from a clock of whole
-/// seconds.
+/// The error of a clock after a sleep, whose length the host measures in whole seconds.
 const TOLERANCE_NS: i64 = SECOND_NS + SECOND_NS / 4;
-/// The least sleep that shows against the tolerance.
+/// The shortest sleep that exceeds the tolerance.
 const LEAST_NS: i64 = 5 * SECOND_NS;
 
 pub(crate) fn cases(tsc: HostTsc) -> Vec<Case<Host>> {
     vec![
-        Case::new("the sleep counts: VMs that were never SET", move |host| {
-            never_set(host, tsc)
-        }),
-        Case::new("the sleep counts: pinned VMs that run", move |host| {
+        Case::new(
+            "clocks count the sleep: VMs that were never SET",
+            move |host| never_set(host, tsc),
+        ),
+        Case::new("clocks count the sleep: pinned VMs that run", move |host| {
             running(host, tsc)
         }),
         Case::new(
-            "the sleep counts: pinned VMs that are stopped",
+            "clocks count the sleep: pinned VMs that are stopped",
             move |host| stopped(host, tsc, |_| Ok(()), 1),
         ),
         Case::new(
-            "the sleep counts: pinned VMs that did not run for long",
+            "clocks count the sleep: pinned VMs that did not run for long",
             move |host| {
-                // Every vCPU ioctl makes KVM look at the host's TSC.
+                // Every vCPU ioctl makes KVM read the host TSC.
                 let wait = |_: &Vm| {
                     thread::sleep(Duration::from_secs(5));
                     Ok(())
@@ -58,14 +45,14 @@ pub(crate) fn cases(tsc: HostTsc) -> Vec<Case<Host>> {
             },
         ),
         Case::new(
-            "the sleep counts: pinned VMs that did not run since the host booted",
+            "clocks count the sleep: pinned VMs that did not run since the host booted",
             move |host| {
-                let age = |vm: &Vm| last_host_tsc::set(vm, 0..VCPUS as usize, 1);
+                let age = |vm: &Vm| host_module::set_last_host_tsc(vm, 0..VCPUS as usize, 1);
                 stopped(host, tsc, age, 1)
             },
         ),
         Case::new(
-            "the sleep counts: pinned VMs that are stopped, 2 sleeps in a row",
+            "clocks count the sleep: pinned VMs that are stopped, 2 sleeps in a row",
             move |host| stopped(host, tsc, |_| Ok(()), 2),
         ),
         Case::new("pinned clocks stay stable over the sleep", move |host| {
@@ -87,7 +74,7 @@ impl Clocks {
     /// As KVM_GET_CLOCK reports.
     fn kvmclock(vm: &Vm) -> Result<Self> {
         let before = now_ns(libc::CLOCK_BOOTTIME);
-        let kvmclock_ns = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
+        let kvmclock_ns = get_clock(vm)?.clock;
         Ok(Self {
             booted_ns: [before, now_ns(libc::CLOCK_BOOTTIME)],
             kvmclock_ns,
@@ -106,7 +93,7 @@ impl Clocks {
         })
     }
 
-    /// Fails unless both clocks grew by as much as CLOCK_BOOTTIME since `earlier`, `sleeps` ago.
+    /// Fails unless both clocks grew as much as CLOCK_BOOTTIME since `earlier`, `sleeps` ago.
     fn ensure_counts(&self, vm: &Vm, earlier: &Self, sleeps: i64, when: &str) -> Result<()> {
         let booted = self.booted_ns[1] - earlier.booted_ns[0];
         // CAST: The sign of a difference mod 2^64 is the order.
@@ -128,7 +115,7 @@ impl Clocks {
     }
 }
 
-/// Has the host sleep for long enough to show.
+/// Suspends the host, and skips the case if it did not sleep long enough.
 fn sleep_long(tsc: HostTsc) -> Result<()> {
     let asleep = || now_ns(libc::CLOCK_BOOTTIME) - now_ns(libc::CLOCK_MONOTONIC);
     let before = asleep();
@@ -142,7 +129,7 @@ fn sleep_long(tsc: HostTsc) -> Result<()> {
     Ok(())
 }
 
-/// Pinned an hour ahead of any clock of KVM's own, at the rate of time.
+/// VMs whose clocks are pinned an hour ahead.
 fn pinned(host: &Host) -> Result<Vec<Vm>> {
     host.pinning(an_hour_ahead)
 }
@@ -152,49 +139,37 @@ fn never_set(host: &Host, tsc: HostTsc) -> Result<()> {
     let before = all_of(&vms, Clocks::kvmclock)?;
     sleep_long(tsc)?;
     for_each(&vms, &before, |vm, before| {
-        let at_once = Clocks::kvmclock(vm)?;
+        let immediately = Clocks::kvmclock(vm)?;
         run_a_little(vm)?;
         Clocks::kvmclock(vm)?.ensure_counts(vm, before, 1, "after the guest ran")?;
-        // KVM reads its master clock of before until a vCPU runs.
-        if let Err(error) = at_once.ensure_counts(vm, before, 1, "before that") {
-            note(&format!("{error:#}"));
+        // KVM uses its former master clock until a vCPU runs.
+        if let Err(error) = immediately.ensure_counts(vm, before, 1, "before that") {
+            note!("{error:#}");
         }
         Ok(())
     })
 }
 
-/// Fails unless GET, and the record of every vCPU at that vCPU's TSC, say exactly what KVM_GET_CLOCK
-/// does.
+/// Fails unless GET, and the record of every vCPU at that vCPU's TSC, are exactly KVM_GET_CLOCK.
 fn ensure_one_function(vm: &Vm, when: &str, ran: bool) -> Result<()> {
     let clock = get(vm)?;
-    let relation = reference_transform(&clock)?;
-    let mut functions = vec![("GET".to_owned(), clock.header.record, relation)];
+    let transform = reference_transform(&clock)?;
+    let mut functions = vec![("GET".to_owned(), clock.header.record, transform)];
     if ran {
         for (vcpu, page) in vm.vcpus().iter().zip(pages(vm)) {
-            let offset = tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET")?;
-            let relation = TscTransform { offset, ..relation };
-            functions.push((format!("vCPU {}", vcpu.index()), page, relation));
+            let transform = vcpu_transform(&vcpu.fd())?;
+            functions.push((format!("vCPU {}", vcpu.index()), page, transform));
         }
     }
-    let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
-    ensure!(
-        data.flags & KVM_CLOCK_HOST_TSC != 0,
-        "{when}, KVM_GET_CLOCK reports no host TSC: flags {:#x}",
-        data.flags
-    );
-    for (who, record, relation) in functions {
-        let ns = record.kvmclock_ns(relation.guest_tsc(data.host_tsc));
-        ensure!(
-            ns == data.clock,
-            "{when}, {who} says {ns} ns at host TSC {:#x}, KVM_GET_CLOCK {} ns",
-            data.host_tsc,
-            data.clock
-        );
+    let data = get_clock_and_host_tsc(vm).context(when.to_owned())?;
+    for (name, record, transform) in functions {
+        let ns = record.kvmclock_ns(transform.guest_tsc(data.host_tsc));
+        ensure_eq!(data.clock, ns, "{when}, KVM_GET_CLOCK against {name}, ns");
     }
     Ok(())
 }
 
-/// Looks at the stopped VMs at once, and when their guests ran.
+/// Checks the stopped VMs immediately, and after their guests ran.
 fn ensure_count(vms: &[Vm], before: &[Clocks], sleeps: i64) -> Result<()> {
     for_each(vms, before, |vm, before| {
         let now = Clocks::all(vm)?;
@@ -236,8 +211,8 @@ fn stopped(
     ensure_count(&vms, &before, sleeps)
 }
 
-/// GET and the guest's records say that the clock is stable: there is one function, and the host's
-/// TSC is good.
+/// GET and the guest's records have the stable flag: there is one function, and the host TSC is
+/// stable.
 fn stable(host: &Host, tsc: HostTsc) -> Result<()> {
     let vms = pinned(host)?;
     sleep_as(tsc)?;

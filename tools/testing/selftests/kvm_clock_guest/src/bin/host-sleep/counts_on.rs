@@ -1,39 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host TSC counts on while the host sleeps: nothing of a guest's clocks changes.
+//! The host TSC keeps counting while the host sleeps: a guest's clocks do not change.
 
 use crate::{
     expected::{all_of, ensure_advanced, for_each, read_and_stop, Before},
     sleep::sleep_counting,
     Host, VCPUS,
 };
-use anyhow::{ensure, Result};
-use clockguest::{observe, vmm::Vm};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    expect,
-    fixture::{get, run_a_little, set},
-    ktap::Case,
-};
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT};
+use kvm_clock_guest_selftests::{expect, prelude::*};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
-        Case::new("VMs that run when the host is suspended", running),
-        Case::new("VMs that are stopped then", stopped),
-        Case::new("3 times in a row", in_a_row),
+        Case::new("VMs that run when the host is suspended", |host| {
+            running(host, 1)
+        }),
+        Case::new("VMs that are stopped when the host is suspended", stopped),
+        Case::new("3 sleeps in a row", |host| running(host, 3)),
         Case::new("SET exact of what was saved before, into new VMs", into_new),
         Case::new("SET advance of what was saved before", advance),
     ]
 }
 
-fn running(host: &Host) -> Result<()> {
+fn running(host: &Host, sleeps: u32) -> Result<()> {
     let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     for vm in &vms {
         observe::run(vm)?;
     }
-    sleep_counting()?;
+    for _ in 0..sleeps {
+        sleep_counting()?;
+    }
     for_each(&vms, &before, |vm, before| {
         let reading = read_and_stop(vm)?;
         before.ensure_pinned(vm, &reading)
@@ -45,13 +41,14 @@ fn stopped(host: &Host) -> Result<()> {
     let before = all_of(&vms, Before::of)?;
     let saved = all_of(&vms, get)?;
     sleep_counting()?;
-    // Before any vCPU is loaded.
+    // Before KVM loads any vCPU.
     for_each(&vms, &saved, |vm, saved| {
         let now = get(vm)?;
         let (header, was) = (now.header, saved.header);
-        ensure!(
-            (header.record, header.status, &now.vcpus) == (was.record, was.status, &saved.vcpus),
-            "GET tells {now:x?}, told {saved:x?}"
+        ensure_eq_hex!(
+            (header.record, header.status, &now.vcpus),
+            (was.record, was.status, &saved.vcpus),
+            "GET after the sleep"
         );
         set(vm, &mut saved.clone(), MODE_EXACT)
     })?;
@@ -60,22 +57,7 @@ fn stopped(host: &Host) -> Result<()> {
     })
 }
 
-fn in_a_row(host: &Host) -> Result<()> {
-    let vms = host.pinned()?;
-    let before = all_of(&vms, Before::of)?;
-    for vm in &vms {
-        observe::run(vm)?;
-    }
-    for _ in 0..3 {
-        sleep_counting()?;
-    }
-    for_each(&vms, &before, |vm, before| {
-        let reading = read_and_stop(vm)?;
-        before.ensure_pinned(vm, &reading)
-    })
-}
-
-/// As of a snapshot that is restored after the host slept.
+/// A snapshot is restored after the host slept.
 fn into_new(host: &Host) -> Result<()> {
     let vms = host.pinned()?;
     let saved = all_of(&vms, |vm| {
@@ -97,7 +79,7 @@ fn into_new(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// What the host's clocks say, though those know of the sleep by the real time clock only.
+/// The guest TSC follows the host's TAI, which the kernel corrects with the real time clock.
 fn advance(host: &Host) -> Result<()> {
     let vms = host.pinned()?;
     let saved = all_of(&vms, get)?;

@@ -1,21 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a suspension of the host is to leave of a guest's clocks.
+//! The expected clocks of a guest after the host was suspended.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, measure::Reading, observe, vmm::Vm};
-use kvm_clock::VmClock;
+use clockguest::measure::Reading;
 use kvm_clock_guest_selftests::{
-    clocks::{function, Clocks},
-    expect,
-    flat_out::Progress,
+    clocks::PVCLOCK_GUEST_STOPPED, expect, prelude::*, progress::Progress,
 };
-use pvclock::abi::ClockGuest;
 
-/// pvclock flag that tells the guest it was stopped: KVM sets it when the host goes to sleep.
-const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
-
-/// The clocks of a stopped VM before the host slept, and what its guest had read by then.
+/// The clocks of a stopped VM before the host slept, and its guest's readings up to then.
 pub(crate) struct Before {
     pub(crate) clocks: Clocks,
     pub(crate) progress: Progress,
@@ -29,18 +21,18 @@ impl Before {
         })
     }
 
-    /// The same clocks, but that KVM told the guest of the pause.
-    pub(crate) fn told_of_pause(&self) -> Clocks {
+    /// The same clocks, with the flag that KVM sets when the host goes to sleep.
+    pub(crate) fn with_stopped_flag(&self) -> Clocks {
         Clocks {
             pages: with_flags(&self.clocks.pages, |flags| flags | PVCLOCK_GUEST_STOPPED),
             ..self.clocks.clone()
         }
     }
 
-    /// Fails unless the stopped `vm`, whose guest made `reading`, kept its clocks to the bit over a
-    /// sleep during which the host TSC counted on.
+    /// Fails unless the stopped `vm`, whose guest made `reading`, has bit-identical clocks after a
+    /// sleep during which the host TSC kept counting.
     pub(crate) fn ensure_pinned(&self, vm: &Vm, reading: &Reading) -> Result<()> {
-        let expected = self.told_of_pause();
+        let expected = self.with_stopped_flag();
         expected.ensure_is(&Clocks::of(vm)?, "after the sleep")?;
         expected.ensure_reads(reading)?;
         self.progress.ensure_none_went_back(vm, true)
@@ -52,12 +44,12 @@ impl Before {
         self.ensure_raised_to_within(vm, reading, 0)
     }
 
-    /// The same, but the record may be `off` ticks off.
+    /// The same with an error of the record of up to `error` ticks.
     pub(crate) fn ensure_raised_to_within(
         &self,
         vm: &Vm,
         reading: &Reading,
-        off: u64,
+        error: u64,
     ) -> Result<()> {
         let now = Clocks::of(vm)?;
         let raised: Vec<_> = now
@@ -71,7 +63,7 @@ impl Before {
             raised.iter().all(|ticks| *ticks == raised[0]) && raised[0] as i64 > 0,
             "TSC offsets were raised by {raised:x?}"
         );
-        // KVM has no master clock for this VM any more, but that is no part of the function.
+        // KVM no longer has a master clock for this VM, but the function is the same.
         let was = function(self.clocks.record);
         let shift = now.record.tsc_timestamp.wrapping_sub(was.tsc_timestamp);
         let record = ClockGuest {
@@ -79,30 +71,27 @@ impl Before {
             ..was
         };
         ensure!(
-            now.pinned && function(now.record) == record && shift.wrapping_add(off) <= 2 * off,
+            now.pinned && function(now.record) == record && shift.wrapping_add(error) <= 2 * error,
             "the record is {:x?}, pinned {}, was {was:x?}",
             now.record,
             now.pinned
         );
         for (index, page) in now.pages.iter().enumerate() {
-            ensure!(
-                function(*page) == record,
-                "vCPU {index} reads the record {page:x?}, GET tells {record:x?}"
-            );
+            ensure_eq_hex!(function(*page), record, "vCPU {index}'s record");
         }
         expect::ensure_reads(reading, &record, now.offsets[0])?;
         self.progress.ensure_none_went_back(vm, true)
     }
 }
 
-/// Fails unless ADVANCE took the guest's TSC from `saved` to `now`, to the tick, as far as the
-/// whole ns of either tell.
+/// Fails unless ADVANCE moved the guest's TSC from `saved` to `now`, to the tick, within the
+/// uncertainty of their whole ns.
 pub(crate) fn ensure_advanced(saved: &VmClock, now: &VmClock) -> Result<()> {
-    let off = expect::error_ticks(&saved.header, now, &now.header)?;
-    let open = expect::ticks(&saved.header, 2) + 2;
+    let error = expect::error_ticks(&saved.header, now, &now.header)?;
+    let uncertainty = expect::ticks(&saved.header, 2) + 2;
     ensure!(
-        i128::from(off).abs() <= open,
-        "the guest TSC is {off} ticks off, {open} are open"
+        i128::from(error).abs() <= uncertainty,
+        "the error of the guest TSC is {error} ticks, uncertainty {uncertainty}"
     );
     Ok(())
 }
@@ -122,12 +111,12 @@ fn with_flags(records: &[ClockGuest], flags: impl Fn(u8) -> u8) -> Vec<ClockGues
     changed.collect()
 }
 
-/// What `of` makes of each of `vms`.
+/// `of` of each of `vms`.
 pub(crate) fn all_of<T>(vms: &[Vm], of: impl Fn(&Vm) -> Result<T>) -> Result<Vec<T>> {
     vms.iter().map(of).collect()
 }
 
-/// Steps back that each vCPU saw of its own TSC and kvmclock.
+/// Steps back of each vCPU's own TSC and kvmclock.
 pub(crate) fn own_steps_back(vm: &Vm) -> Vec<[u64; 2]> {
     (0..vm.vcpus().len())
         .map(|index| vm.view(index).backwards())
@@ -135,7 +124,7 @@ pub(crate) fn own_steps_back(vm: &Vm) -> Vec<[u64; 2]> {
         .collect()
 }
 
-/// Checks each of `vms` with what belongs to it.
+/// Checks each of `vms` with its element of `of`.
 pub(crate) fn for_each<T>(
     vms: &[Vm],
     of: &[T],

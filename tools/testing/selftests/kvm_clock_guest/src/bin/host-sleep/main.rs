@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A host that is suspended to memory with guests in it, whose clocks are pinned, and whose TSC
-//! counts on meanwhile or restarts from 0.
+//! A host that is suspended to memory while guests with pinned clocks exist, and whose TSC keeps
+//! counting or restarts from 0.
 //!
-//! It needs a host that lives through that, and that somebody wakes: `host-sleep` by
-//! `tools/vm/sleep`, or `host-sleep --host-tsc=restarts` by `tools/vm/sleep --tsc-restarts`. With
-//! `--scaling` as well there are guests of other TSC rates. `--unstable=suspend` and
-//! `--unstable=online` have the host find its TSC unstable meanwhile, for good; they need
-//! `mark_tsc_unstable.ko` and `--allow`.
+//! It needs a host that survives that and is woken up: `host-sleep` in `tools/vm/sleep`, or
+//! `host-sleep --host-tsc=restarts` in `tools/vm/sleep --tsc-restarts`. With `--scaling` there are
+//! also guests with other TSC rates. With `--unstable=suspend` and `--unstable=online` the host
+//! permanently marks its TSC unstable meanwhile; they need `mark_tsc_unstable.ko` and `--allow`.
 //!
-//! Where the TSC restarts, KVM raises the TSC offsets of all vCPUs by one number of host ticks, so
-//! that no guest's TSC goes back; of each vCPU when that is loaded for the next time.
+//! If the TSC restarts, KVM raises the TSC offsets of all vCPUs by one number of host ticks, so
+//! that no guest's TSC steps back; it does so when a vCPU is loaded next.
 
 mod counted;
 mod counts_on;
@@ -20,19 +19,8 @@ mod saved;
 mod sleep;
 mod unstable;
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
-use kvm_clock_guest_selftests::{
-    clocks::function,
-    fixture::{at_another_rate, get, run_a_little, set, settle},
-    ktap::{self, note, Case},
-    require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::MODE_EXACT;
+use kvm_clock_guest_selftests::{fixture::at_another_rate, prelude::*};
 use sleep::{HostTsc, NotBehind};
-use std::process::ExitCode;
 use unstable::Unstable;
 
 const VCPUS: u32 = 2;
@@ -40,7 +28,7 @@ const VCPUS: u32 = 2;
 /// What the cases need.
 pub(crate) struct Host {
     pub(crate) kvm: Kvm,
-    /// Guests' TSC rates (kHz) to be tried: the host's, and others where the hardware scales.
+    /// Guests' TSC rates (kHz): the host's, and others if the hardware scales.
     pub(crate) rates: Vec<u32>,
 }
 
@@ -51,40 +39,32 @@ impl Host {
         let khz = Vm::empty(&kvm, 1)?.tsc_khz()?;
         let mut rates = vec![khz];
         if require::scales(&kvm) {
-            // Neither number makes a round ratio.
+            // Neither gives a round ratio.
             rates.extend([khz / 10 * 7, 3_300_000]);
         }
-        note(&format!("guests of {rates:?} kHz"));
+        note!("guests of {rates:?} kHz");
         Ok(Self { kvm, rates })
     }
 
     /// Stopped VMs that have run, one of each rate, their clocks derived by KVM.
     pub(crate) fn derived(&self) -> Result<Vec<Vm>> {
-        let vms = self.rates.iter().map(|&khz| {
-            let vm = Vm::at_rate(&self.kvm, VCPUS, khz)?;
-            settle(&vm)?;
-            Ok(vm)
-        });
-        vms.collect()
+        let vms = self.rates.iter();
+        vms.map(|&khz| derived_at_rate(&self.kvm, VCPUS, khz))
+            .collect()
     }
 
-    /// The same with a pinned record each, at another rate: no clock of KVM's own making.
+    /// The same with pinned records at another rate, which KVM never derives.
     pub(crate) fn pinned(&self) -> Result<Vec<Vm>> {
         self.pinning(at_another_rate)
     }
 
-    /// The same, with what `change` makes of KVM's clock.
+    /// The same with KVM's clocks as changed by `change`.
     pub(crate) fn pinning(&self, change: impl Fn(VmClock) -> VmClock) -> Result<Vec<Vm>> {
         let vms = self.derived()?;
         for vm in &vms {
-            let mut clock = change(get(vm)?);
-            set(vm, &mut clock, MODE_EXACT)?;
-            run_a_little(vm)?;
+            let clock = pin(vm, &change)?;
             let (record, now) = (clock.header.record, get(vm)?.header.record);
-            ensure!(
-                function(record) == function(now),
-                "SET was {record:x?}, GET tells {now:x?}"
-            );
+            ensure_eq_hex!(function(now), function(record), "GET's record after SET");
         }
         Ok(vms)
     }

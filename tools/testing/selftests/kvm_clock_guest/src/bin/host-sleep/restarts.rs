@@ -1,29 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host TSC restarts while the host sleeps: KVM raises all offsets, and records go along.
+//! The host TSC restarts while the host sleeps: KVM raises all offsets, and moves records with
+//! them.
 
 use crate::{
     expected::{all_of, for_each, own_steps_back, read_and_stop, Before},
     sleep::{sleep_restarting, Sleep},
     Host,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::{observe, vmm::Vm};
-use kvm_clock::{get_vm_clock_guest, get_vm_clock_guest_or_fall_back, tsc_offset, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::function,
-    fixture::{derived, get, reference_transform, run_a_little},
-    halting,
-    ktap::{note, Case},
-    refusal::ensure_errno,
-};
-use pvclock::abi::{ClockGuest, PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
+use kvm_clock::get_vm_clock_guest_or_fall_back;
+use kvm_clock_guest_selftests::{fixture, prelude::*, snippet};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
         Case::new("VMs that run when the host is suspended", running),
-        Case::new("VMs that are stopped then", stopped),
-        Case::new("3 times in a row, stopped", in_a_row),
+        Case::new("VMs that are stopped when the host is suspended", stopped),
+        Case::new("3 sleeps in a row, stopped VMs", in_a_row),
         Case::new("a VM whose clock is not pinned, before it runs", unpinned),
         Case::new("a vCPU that is added afterwards", added_afterwards),
         Case::new("a VM that is created afterwards", created_afterwards),
@@ -47,12 +39,12 @@ fn running(host: &Host) -> Result<()> {
     })
 }
 
-/// Fails unless the guest TSC went on from where it was when the host went to sleep, by no more
-/// than the time that passed; if the VM `ran`, or else perhaps from where it was at the
-/// last ioctl of any vCPU.
+/// Fails unless the guest TSC continued from its value when the host went to sleep, by no more than
+/// the time that passed. If the VM did not run (`ran`), it may continue from its value at the last
+/// ioctl of a vCPU.
 fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Result<()> {
     const SECOND_NS: u64 = 1_000_000_000;
-    /// What passes from that ioctl on, and in the kernel before it keeps time again.
+    /// Time since that ioctl, and until the kernel keeps time again.
     const MOST_NS: u64 = 10 * SECOND_NS;
 
     let (then, since) = (reference_transform(saved)?, reference_transform(now)?);
@@ -68,37 +60,32 @@ fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Re
     let most = ticks(slept.passed_ns.unsigned_abs() + SECOND_NS);
     ensure!(
         (least..=most).contains(&went),
-        "the guest TSC went on by {went} ticks, expected {least} to {most}"
+        "the guest TSC grew by {went} ticks, expected {least} to {most}"
     );
     Ok(())
 }
 
-/// Fails unless GET, before any vCPU of the stopped `vm` is loaded, tells the clocks that the vCPUs
-/// are going to have.
-fn ensure_told(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
-    let told = get(vm)?;
-    let (header, was) = (told.header, saved.header);
-    ensure!(
-        header.status == STATUS_PINNED | STATUS_HOST_TSC_STABLE,
-        "GET tells status {:#x}",
-        header.status
+/// Fails unless GET, before KVM loads any vCPU of the stopped `vm`, reports the clocks that the
+/// vCPUs will have.
+fn ensure_reported(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
+    let reported = get(vm)?;
+    let (header, was) = (reported.header, saved.header);
+    ensure_eq_hex!(
+        header.status,
+        STATUS_PINNED | STATUS_HOST_TSC_STABLE,
+        "GET's status"
     );
     // CAST: The sign of a difference mod 2^64 is the order.
     let went = header.guest_tsc.wrapping_sub(was.guest_tsc) as i64;
     let kvmclock_went = header.kvmclock_ns.wrapping_sub(was.kvmclock_ns) as i64;
     let offsets = vm.tsc_offsets()?;
-    let told_offsets: Vec<_> = told.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
-    ensure!(
-        told_offsets == offsets,
-        "GET tells TSC offsets {told_offsets:x?}, by KVM_VCPU_TSC_OFFSET they are {offsets:x?}; \
-         the guest TSC went on by {went} ticks then, kvmclock by {kvmclock_went} ns"
-    );
+    let reported_offsets = fixture::offsets(&reported);
+    ensure_eq_hex!(reported_offsets, offsets, "GET's TSC offsets");
     ensure!(
         went >= 0 && kvmclock_went >= 0,
-        "since before the sleep the guest TSC went on by {went} ticks, kvmclock by {kvmclock_went} \
-         ns"
+        "since before the sleep the guest TSC grew by {went} ticks, kvmclock by {kvmclock_went} ns"
     );
-    Ok(told)
+    Ok(reported)
 }
 
 fn stopped(host: &Host) -> Result<()> {
@@ -107,16 +94,16 @@ fn stopped(host: &Host) -> Result<()> {
     let saved = all_of(&vms, get)?;
     let slept = sleep_restarting()?;
     for_each(&vms, &saved, |vm, saved| {
-        let told = ensure_told(vm, saved)?;
-        ensure_went_on(saved, &told, slept, false)
+        let reported = ensure_reported(vm, saved)?;
+        ensure_went_on(saved, &reported, slept, false)
     })?;
     for_each(&vms, &before, |vm, before| {
         before.ensure_raised(vm, &run_a_little(vm)?)
     })
 }
 
-/// The changes add up until the vCPUs are loaded; where the TSC is scaled, KVM rounds their sum,
-/// and the record's each.
+/// The changes add up until the vCPUs are loaded. With a scaled TSC, KVM rounds their sum, but each
+/// change of the record.
 fn in_a_row(host: &Host) -> Result<()> {
     const TIMES: u64 = 3;
 
@@ -126,77 +113,76 @@ fn in_a_row(host: &Host) -> Result<()> {
     for _ in 0..TIMES {
         sleep_restarting()?;
     }
-    for_each(&vms, &saved, |vm, saved| ensure_told(vm, saved).map(drop))?;
+    for_each(&vms, &saved, |vm, saved| {
+        ensure_reported(vm, saved).map(drop)
+    })?;
     for_each(&vms, &before, |vm, before| {
         let is_scaled = vm.tsc_khz()? != host.rates[0];
-        let off = if is_scaled { TIMES - 1 } else { 0 };
-        before.ensure_raised_to_within(vm, &run_a_little(vm)?, off)
+        let error = if is_scaled { TIMES - 1 } else { 0 };
+        before.ensure_raised_to_within(vm, &run_a_little(vm)?, error)
     })
 }
 
-/// Its master clock was of the TSC that is no more: ENODATA, and KVM's clock with FALLBACK.
+/// Its master clock was computed from the former TSC: ENODATA, and KVM's clock with FALLBACK.
 fn unpinned(host: &Host) -> Result<()> {
     let vms = host.derived()?;
     let before = all_of(&vms, |vm| Ok((own_steps_back(vm), get(vm)?)))?;
     sleep_restarting()?;
     for_each(&vms, &before, |vm, (steps_back, saved)| {
-        for when in ["at once", "after the guest ran"] {
+        for when in ["immediately", "after the guest ran"] {
             ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(drop)).context(when)?;
-            let told = get_vm_clock_guest_or_fall_back(vm.fd()).context("FALLBACK")?;
-            let (now, was) = (told.header, saved.header);
+            let reported = get_vm_clock_guest_or_fall_back(vm.fd()).context("FALLBACK")?;
+            let (now, was) = (reported.header, saved.header);
             // CAST: The sign of a difference mod 2^64 is the order.
             let went = now.kvmclock_ns.wrapping_sub(was.kvmclock_ns) as i64;
             ensure!(
                 (0..600_000_000_000).contains(&went) && now.status == STATUS_HOST_TSC_STABLE,
-                "{when}: kvmclock went on by {went} ns, {:x?}",
+                "{when}: kvmclock grew by {went} ns, {:x?}",
                 now
             );
             run_a_little(vm)?;
         }
-        // Without a master clock, those of different vCPUs are no one clock.
-        ensure!(
-            own_steps_back(vm) == *steps_back,
-            "steps back of each vCPU's TSC and kvmclock were {steps_back:?}, are {:?}",
-            own_steps_back(vm)
+        // Without a master clock, vCPUs do not share one clock.
+        ensure_eq!(
+            own_steps_back(vm),
+            *steps_back,
+            "steps back of each vCPU's TSC and kvmclock"
         );
         Ok(())
     })
 }
 
-/// KVM gives it the TSC that the others would have had, but all read one kvmclock.
+/// KVM gives it the TSC that the others would have without the sleep, but all read one kvmclock.
 fn added_afterwards(host: &Host) -> Result<()> {
     let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     sleep_restarting()?;
     for_each(&vms, &before, |vm, before| {
         before.ensure_raised(vm, &run_a_little(vm)?)?;
-        let mut fd = halting::add_vcpu(&host.kvm, vm)?;
-        let page = halting::record(vm, &mut fd)?;
+        let mut fd = snippet::add_vcpu(vm)?;
+        let page = snippet::record_in_real_mode(vm, &mut fd)?;
         let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
         let ahead = offset.wrapping_sub(vm.tsc_offsets()?[0]);
         // CAST: The sign of a difference mod 2^64 is the order.
-        note(&format!("its TSC is {} ticks ahead", ahead as i64));
+        note!("its TSC is {} ticks ahead", ahead as i64);
         let record = before.clocks.record;
         let expected = ClockGuest {
             tsc_timestamp: record.tsc_timestamp.wrapping_add(ahead),
             ..function(record)
         };
-        ensure!(
-            function(page) == expected,
-            "the new vCPU, {ahead:#x} ticks ahead, reads {page:x?}, the others {record:x?}"
-        );
+        ensure_eq_hex!(function(page), expected, "the new vCPU's record");
         before.ensure_raised(vm, &run_a_little(vm)?)
     })
 }
 
-/// Nothing reminds of the TSC of before.
+/// It does not depend on the former TSC.
 fn created_afterwards(host: &Host) -> Result<()> {
     sleep_restarting()?;
     let vm = derived(&host.kvm, 2)?;
     let header = get(&vm)?.header;
     ensure!(
         header.record.flags == PVCLOCK_TSC_STABLE && header.status == STATUS_HOST_TSC_STABLE,
-        "GET tells {header:x?}"
+        "GET reports {header:x?}"
     );
     let vms = host.pinned()?;
     for_each(&vms, &all_of(&vms, Before::of)?, |vm, before| {

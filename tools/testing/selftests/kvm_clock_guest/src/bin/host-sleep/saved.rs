@@ -1,47 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET after the host TSC restarted, before any vCPU is loaded: of what was saved before, and
-//! since.
+//! SET after the host TSC restarted, before KVM loads any vCPU, of clocks saved before and since.
 
 use crate::{
     expected::{all_of, ensure_advanced, for_each, Before},
     sleep::{sleep_restarting, wait_for_tsc},
     Host,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_clock_guest, set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::{function, Clocks},
-    expect,
-    fixture::{get, make_consistent, reference_offset, run_a_little, set},
-    ktap::Case,
-    refusal::ensure_errno,
-};
-use pvclock::abi::{VmClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_PINNED};
+use kvm_clock_guest_selftests::{expect, prelude::*};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
-        Case::new("SET exact of what was saved before is stale", stale),
-        Case::new("SET exact of what GET tells at once", exact),
-        Case::new(
-            "SET exact of offsets that are those of before",
-            same_offsets,
-        ),
-        Case::new("SET advance of what was saved before", |host| {
+        Case::new("SET exact of clocks saved before: ESTALE", stale),
+        Case::new("SET exact of clocks saved immediately afterwards", exact),
+        Case::new("SET exact of the former offsets", same_offsets),
+        Case::new("SET advance of clocks saved before", |host| {
             moved(host, MODE_ADVANCE)
         }),
-        Case::new("SET freeze of what was saved before", |host| {
+        Case::new("SET freeze of clocks saved before", |host| {
             moved(host, MODE_FREEZE)
         }),
-        Case::new("KVM_SET_CLOCK_GUEST of the record of before", by_vcpu),
+        Case::new("KVM_SET_CLOCK_GUEST of the former record", through_vcpu),
         Case::new("KVM_SET_CLOCK, and a new record", replaced),
     ]
 }
 
 /// The host TSC has not reached the anchor yet: nothing changes.
 fn stale(host: &Host) -> Result<()> {
-    /// Ticks that leave the time for all this.
+    /// Enough ticks for the whole case.
     const ENOUGH: u64 = 20_000_000_000;
 
     let vms = host.pinned()?;
@@ -54,7 +40,7 @@ fn stale(host: &Host) -> Result<()> {
         ensure_errno(libc::ESTALE, set_vm_clock_guest(vm.fd(), &mut clock))
     };
     for_each(&vms, &saved, |vm, saved| {
-        refused(vm, saved).context("at once")
+        refused(vm, saved).context("immediately")
     })?;
     for_each(&vms, &before, |vm, before| {
         before.ensure_raised(vm, &run_a_little(vm)?)
@@ -67,9 +53,9 @@ fn stale(host: &Host) -> Result<()> {
     })
 }
 
-/// Fails unless the stopped `vm` has exactly the clocks that were SET, also when it runs.
+/// Fails unless the stopped `vm` has exactly the clocks `clock`, also after it runs.
 fn ensure_is_set(vm: &Vm, clock: &VmClock) -> Result<()> {
-    let expected: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
+    let expected = offsets(clock);
     let record = function(clock.header.record);
     let reading = run_a_little(vm)?;
     let now = Clocks::of(vm)?;
@@ -85,24 +71,24 @@ fn exact(host: &Host) -> Result<()> {
     let vms = host.pinned()?;
     let before = all_of(&vms, Before::of)?;
     sleep_restarting()?;
-    let told = all_of(&vms, get)?;
-    for_each(&vms, &told, |vm, told| {
-        set(vm, &mut told.clone(), MODE_EXACT)?;
-        ensure_is_set(vm, told)
+    let reported = all_of(&vms, get)?;
+    for_each(&vms, &reported, |vm, reported| {
+        set(vm, &mut reported.clone(), MODE_EXACT)?;
+        ensure_is_set(vm, reported)
     })?;
     for_each(&vms, &before, |vm, before| {
         before.progress.ensure_none_went_back(vm, true)
     })
 }
 
-/// A SET that has nothing to write, by what the vCPUs were last known to have.
+/// A SET that would have nothing to write if the vCPUs' former offsets were still valid.
 fn same_offsets(host: &Host) -> Result<()> {
     let vms = host.pinned()?;
     let saved = all_of(&vms, get)?;
     sleep_restarting()?;
     for_each(&vms, &saved, |vm, saved| {
         let mut clock = saved.clone();
-        // An anchor of now; a guest that was saved long before it, as its TSC is to be behind.
+        // A present anchor, and a guest that was saved long before it, as its TSC must be behind.
         clock.header.host_tsc = get(vm)?.header.host_tsc;
         clock.header.record.tsc_timestamp = reference_offset(&clock);
         make_consistent(&mut clock);
@@ -123,7 +109,7 @@ fn moved(host: &Host, mode: u32) -> Result<()> {
         } else {
             let went = now.header.guest_tsc.wrapping_sub(saved.header.guest_tsc);
             let second = u64::from(vm.tsc_khz()?) * 1000;
-            ensure!(went < 10 * second, "the guest TSC went on by {went} ticks");
+            ensure!(went < 10 * second, "the guest TSC grew by {went} ticks");
         }
         let clock = VmClock {
             header: VmClockGuest {
@@ -139,9 +125,9 @@ fn moved(host: &Host, mode: u32) -> Result<()> {
     })
 }
 
-/// It is for the TSC that the vCPU is going to have.
-fn by_vcpu(host: &Host) -> Result<()> {
-    // Such a record has to be for the vCPU's rate.
+/// The record is for the TSC that the vCPU will have.
+fn through_vcpu(host: &Host) -> Result<()> {
+    // Such a record must have the vCPU's rate.
     let vms = host.pinning(|clock| clock)?;
     let (before, saved) = (all_of(&vms, Before::of)?, all_of(&vms, get)?);
     sleep_restarting()?;
@@ -154,13 +140,13 @@ fn by_vcpu(host: &Host) -> Result<()> {
     })
 }
 
-/// KVM takes no master clock for such a VM again, so there is none to GET; but a record can be SET.
+/// KVM_SET_CLOCK unpins the clock, and SET pins it again.
 fn replaced(host: &Host) -> Result<()> {
     let vms = host.pinned()?;
     sleep_restarting()?;
-    let told = all_of(&vms, get)?;
-    for_each(&vms, &told, |vm, told| {
-        let mut data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+    let reported = all_of(&vms, get)?;
+    for_each(&vms, &reported, |vm, reported| {
+        let mut data = get_clock(vm)?;
         data.flags = 0;
         vm.fd().set_clock(&data).context("KVM_SET_CLOCK")?;
         run_a_little(vm)?;
@@ -170,7 +156,7 @@ fn replaced(host: &Host) -> Result<()> {
             status & STATUS_PINNED == 0,
             "GET reports status {status:#x}"
         );
-        set(vm, &mut told.clone(), MODE_EXACT)?;
-        ensure_is_set(vm, told)
+        set(vm, &mut reported.clone(), MODE_EXACT)?;
+        ensure_is_set(vm, reported)
     })
 }

@@ -2,13 +2,8 @@
 
 //! Suspends the host.
 
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::host::rdtsc_ordered;
-use kvm_clock_guest_selftests::{
-    host_clock::now_ns,
-    ktap::{note, Skip},
-};
-use std::{fs, io, str::FromStr, thread, time::Duration};
+use kvm_clock_guest_selftests::{host_clock::now_ns, prelude::*};
+use std::{fs, io, str::FromStr, thread};
 use thiserror::Error;
 
 const STATE: &str = "/sys/power/state";
@@ -21,19 +16,19 @@ pub(crate) struct Sleep {
     pub(crate) before: u64,
     /// Host TSC (ticks) just after.
     pub(crate) after: u64,
-    /// Time from the one to the other that the host was awake, ns.
+    /// Time between them that the host was awake, ns.
     pub(crate) awake_ns: i64,
-    /// Time from the one to the other, ns.
+    /// Time between them, ns.
     pub(crate) passed_ns: i64,
 }
 
-/// The host TSC is not behind what it was: KVM may have seen no step back.
+/// The host TSC is not below its former value: KVM may have seen no step back.
 #[derive(Debug, Error)]
-#[error("the host TSC counted on, or the host took too long to wake up: {0:?}")]
+#[error("the host TSC kept counting, or the host took too long to wake up: {0:?}")]
 pub(crate) struct NotBehind(Sleep);
 
 impl Sleep {
-    /// Whether the TSC did not count all the time: it has more than a tick per ns.
+    /// Whether the TSC, which has more than a tick per ns, did not count all the time.
     fn is_restarted(&self) -> bool {
         let counted = self.after.checked_sub(self.before);
         counted.is_none_or(|ticks| ticks < self.awake_ns.unsigned_abs())
@@ -51,7 +46,7 @@ pub(crate) fn prepare() -> Result<()> {
     fs::write(MEM_SLEEP, "deep").context(MEM_SLEEP)
 }
 
-/// Suspends the host; returns when somebody woke it.
+/// Suspends the host; returns when it was woken up.
 fn sleep() -> Result<Sleep> {
     let clocks = || {
         (
@@ -69,14 +64,14 @@ fn sleep() -> Result<Sleep> {
         awake_ns: awake_later - awake,
         passed_ns: booted_later - booted,
     };
-    note(&format!(
+    note!(
         "{slept:?}, asleep for {} ns by CLOCK_BOOTTIME",
         slept.passed_ns - slept.awake_ns
-    ));
+    );
     Ok(slept)
 }
 
-/// What the host TSC does meanwhile.
+/// What the host TSC does during the sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HostTsc {
     CountsOn,
@@ -95,7 +90,7 @@ impl FromStr for HostTsc {
     }
 }
 
-/// Suspends the host, whose TSC has to do as `tsc` says.
+/// Suspends the host, whose TSC must behave as in `tsc`.
 pub(crate) fn sleep_as(tsc: HostTsc) -> Result<Sleep> {
     match tsc {
         HostTsc::CountsOn => sleep_counting(),
@@ -103,20 +98,16 @@ pub(crate) fn sleep_as(tsc: HostTsc) -> Result<Sleep> {
     }
 }
 
-/// Suspends the host, whose TSC has to count on.
+/// Suspends the host, whose TSC must keep counting.
 pub(crate) fn sleep_counting() -> Result<Sleep> {
     let slept = sleep()?;
     ensure!(!slept.is_restarted(), "the host TSC restarted: {slept:?}");
     Ok(slept)
 }
 
-/// Suspends the host, whose TSC has to restart.
-///
-/// # Errors
-///
-/// [`NotBehind`], or that of the host.
+/// Suspends the host, whose TSC must restart; fails with [`NotBehind`] if it does not.
 pub(crate) fn sleep_restarting() -> Result<Sleep> {
-    /// More ticks than pass, most of the time, until the host is awake.
+    /// More ticks than usually pass until the host is awake.
     const ENOUGH: u64 = 8_000_000_000;
 
     wait_for_tsc(ENOUGH);

@@ -1,20 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest TSC continues from the saved value by the TAI that passed, however much that is.
+//! The guest TSC continues from the saved value by the elapsed TAI, however long that is.
 
 use crate::{moved::ensure_advances, DOMAINS, VCPUS};
-use anyhow::{ensure, Result};
-use kvm_clock::set_vm_clock_guest;
-use kvm_clock_guest_selftests::{
-    expect::ticks,
-    fixture::{derived, get, move_to_domain},
-    host_clock::TaiOffset,
-    ktap::Case,
-    refusal::ensure_refused,
-    time::{HOUR_NS, SECOND_NS, WEEK_NS},
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE};
+use kvm_clock_guest_selftests::{expect::ticks, host_clock::TaiOffset, prelude::*, time::WEEK_NS};
 
 const YEAR_NS: i64 = 365 * 24 * HOUR_NS;
 
@@ -28,15 +17,15 @@ const DOWNTIMES: &[(&str, i64)] = &[
     ("10 years", 10 * YEAR_NS),
 ];
 
-/// TSC values are compared by the sign of their difference: no guest goes further than this at
-/// once.
+/// TSC values are compared by the sign of their difference: no guest moves further than this in one
+/// step.
 const REACH_TICKS: i128 = 1 << 63;
 
-/// Downtimes (ns) that are refused as they exceed [`REACH_TICKS`] at any rate from 1.5 GHz on.
+/// Downtimes (ns) that exceed [`REACH_TICKS`] at any rate from 1.5 GHz on, and so fail.
 const BEYOND_REACH: &[(&str, i64)] =
     &[("200 years", 200 * YEAR_NS), ("-200 years", -200 * YEAR_NS)];
 
-/// TAI - UTC (s) of the host that saved, and of the one that sets; below 10 = not known.
+/// TAI - UTC (s) of the host that saved, and of the one that sets; below 10 = unknown.
 const TAI_OFFSETS: &[(i32, i32)] = &[(37, 0), (0, 37), (37, 37), (36, 37), (0, 1), (37, 1)];
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
@@ -103,7 +92,7 @@ fn advance_tai(kvm: &Kvm, saved_s: i32, here_s: i32) -> Result<()> {
         get(&vm)?
     };
     move_to_domain(&mut saved, 0);
-    // One second of UTC less between them, if a leap second was inserted.
+    // One second less of UTC between them if a leap second was inserted.
     saved.header.tai_ns -= 2 * SECOND_NS;
     let _until_set = TaiOffset::set(here_s)?;
     ensure_advances(&vm, &mut saved)?;

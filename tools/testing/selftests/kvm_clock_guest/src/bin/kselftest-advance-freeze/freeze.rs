@@ -3,14 +3,7 @@
 //! The guest TSC at the time of SET is the saved one.
 
 use crate::{moved::Moved, DOMAINS, VCPUS};
-use anyhow::{ensure, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
-use kvm_clock_guest_selftests::{
-    fixture::{derived, get, move_to_domain, pinned, reference_transform, set},
-    ktap::{note, Case},
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{VmClockGuest, MODE_FREEZE};
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     vec![
@@ -18,7 +11,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
         Case::new("freeze, record pinned before", |kvm| {
             freeze(&pinned(kvm, VCPUS)?, |_| ())
         }),
-        Case::new("freeze minds no time of day", |kvm| {
+        Case::new("freeze ignores the time of day", |kvm| {
             freeze(&derived(kvm, VCPUS)?, |header| {
                 header.tai_ns = i64::MAX;
                 header.tai_offset_s = i32::MIN;
@@ -44,19 +37,12 @@ fn freeze(vm: &Vm, edit: fn(&mut VmClockGuest)) -> Result<()> {
         // CAST: the signed differences of values mod 2^64.
         let window = [host_before, host_after]
             .map(|host_tsc| transform.guest_tsc(host_tsc).wrapping_sub(saved_tsc) as i64);
-        note(&format!(
-            "guest TSC was {window:?} ticks ahead of the saved one before and after SET"
-        ));
+        note!("guest TSC was {window:?} ticks ahead of the saved one before and after SET");
         ensure!(
             window[0] <= 0 && window[1] >= 0,
-            "guest TSC is the saved one outside SET: it was {window:?} ticks ahead before and after"
+            "guest TSC was not the saved one during SET: {window:?} ticks ahead before and after"
         );
-        ensure!(
-            after.header.record == saved.header.record,
-            "record was {:x?}, is {:x?}",
-            saved.header.record,
-            after.header.record
-        );
+        ensure_eq_hex!(after.header.record, saved.header.record, "the record");
     }
     Ok(())
 }

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Modes advance and freeze: the guest TSC goes where it should, by arithmetic of the test's own,
-//! and kvmclock stays the same function of it, by the same bits wherever they can stay.
+//! Modes advance and freeze: the guest TSC has the expected value, by arithmetic of the test's own,
+//! and kvmclock stays the same function of it, with the same bits whenever possible.
 
 mod advance;
 mod backwards;
 mod freeze;
 mod moved;
 
-use kvm_clock_guest_selftests::{ktap, require};
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;
 
-/// Anchors of the other domain: behind, and far ahead of, any host TSC of here.
+/// Anchors of the other domain: behind, and far ahead of, this host's TSC.
 const DOMAINS: &[u64] = &[0, 1 << 63, u64::MAX - 1_000_000_007];
 
 fn main() -> ExitCode {

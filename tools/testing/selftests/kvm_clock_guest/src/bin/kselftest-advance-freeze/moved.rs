@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What holds after any SET that moves a guest's TSC: all vCPUs moved by as much, and kvmclock is
-//! the function of the TSC that it was, for whoever asks.
+//! The expected clocks after a SET that moves a guest's TSC: all vCPUs' TSCs moved alike, and
+//! kvmclock is the same function of the TSC in every interface.
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    expect::{elapsed_ns, ensure_kvm_tells, ensure_reads, error_ticks, not_ahead_of, ticks},
-    fixture::{get, reference_offset, reference_transform, run_a_little, set},
-    ktap::note,
+    expect::{elapsed_ns, ensure_kvm_agrees, ensure_reads, error_ticks, not_ahead_of, ticks},
+    prelude::*,
 };
-use pvclock::abi::{ClockGuest, MODE_ADVANCE};
 
-/// A VM about to be SET.
+/// The clocks of a VM before SET.
 pub(crate) struct Moved<'a> {
     vm: &'a Vm,
     clocks: Clocks,
@@ -22,7 +16,7 @@ pub(crate) struct Moved<'a> {
 }
 
 impl<'a> Moved<'a> {
-    /// Looks at the stopped `vm`.
+    /// Those of the stopped `vm`.
     pub(crate) fn new(vm: &'a Vm) -> Result<Self> {
         Ok(Self {
             vm,
@@ -31,13 +25,13 @@ impl<'a> Moved<'a> {
         })
     }
 
-    /// Fails unless the SET of `saved`, made since, did what it should to kvmclock; returns what
-    /// GET says right after it.
+    /// Fails unless the SET of `saved`, made since, left the expected kvmclock; returns the clocks
+    /// that GET reports after it.
     pub(crate) fn ensure_one_clock(&self, saved: &VmClock) -> Result<VmClock> {
         let after = get(self.vm)?;
         let transform = reference_transform(&after)?;
-        // SET does not tell its instant. It lies between these two, and as a rule both call for the
-        // same record: steps of the lattice are long against a call.
+        // SET does not report its instant. It lies between these two, which usually require the
+        // same record: steps of the lattice are long compared with a call.
         let window = [&self.before, &after].map(|at| transform.guest_tsc(at.header.host_tsc));
         let candidates = window.map(|guest_tsc| not_ahead_of(&saved.header.record, guest_tsc));
         let expected = match candidates {
@@ -45,34 +39,22 @@ impl<'a> Moved<'a> {
             [early, _] => early,
         };
 
-        ensure_kvm_tells(self.vm, &after, &saved.header.record)?;
+        ensure_kvm_agrees(self.vm, &after, &saved.header.record)?;
         let reading = run_a_little(self.vm)?;
         let now = Clocks::of(self.vm)?;
-        self.moved_as_one(&now, expected)
+        self.clocks
+            .moved_to(&now, expected)
             .ensure_is(&now, "after SET")?;
         ensure_reads(&reading, &saved.header.record, reference_offset(&after))?;
         Ok(after)
     }
-
-    /// All offsets of before, moved by as much as the first of `now`; `record` for everybody.
-    fn moved_as_one(&self, now: &Clocks, record: ClockGuest) -> Clocks {
-        let shift = now.offsets[0].wrapping_sub(self.clocks.offsets[0]);
-        let offsets = self.clocks.offsets.iter();
-        Clocks {
-            offsets: offsets.map(|offset| offset.wrapping_add(shift)).collect(),
-            pages: vec![record; self.clocks.pages.len()],
-            record,
-            pinned: true,
-            clock_diff_ns: Some(0),
-        }
-    }
 }
 
-/// SET in mode advance puts the guest TSC where elapsed TAI does; returns what GET says right
-/// after.
+/// Fails unless SET in mode advance moves the guest TSC by the elapsed TAI; returns the clocks that
+/// GET reports after it.
 ///
-/// SET does not tell its instant, but it is between the anchors of a GET before and after. At each
-/// of them the error is the same, but for drift between TAI and TSC and the granularity of a ns.
+/// SET does not report its instant, but it is between the anchors of a GET before and after. The
+/// error is the same at both, except for the drift between TAI and TSC and the granularity of a ns.
 pub(crate) fn ensure_advances(vm: &Vm, saved: &mut VmClock) -> Result<VmClock> {
     let moved = Moved::new(vm)?;
     set(vm, saved, MODE_ADVANCE)?;
@@ -89,7 +71,7 @@ pub(crate) fn ensure_advances(vm: &Vm, saved: &mut VmClock) -> Result<VmClock> {
         &saved.header,
         elapsed_ns(&before.header, &after.header),
     ))? / 1_000_000;
-    note(&format!("error {errors:?} ticks, tolerance {tolerance}"));
+    note!("error {errors:?} ticks, tolerance {tolerance}");
     ensure!(
         least <= tolerance && most >= -tolerance && most - least <= 2 * tolerance + drift,
         "guest TSC is {least} to {most} ticks off saved + elapsed TAI * rate, tolerance {tolerance}"

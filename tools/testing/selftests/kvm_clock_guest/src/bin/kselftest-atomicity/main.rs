@@ -1,45 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A SET that fails, wherever it fails, leaves every clock and every pending update as it was; one
-//! that succeeds changes all of them.
+//! A SET that fails, at any point, changes no clock and no pending update; one that succeeds
+//! changes all of them.
 //!
-//! Every SET here asks for other TSC offsets and for a record at another rate, so that nothing of
-//! it could be done unnoticed. kselftest-errno has each errno by each of its causes.
+//! Every SET here has other TSC offsets and a record at another rate, so that any change is
+//! visible. kselftest-errno has each errno with each of its causes.
 
 mod moments;
 mod pending;
 mod positions;
 mod race;
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
-use kvm_clock_guest_selftests::{
-    clocks::{function, Clocks},
-    fixture::{derived, get, pinned, run_a_little, unlike},
-    ktap, require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
-/// vCPUs of the VMs: a first, one in between, and a last.
+/// vCPUs of the VMs: a first, a middle and a last one.
 const VCPUS: u32 = 3;
 
 /// vCPUs for whose array SET and GET allocate memory: up to 8 entries are on the stack.
 const MANY_VCPUS: u32 = 9;
 
-/// All modes of SET.
-const MODES: [(&str, u32); 3] = [
-    ("exact", MODE_EXACT),
-    ("advance", MODE_ADVANCE),
-    ("freeze", MODE_FREEZE),
-];
-
-/// What the cases share: a call that fails changes nothing, so one VM serves many of them.
+/// What the cases share: a call that fails changes nothing, so many cases use one VM.
 struct Host {
     kvm: Kvm,
-    /// A VM whose clocks KVM derived, and one whose clock is pinned.
+    /// A VM with a derived clock, and one with a pinned clock.
     vms: [Vm; 2],
 }
 
@@ -55,26 +38,12 @@ fn both(kvm: &Kvm, vcpus: u32) -> Result<[Vm; 2]> {
     Ok([derived(kvm, vcpus)?, pinned(kvm, vcpus)?])
 }
 
-/// A SET for `vm` in `mode` that would change everything.
-fn request(vm: &Vm, mode: u32) -> Result<VmClock> {
-    let mut clock = unlike(get(vm)?);
-    clock.header.mode = mode;
-    Ok(clock)
-}
-
-/// Fails unless all of `clock` was SET in the stopped `vm`, whose clocks were `before`.
+/// Fails unless SET changed the clocks of the stopped `vm` from `before` to `clock`.
 fn ensure_done(vm: &Vm, before: &Clocks, clock: &VmClock) -> Result<()> {
-    let record = function(clock.header.record);
-    let saved: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
+    let saved = offsets(clock);
     let reading = run_a_little(vm)?;
     let now = Clocks::of(vm)?;
-    ensure!(now.pinned, "no record is pinned");
-    ensure!(
-        function(now.record) == record && now.pages.iter().all(|&page| function(page) == record),
-        "the record is {:x?}, the guest's are {:x?}, SET was {record:x?}",
-        now.record,
-        now.pages
-    );
+    now.ensure_pinned_to(clock.header.record)?;
     let by = now.offsets[0].wrapping_sub(saved[0]);
     ensure!(
         now.offsets
@@ -97,9 +66,11 @@ fn ensure_done(vm: &Vm, before: &Clocks, clock: &VmClock) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let mut cases = moments::cases();
-    cases.extend(positions::cases());
-    cases.extend(pending::cases());
-    cases.extend(race::cases());
-    ktap::main(Host::new, cases)
+    let cases = [
+        moments::cases(),
+        positions::cases(),
+        pending::cases(),
+        race::cases(),
+    ];
+    ktap::main(Host::new, ktap::all(cases))
 }

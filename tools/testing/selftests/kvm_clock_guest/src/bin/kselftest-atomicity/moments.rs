@@ -1,27 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Each moment at which a call can fail: its first, second, ... access to user memory fails, or the
-//! kernel has no memory left for its first, second, ... allocation, until it has no more of them.
+//! Each moment at which a call can fail: its first, second, ... access to user memory, or its
+//! first, second, ... allocation fails.
 
 use crate::{both, ensure_done, request, Host, MANY_VCPUS, MODES, VCPUS};
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{get_clock_guest, set_clock_guest};
 use kvm_clock_guest_selftests::{
-    clocks::{function, versions, Clocks},
     fault::{Faults, Kind},
-    fixture::{self, get, run_a_little, settle},
-    ktap::{note, Case},
+    fixture,
     payload::Payload,
-    refusal::ensure_changes_nothing,
-    time::SECOND_NS,
+    prelude::*,
 };
-use pvclock::abi::{VmClockGuest, MODE_EXACT};
 use vmm_sys_util::errno;
 
-/// A size with a tail, which is read by parts.
+/// A size with a tail, which the kernel reads in parts.
 const LARGER: u32 = size_of::<VmClockGuest>() as u32 + 200;
-/// No call has as many fault points.
+/// More fault points than any call has.
 const ENDLESS: u32 = 1000;
 
 const KINDS: [(&str, Kind); 2] = [
@@ -29,7 +22,7 @@ const KINDS: [(&str, Kind); 2] = [
     ("each allocation", Kind::Memory),
 ];
 
-/// How often a call failed, by errno, and succeeded in spite of a fault.
+/// How often a call failed, by errno, and succeeded despite a fault.
 #[derive(Debug, Default)]
 struct Outcomes {
     efault: u32,
@@ -52,9 +45,9 @@ impl Outcomes {
         Ok(())
     }
 
-    /// Tells how often a call failed, and fails unless it did, and by the errno of `kind`.
+    /// Prints the counts; fails unless the call failed, and only with the errno of `kind`.
     fn ensure_seen(&self, kind: Kind) -> Result<()> {
-        note(&format!("{self:?}"));
+        note!("{self:?}");
         let (expected, other) = match kind {
             Kind::UserAccess => (self.efault, self.enomem),
             _ => (self.enomem, self.efault),
@@ -123,7 +116,7 @@ fn set(host: &Host, kind: Kind, mode: u32, size: Option<u32>) -> Result<()> {
             match result {
                 Err(_) => before.ensure_unchanged(vm).and_then(|()| {
                     let now = versions(vm);
-                    ensure!(now == version, "record versions {now:?}, were {version:?}");
+                    ensure_eq!(now, version, "record versions");
                     Ok(())
                 }),
                 Ok(()) => ensure_done(vm, &before, &clock),
@@ -133,7 +126,7 @@ fn set(host: &Host, kind: Kind, mode: u32, size: Option<u32>) -> Result<()> {
                 result.with_context(|| format!("without a fault, {nth} being too many"))?;
                 break;
             }
-            // The allocator itself allocates now and then, and survives if that fails.
+            // The allocator itself allocates occasionally, and survives a fault in that.
             ensure!(
                 kind == Kind::Memory || result.is_err(),
                 "SET survived fault {nth}"
@@ -164,7 +157,7 @@ fn too_small(host: &Host) -> Result<()> {
         let outcomes = changes_nothing(vm, Kind::UserAccess, || {
             payload.set_nr_vcpus(0);
             match payload.get(vm.fd()) {
-                // As it should be.
+                // The expected result.
                 Err(error) if error.errno() == libc::E2BIG => Ok(()),
                 Ok(()) => Err(errno::Error::new(libc::E2BIG)),
                 result => result,
@@ -179,7 +172,7 @@ fn get_through_vcpu(host: &Host) -> Result<()> {
     for vm in &host.vms {
         for vcpu in vm.vcpus() {
             let outcomes = changes_nothing(vm, Kind::UserAccess, || {
-                get_clock_guest(&vcpu.fd()).map(|_| ())
+                get_clock_guest(&vcpu.fd()).map(drop)
             })?;
             outcomes.ensure_seen(Kind::UserAccess)?;
         }
@@ -187,29 +180,29 @@ fn get_through_vcpu(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Makes `call` with one fault after the other; neither failure nor success may change a clock.
+/// Makes `call` with each fault in turn; neither failure nor success may change a clock.
 fn changes_nothing(vm: &Vm, kind: Kind, call: impl Fn() -> errno::Result<()>) -> Result<Outcomes> {
     let mut outcomes = Outcomes::default();
     for nth in 1..ENDLESS {
-        let mut left = false;
+        let mut was_injected = false;
         ensure_changes_nothing(vm, |_| {
             let faults = Faults::new(kind)?;
             let (result, injected) = faults.nth(nth, &call)?;
             if injected {
-                left = true;
+                was_injected = true;
                 return outcomes.count(result);
             }
             result.with_context(|| format!("without a fault, {nth} being too many"))
         })
         .with_context(|| format!("with fault {nth}"))?;
-        if !left {
+        if !was_injected {
             return Ok(outcomes);
         }
     }
     bail!("still a fault after {outcomes:?}")
 }
 
-/// The record a second on, for it has to fit the vCPU's rate.
+/// The record with a second added, as it must have the vCPU's rate.
 fn set_through_vcpu(host: &Host) -> Result<()> {
     for vm in &both(&host.kvm, VCPUS)? {
         for vcpu in vm.vcpus() {
@@ -232,18 +225,8 @@ fn set_through_vcpu(host: &Host) -> Result<()> {
             outcomes.ensure_seen(Kind::UserAccess)?;
             run_a_little(vm)?;
             let after = Clocks::of(vm)?;
-            ensure!(
-                after.pinned && after.offsets == before.offsets,
-                "SET was {record:x?}, clocks are {after:x?}"
-            );
-            ensure!(
-                after
-                    .pages
-                    .iter()
-                    .all(|&page| function(page) == function(record)),
-                "SET was {record:x?}, the guest's are {:x?}",
-                after.pages
-            );
+            ensure_eq_hex!(after.offsets, before.offsets, "TSC offsets");
+            after.ensure_pinned_to(record)?;
         }
     }
     Ok(())

@@ -1,31 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Pending clock requests: a SET that fails makes none, and takes none away. They cannot be seen,
-//! but what KVM does about them at the next KVM_RUN can.
+//! Pending clock requests: a SET that fails adds none and removes none. They are invisible, but
+//! their effects at the next KVM_RUN are not.
 
 use crate::{both, request, Host, VCPUS};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_tsc_offset, set_vm_clock_guest, tsc_offset, VmClock};
 use kvm_clock_guest_selftests::{
-    clocks::pages,
-    fixture::{get, make_consistent, wait_in_guest},
-    ktap::{note, Case},
+    clocks::PVCLOCK_GUEST_STOPPED,
     payload::Payload,
-    refusal::ensure_errno,
-    time::HOUR_NS,
+    prelude::*,
     trace::{Trace, Updates},
 };
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
-/// pvclock flag that tells the guest it was stopped.
-const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
+/// Makes a valid SET fail; returns the errno.
+type Mutation = fn(&mut VmClock, &VmClock) -> i32;
 
-/// Makes a sound SET fail; returns the errno.
-type Bend = fn(&mut VmClock, &VmClock) -> i32;
-
-/// How far a SET gets, in order: (how it is bent, given what GET says).
-const FAILURES: &[(&str, Bend)] = &[
+/// Failures in the order of SET's checks; the second argument is what GET reports.
+const FAILURES: &[(&str, Mutation)] = &[
     ("header malformed", |clock, _| {
         clock.header.record.tsc_to_system_mul = 0;
         libc::EINVAL
@@ -52,14 +42,14 @@ const FAILURES: &[(&str, Bend)] = &[
     }),
 ];
 
-/// What a VM has pending when SET fails.
+/// The pending requests of a VM when SET fails.
 struct Pending {
     name: &'static str,
     vm: fn(&Host) -> Result<[Vm; 2]>,
     prepare: fn(&Vm) -> Result<()>,
-    /// What is expected of it, lest nothing was pending.
+    /// Checks that there were pending requests.
     check: fn(&Vm, Updates) -> Result<()>,
-    /// What of it depends on no race.
+    /// The part that depends on no race.
     certain: fn(Updates) -> Updates,
 }
 
@@ -69,13 +59,13 @@ const PENDING: &[Pending] = &[
         vm: |host| both(&host.kvm, VCPUS),
         prepare: |_| Ok(()),
         check: |_, updates| {
-            ensure!(updates == Updates::default(), "KVM made {updates:?}");
+            ensure_eq!(updates, Updates::default(), "updates");
             Ok(())
         },
         certain: |updates| updates,
     },
     Pending {
-        name: "what the creation of vCPUs left",
+        name: "the requests of vCPU creation",
         vm: |host| Ok([Vm::new(&host.kvm, 1)?, Vm::new(&host.kvm, VCPUS)?]),
         prepare: |_| Ok(()),
         check: |vm, updates| {
@@ -106,7 +96,7 @@ const PENDING: &[Pending] = &[
                 pages
                     .iter()
                     .all(|page| page.flags & PVCLOCK_GUEST_STOPPED != 0),
-                "the guest was not told that it was stopped: {pages:x?}"
+                "the stopped flag is not set: {pages:x?}"
             );
             Ok(())
         },
@@ -116,15 +106,14 @@ const PENDING: &[Pending] = &[
         name: "the loss of the master clock",
         vm: |host| both(&host.kvm, VCPUS),
         prepare: |vm| {
-            let fd = vm.vcpus()[1].fd();
-            let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
-            set_tsc_offset(&fd, offset.wrapping_add(1 << 30)).context("KVM_VCPU_TSC_OFFSET")
+            let offset = vm.tsc_offsets()?[1];
+            Ok(vm.set_tsc_offset(1, offset.wrapping_add(1 << 30))?)
         },
         check: |_, updates| {
             ensure!(updates.master_off > 0, "KVM made {updates:?}");
             Ok(())
         },
-        // Without a master clock KVM writes records whenever a vCPU changes its host CPU.
+        // Without a master clock, KVM writes records whenever a vCPU changes its host CPU.
         certain: |updates| Updates {
             records: 0,
             ..updates
@@ -135,33 +124,33 @@ const PENDING: &[Pending] = &[
 pub(crate) fn cases() -> Vec<Case<Host>> {
     let pending = PENDING.iter().map(|pending| {
         Case::new(
-            format!("a SET that fails leaves pending: {}", pending.name),
+            format!(
+                "a SET that fails does not change pending requests: {}",
+                pending.name
+            ),
             move |host| same_as_without(host, pending),
         )
     });
     pending
-        .chain([Case::new("a SET that succeeds has all updated", success)])
+        .chain([Case::new("a SET that succeeds updates all clocks", success)])
         .collect()
 }
 
-/// KVM makes the very updates that it makes without a SET.
+/// KVM makes the same updates as without a SET.
 fn same_as_without(host: &Host, pending: &Pending) -> Result<()> {
     let trace = Trace::new()?;
     let control = updates(host, pending, &trace, |_| Ok(()))?;
-    note(&format!("without a SET, in either VM: {control:?}"));
+    note!("without a SET, in either VM: {control:?}");
     let observed = updates(host, pending, &trace, fail_in_every_way)?;
-    ensure!(
-        observed == control,
-        "KVM made {observed:?}, without a SET {control:?}"
-    );
+    ensure_eq!(observed, control, "updates with and without a SET");
     Ok(())
 }
 
 fn fail_in_every_way(vm: &Vm) -> Result<()> {
-    for (name, bend) in FAILURES {
+    for (name, mutate) in FAILURES {
         let now = get(vm)?;
         let mut clock = request(vm, MODE_EXACT)?;
-        let errno = bend(&mut clock, &now);
+        let errno = mutate(&mut clock, &now);
         ensure_errno(errno, set_vm_clock_guest(vm.fd(), &mut clock))
             .with_context(|| name.to_string())?;
     }
@@ -170,7 +159,7 @@ fn fail_in_every_way(vm: &Vm) -> Result<()> {
     ensure_errno(libc::EFAULT, payload.set(vm.fd())).context("header write-protected")
 }
 
-/// The updates that KVM makes in each VM when it runs, `call` having been made before.
+/// The updates that KVM makes in each VM when it runs after `call`.
 fn updates(
     host: &Host,
     pending: &Pending,
@@ -191,7 +180,7 @@ fn updates(
         .collect()
 }
 
-/// Lets one vCPU run after the other, so that the number of updates depends on no race.
+/// Lets vCPUs run one by one, so that the number of updates depends on no race.
 fn one_by_one(vm: &Vm) -> Result<()> {
     for vcpu in vm.vcpus() {
         vcpu.request_run();

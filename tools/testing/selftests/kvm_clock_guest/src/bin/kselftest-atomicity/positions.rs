@@ -1,29 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Each position in the array, and each vCPU that may be in the way.
+//! Each position in the array, and each vCPU that may run.
 
 use crate::{ensure_done, request, Host, MODES, VCPUS};
-use anyhow::{Context, Result};
-use kvm_clock::{set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{make_consistent, wait_in_guest},
-    ktap::Case,
-    payload::Payload,
-    refusal::{ensure_errno, ensure_refused},
-};
-use pvclock::abi::ClockGuestVcpu;
+use kvm_clock_guest_selftests::{payload::Payload, prelude::*};
 
 /// No vCPU has this id.
-const STRANGER: u32 = 0x7fff;
+const UNKNOWN: u32 = 0x7fff;
 
-/// What is done to one position of a sound array.
-type Bend = fn(&mut Vec<ClockGuestVcpu>, usize);
+/// A change of one position of a valid array.
+type Mutation = fn(&mut Vec<ClockGuestVcpu>, usize);
 
-const BENDS: &[(&str, Bend)] = &[
+const MUTATIONS: &[(&str, Mutation)] = &[
     ("padding not 0", |vcpus, at| vcpus[at].pad = 1),
-    ("stranger", |vcpus, at| vcpus[at].vcpu_id = STRANGER),
-    ("highest id there is", |vcpus, at| {
+    ("unknown vCPU", |vcpus, at| vcpus[at].vcpu_id = UNKNOWN),
+    ("highest possible id", |vcpus, at| {
         vcpus[at].vcpu_id = u32::MAX
     }),
     ("duplicate", |vcpus, at| {
@@ -35,8 +26,8 @@ const BENDS: &[(&str, Bend)] = &[
     ("duplicate too many", |vcpus, at| {
         vcpus.insert(at, vcpus[at])
     }),
-    ("stranger too many", |vcpus, at| {
-        let vcpu_id = STRANGER;
+    ("unknown vCPU too many", |vcpus, at| {
+        let vcpu_id = UNKNOWN;
         vcpus.insert(
             at,
             ClockGuestVcpu {
@@ -48,26 +39,27 @@ const BENDS: &[(&str, Bend)] = &[
 ];
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
-    let bent = BENDS.iter().map(|&(name, bend)| {
+    let mutated_cases = MUTATIONS.iter().map(|&(name, mutate)| {
         Case::new(
             format!("EINVAL SET: {name}, at each position"),
-            move |host| each(|at, mode| bent(host, bend, at, mode)),
+            move |host| each(|at, mode| mutated(host, mutate, at, mode)),
         )
     });
-    bent.chain([
-        Case::new("EFAULT SET: array ends at each position", |host| {
-            each(|at, mode| cut(host, at, mode))
-        }),
-        Case::new("EBUSY SET: each one vCPU in KVM_RUN", |host| {
-            each(|at, mode| busy(host, at, mode))
-        }),
-        // Or else the cases above might fail for another reason.
-        Case::new("SET is done with an array in any order", any_order),
-    ])
-    .collect()
+    mutated_cases
+        .chain([
+            Case::new("EFAULT SET: array ends at each position", |host| {
+                each(|at, mode| cut(host, at, mode))
+            }),
+            Case::new("EBUSY SET: each vCPU alone in KVM_RUN", |host| {
+                each(|at, mode| busy(host, at, mode))
+            }),
+            // Otherwise the cases above might fail for another reason.
+            Case::new("SET succeeds with an array in any order", any_order),
+        ])
+        .collect()
 }
 
-/// Goes through all positions, and through all modes on the way.
+/// Calls `case` for all positions, and for all modes.
 fn each(case: impl Fn(usize, u32) -> Result<()>) -> Result<()> {
     for at in 0..VCPUS as usize {
         let (name, mode) = MODES[at % MODES.len()];
@@ -76,10 +68,10 @@ fn each(case: impl Fn(usize, u32) -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-fn bent(host: &Host, bend: Bend, at: usize, mode: u32) -> Result<()> {
+fn mutated(host: &Host, mutate: Mutation, at: usize, mode: u32) -> Result<()> {
     for vm in &host.vms {
         let mut clock = request(vm, mode)?;
-        bend(&mut clock.vcpus, at);
+        mutate(&mut clock.vcpus, at);
         make_consistent(&mut clock);
         ensure_refused(vm, libc::EINVAL, |fd| set_vm_clock_guest(fd, &mut clock))?;
     }

@@ -1,32 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET while vCPUs enter and leave KVM_RUN and others look on: all or nothing, at any time.
+//! SET while vCPUs enter and leave KVM_RUN and another thread calls GET: all or nothing, at any
+//! time.
 
 use crate::{request, Host, VCPUS};
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::function,
-    fixture::{get, pinned},
-    ktap::{note, Case},
-    threads,
-};
-use pvclock::abi::{ClockGuest, ClockGuestVcpu, MODE_EXACT};
+use kvm_clock_guest_selftests::{prelude::*, threads};
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
 };
 
-/// How often everything has to have happened.
+/// How often everything must happen.
 const ENOUGH: u32 = 20;
-/// And how long that may take.
+/// How long that may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![Case::new(
-        "GET sees one SET or the other while vCPUs come and go",
+        "GET reports one SET or the other while vCPUs start and stop",
         race,
     )]
 }
@@ -44,18 +35,18 @@ fn race(host: &Host) -> Result<()> {
     let expected = clocks.each_ref().map(written);
     let (stop, seen) = (AtomicBool::new(false), Seen::default());
     thread::scope(|scope| {
-        let comings = scope.spawn(|| come_and_go(&vm, &stop));
-        let looks = scope.spawn(|| look_on(&vm, &expected, &seen, &stop));
+        let runs = scope.spawn(|| start_and_stop(&vm, &stop));
+        let observer = scope.spawn(|| observe(&vm, &expected, &seen, &stop));
         let sets = set_both(&vm, &mut clocks, &seen);
         stop.store(true, Ordering::Relaxed);
-        threads::join([looks, comings], sets)
+        threads::join([observer, runs], sets)
     })
 }
 
 /// How often GET returned each of the two.
 type Seen = [AtomicU32; 2];
 
-/// SETs one or the other, until all was had often enough.
+/// SETs one or the other, until everything happened often enough.
 fn set_both(vm: &Vm, clocks: &mut [VmClock; 2], seen: &Seen) -> Result<()> {
     let (mut done, mut refused, start) = ([0; 2], 0, Instant::now());
     for which in [0, 1].into_iter().cycle() {
@@ -65,20 +56,21 @@ fn set_both(vm: &Vm, clocks: &mut [VmClock; 2], seen: &Seen) -> Result<()> {
             Err(error) => return Err(error).context("KVM_SET_VM_CLOCK_GUEST"),
         }
         let seen = seen.each_ref().map(|count| count.load(Ordering::Relaxed));
-        let text = format!("SET was done {done:?} times, refused {refused} times; seen {seen:?}");
+        let text =
+            format!("SET succeeded {done:?} times, failed {refused} times; GET reported {seen:?}");
         if done.iter().chain(&seen).all(|&count| count >= ENOUGH) && refused >= ENOUGH {
-            note(&text);
+            note!("{text}");
             break;
         }
         ensure!(start.elapsed() < PATIENCE, "in {PATIENCE:?} {text}");
-        // For those who look on.
+        // Lets the other threads run.
         thread::sleep(Duration::from_micros(100));
     }
     Ok(())
 }
 
-/// One vCPU after the other runs for a moment.
-fn come_and_go(vm: &Vm, stop: &AtomicBool) -> Result<()> {
+/// vCPUs run one by one for a moment.
+fn start_and_stop(vm: &Vm, stop: &AtomicBool) -> Result<()> {
     for vcpu in vm.vcpus().iter().cycle() {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -94,7 +86,7 @@ fn come_and_go(vm: &Vm, stop: &AtomicBool) -> Result<()> {
 }
 
 /// Fails unless GET returns one of the two.
-fn look_on(
+fn observe(
     vm: &Vm,
     expected: &[(Vec<ClockGuestVcpu>, ClockGuest); 2],
     seen: &Seen,
@@ -104,7 +96,7 @@ fn look_on(
         let clock = written(&get(vm)?);
         match expected.iter().position(|expected| *expected == clock) {
             Some(index) => seen[index].fetch_add(1, Ordering::Relaxed),
-            None => bail!("GET says {clock:x?}, SET were {expected:x?}"),
+            None => bail!("GET reports {clock:x?}, SET were {expected:x?}"),
         };
     }
     Ok(())

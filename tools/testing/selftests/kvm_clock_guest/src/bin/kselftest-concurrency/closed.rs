@@ -1,35 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Descriptors that are closed, by number, while other threads are inside ioctls on them: those
-//! finish, and the VM goes with the last of them.
+//! Descriptors that are closed, by number, while other threads are inside ioctls on them: the
+//! ioctls finish, and the VM is destroyed with the last of them.
 
-use anyhow::{bail, ensure, Context, Result};
-use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    ktap::{note, option, Case},
-    references::References,
-    threads,
-};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use pvclock::abi::{ClockGuest, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, MODE_EXACT};
+use kvm_clock_guest_selftests::{prelude::*, references::References, threads};
+use pvclock::abi::{KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST};
 use std::{
     io,
     mem::ManuallyDrop,
     os::fd::{AsRawFd, RawFd},
     sync::atomic::{AtomicU64, Ordering},
-    thread::{scope, sleep},
-    time::Duration,
+    thread::scope,
 };
 use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ref};
 
 const CLOSES: u32 = 20;
-/// So many must have been in progress when a descriptor was closed, of 100.
+/// How many of 100 VMs must have had a call in progress when they were closed.
 const LEAST: u32 = 10;
-/// Each round has this much longer than the one before, and after so many the first one's time
-/// again.
+/// Each round lasts this much longer than the previous one, and after so many as long as the first.
 const LONGER: Duration = Duration::from_micros(100);
 const CYCLE: u32 = 16;
-/// Numbers of descriptors that nobody else gets meanwhile.
+/// Descriptor numbers that nothing else uses meanwhile.
 const NUMBERS: RawFd = 500;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
@@ -51,10 +42,10 @@ fn closes(kvm: &Kvm) -> Result<()> {
             .wait_until_back()
             .with_context(|| format!("after round {number}"))?;
     }
-    note(&format!(
+    note!(
         "{rounds} VMs, {hit} of them closed while calls were in progress that succeeded; {calls} \
          calls"
-    ));
+    );
     ensure!(
         hit * 100 >= LEAST * rounds,
         "{hit} of {rounds} VMs were closed while a call was in progress"
@@ -62,7 +53,7 @@ fn closes(kvm: &Kvm) -> Result<()> {
     Ok(())
 }
 
-/// What became of the calls of a round.
+/// The calls of a round.
 pub(crate) struct Round {
     /// Those that succeeded.
     calls: u64,
@@ -84,7 +75,7 @@ impl Number {
     }
 
     fn close(&self) {
-        // SAFETY: Nobody who relies on the descriptor has this number.
+        // SAFETY: No owner of a descriptor has this number.
         unsafe { libc::close(self.0) };
     }
 }
@@ -95,7 +86,7 @@ impl AsRawFd for Number {
     }
 }
 
-/// Closes the descriptors of a VM and of its vCPU under those who call by them, in one order or the
+/// Closes the descriptors of a VM and of its vCPU while threads use them, in one order or the
 /// other.
 pub(crate) fn round(kvm: &Kvm, number: u32) -> Result<Round> {
     let (vm, vcpu, mut clock) = numbers(kvm)?;
@@ -109,7 +100,7 @@ pub(crate) fn round(kvm: &Kvm, number: u32) -> Result<Round> {
     scope(|scope| {
         let threads = [
             scope.spawn(|| {
-                until_closed(&vm_calls, || get_vm_clock_guest(by_number).map(|_| ())).context("GET")
+                until_closed(&vm_calls, || get_vm_clock_guest(by_number).map(drop)).context("GET")
             }),
             scope.spawn(|| {
                 let call = || set_vm_clock_guest(by_number, &mut clock);

@@ -1,44 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A process that is killed in the middle of everything leaves nothing behind, and KVM as it was;
-//! another process still has its descriptors then.
+//! A process that is killed during all calls leaves nothing behind and KVM working, even if another
+//! process still has its descriptors.
 
 use crate::{
     closed,
-    storm::Storm,
-    stranger::{socket, Foreign, Process},
+    other_process::{socket, Foreign, Process},
+    stress::Stress,
 };
-use anyhow::{bail, ensure, Context, Result};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{get, pinned, set},
-    ktap::{note, option, Case},
-    references::References,
-    require,
-};
-use kvm_ioctls::Kvm;
+use kvm_clock_guest_selftests::{prelude::*, references::References};
 use pvclock::abi::{
     KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST,
-    MODE_EXACT,
 };
-use std::{
-    fs,
-    os::unix::process::ExitStatusExt,
-    process::{ExitCode, ExitStatus},
-    thread::sleep,
-    time::Duration,
-};
+use std::{fs, os::unix::process::ExitStatusExt, process::ExitStatus};
 
 const KILLS: u32 = 3;
-/// Each process has this much longer than the one before, and after so many the first one's time
-/// again.
+/// Each process lives this much longer than the previous one, and after so many as long as the
+/// first.
 const LONGER: Duration = Duration::from_millis(3);
 const CYCLE: u32 = 16;
-/// How often everybody in the process has seen every state before it may be killed.
+/// How often all threads of the process must have seen every state before it may be killed.
 const UNDER_WAY: u64 = 1;
-/// Looks at a process before it is killed: most of the time some thread waits for another one's
+/// Observers at a process before it is killed: most of the time some thread waits for another one's
 /// ioctl.
-const LOOKS: u32 = 100;
+const OBSERVATIONS: u32 = 100;
 /// Our ioctls.
 const OURS: [u32; 4] = [
     KVM_GET_VM_CLOCK_GUEST,
@@ -48,7 +33,7 @@ const OURS: [u32; 4] = [
 ];
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
-    vec![Case::new("SIGKILL in the middle of all that", killed)]
+    vec![Case::new("SIGKILL during all these calls", killed)]
 }
 
 fn killed(kvm: &Kvm) -> Result<()> {
@@ -66,19 +51,19 @@ fn killed(kvm: &Kvm) -> Result<()> {
         ensure_works(kvm).with_context(|| format!("after process {kill} was killed"))?;
         before.wait_until_back()?;
     }
-    note(&format!(
+    note!(
         "{kills} processes killed, {hit} of them with threads seen inside our ioctls, {inside} in \
          all; {refused} calls by another process refused; {before:?} before and after"
-    ));
+    );
     ensure!(hit > 0, "no process was killed inside our ioctls");
     Ok(())
 }
 
-/// What was seen of a process that was killed.
+/// Observations of a process that was killed.
 struct Killed {
-    /// Threads that were inside our ioctls a moment before.
+    /// Threads that were inside our ioctls just before.
     inside: u32,
-    /// Calls refused to another process that had its descriptors, before and after.
+    /// Failed calls of another process that had its descriptors, before and after.
     refused: u64,
 }
 
@@ -86,7 +71,7 @@ fn kill_one(number: u32) -> Result<Killed> {
     let mut process = Process::start("victim")?;
     let foreign = match Foreign::receive(process.socket()) {
         Ok(foreign) => foreign,
-        // It said why.
+        // It printed the reason.
         Err(error) => bail!("{error:#}; it ended with {:?}", process.child().try_wait()),
     };
     let mut refused = foreign.ensure_refused()?;
@@ -98,15 +83,16 @@ fn kill_one(number: u32) -> Result<Killed> {
         status.signal() == Some(libc::SIGKILL),
         "it was not killed, but ended with {status}"
     );
-    // The VM still exists, as its descriptors do.
+    // The VM still exists, because its descriptors do.
     refused += foreign.ensure_refused()?;
     Ok(Killed { inside, refused })
 }
 
-/// Returns as soon as threads of process `pid` are seen inside our ioctls, and how many; 0 if none
-/// is in so many looks.
+/// Returns the number of threads of process `pid` inside our ioctls as soon as there are some; 0
+/// after
+/// [`OBSERVATIONS`] without one.
 fn wait_until_inside(pid: u32) -> Result<u32> {
-    for _ in 0..LOOKS {
+    for _ in 0..OBSERVATIONS {
         let inside = threads_inside(pid)?;
         if inside > 0 {
             return Ok(inside);
@@ -115,7 +101,7 @@ fn wait_until_inside(pid: u32) -> Result<u32> {
     Ok(0)
 }
 
-/// How many threads of process `pid` wait inside our ioctls; those that compute there are not seen.
+/// How many threads of process `pid` wait inside our ioctls; running ones are not visible.
 fn threads_inside(pid: u32) -> Result<u32> {
     let is_inside = |text: &str| {
         // Its number and arguments: `16 0x4 0xc0b0aed8 ...`, or `running`.
@@ -141,23 +127,23 @@ fn ensure_works(kvm: &Kvm) -> Result<()> {
 
 /// The process that is killed.
 pub(crate) fn main() -> ExitCode {
-    match suffer() {
+    match run_until_killed() {
         Ok(()) => eprintln!("# the process was not killed"),
         Err(error) => eprintln!("# {error:#}"),
     }
     ExitCode::FAILURE
 }
 
-fn suffer() -> Result<()> {
+fn run_until_killed() -> Result<()> {
     let (kvm, socket) = (require::clock_guest()?, socket()?);
-    let storm = Storm::new(&kvm)?;
-    storm.rage(|stop| {
-        let tally = storm.tally();
-        while !(stop.is_now() || tally.has_seen(UNDER_WAY) && tally.created.get() > 0) {
+    let stress = Stress::new(&kvm)?;
+    stress.run(|stop| {
+        let counts = stress.counts();
+        while !(stop.is_now() || counts.has_seen(UNDER_WAY) && counts.created.get() > 0) {
             sleep(Duration::from_millis(1));
         }
-        Foreign::send(&socket, storm.vm().fd(), storm.vcpu())?;
+        Foreign::send(&socket, stress.vm().fd(), stress.vcpu())?;
         stop.hurry();
-        stop.until(|| closed::round(&kvm, 0).map(|_| ()))
+        stop.until(|| closed::round(&kvm, 0).map(drop))
     })
 }

@@ -1,42 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! All calls at once, by many threads and processes: everybody sees one whole state or another, and
-//! nothing is left when a process goes, however it goes.
+//! All calls concurrently, from many threads and processes: each sees one complete state or
+//! another, and nothing remains when a process ends, in whatever way.
 //!
-//! kselftest-atomicity has a SET that fails half way, kselftest-steps what a guest makes of one.
+//! kselftest-atomicity has SETs that fail midway, kselftest-steps their effect on a guest.
 //!
-//! `--times=N`: how often everything has to happen; `--sets=N`: SETs while another thread reads
-//! without a lock; `--closes=N`, `--kills=N`: descriptors to be closed, and processes to be killed.
+//! `--times=N`: how often everything must happen; `--sets=N`: SETs while another thread reads
+//! without a lock; `--closes=N`, `--kills=N`: how many descriptors are closed, and processes
+//! killed.
 
 mod closed;
+mod counts;
 mod killed;
-mod looks;
 mod many;
+mod observers;
+mod other_process;
 mod records;
 mod states;
-mod storm;
-mod stranger;
-mod tally;
+mod stress;
 mod unlocked;
 
-use kvm_clock_guest_selftests::{
-    ktap::{self, Case},
-    require,
-};
-use kvm_ioctls::Kvm;
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 fn main() -> ExitCode {
-    // What this program is in a process that it started itself.
+    // The role of this program in a process that it started itself.
     match ktap::option("as", String::new()).as_deref() {
-        Ok("stranger") => return stranger::main(),
+        Ok("other-process") => return other_process::main(),
         Ok("victim") => return killed::main(),
         _ => (),
     }
-    let mut cases: Vec<Case<Kvm>> = many::cases();
-    cases.extend(records::cases());
-    cases.extend(unlocked::cases());
-    cases.extend(closed::cases());
-    cases.extend(killed::cases());
-    ktap::main(require::clock_guest, cases)
+    let cases = [
+        many::cases(),
+        records::cases(),
+        unlocked::cases(),
+        closed::cases(),
+        killed::cases(),
+    ];
+    ktap::main(require::clock_guest, ktap::all(cases))
 }

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Whole states only, for threads of the process, for its guest; and nothing at all for another
-//! process that has the descriptors.
+//! Threads of the process and its guest only see complete states, and another process that has the
+//! descriptors sees nothing.
 
-use crate::{storm::Storm, stranger::Stranger, tally::Enough};
-use anyhow::Result;
-use kvm_clock_guest_selftests::ktap::{note, Case};
-use kvm_ioctls::Kvm;
-use std::time::Instant;
+use crate::{counts::Enough, other_process::OtherProcess, stress::Stress};
+use kvm_clock_guest_selftests::prelude::*;
 
-/// vCPUs to be created at least.
+/// How many vCPUs must be created.
 const CREATED: u64 = 4;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
@@ -20,21 +17,21 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 }
 
 fn all_at_once(kvm: &Kvm) -> Result<()> {
-    let storm = Storm::new(kvm)?;
+    let stress = Stress::new(kvm)?;
     let (enough, start) = (Enough::new()?, Instant::now());
-    let stranger = Stranger::start(storm.vm().fd(), storm.vcpu())?;
-    let tally = storm.tally();
-    storm.rage(|stop| {
-        enough.wait(tally, stop, |least| {
-            tally.busy.get() >= least
-                && tally.closed.get() >= least
-                && tally.created.get() >= CREATED
+    let other_process = OtherProcess::start(stress.vm().fd(), stress.vcpu())?;
+    let counts = stress.counts();
+    stress.run(|stop| {
+        enough.wait(counts, stop, |least| {
+            counts.busy.get() >= least
+                && counts.closed.get() >= least
+                && counts.created.get() >= CREATED
         })
     })?;
-    let refused = stranger.end()?;
-    note(&format!(
-        "{tally:?} in {:.1?}; another process was refused {refused} calls with EIO",
+    let refused = other_process.end()?;
+    note!(
+        "{counts:?} in {:.1?}; another process was refused {refused} calls with EIO",
         start.elapsed()
-    ));
-    storm.ensure_calm()
+    );
+    stress.ensure_consistent()
 }

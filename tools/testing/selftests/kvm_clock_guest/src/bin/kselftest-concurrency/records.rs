@@ -1,64 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_SET_CLOCK_GUEST from several threads, by several vCPUs, while all of them run: every one has
-//! the same record of those that were SET; and no SET of the whole VM comes in between.
+//! KVM_SET_CLOCK_GUEST from several threads, through several running vCPUs: all vCPUs have the same
+//! one of the records; and SETs of the whole VM fail meanwhile.
 
 use crate::{
-    looks::{Looks, Stop},
+    counts::{Counts, Enough},
+    observers::{Observers, Stop},
     states::States,
-    tally::{Enough, Tally},
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_clock_guest, set_vm_clock_guest};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    descriptors,
-    fixture::{get, pinned, run_a_little},
-    flat_out::Progress,
-    ktap::{note, Case},
-    refusal::ensure_errno,
-    threads,
-};
-use kvm_ioctls::{Kvm, VcpuFd};
-use std::{
-    thread::{scope, sleep},
-    time::Duration,
-};
+use kvm_clock_guest_selftests::{descriptors, prelude::*, progress::Progress, threads};
+use std::thread::scope;
 
-/// vCPUs, each of which one thread SETs by.
+/// vCPUs, through each of which one thread SETs.
 const VCPUS: u32 = 3;
 const STATES: usize = 3;
-/// Between two SETs of a thread: every one takes all vCPUs out of the guest.
+/// Pause between two SETs of a thread, each of which makes all vCPUs leave the guest.
 const PAUSE: Duration = Duration::from_millis(2);
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     vec![Case::new(
-        format!("{VCPUS} threads SET the record by as many running vCPUs"),
-        set_by_vcpus,
+        format!("{VCPUS} threads SET the record through as many running vCPUs"),
+        set_through_vcpus,
     )]
 }
 
-fn set_by_vcpus(kvm: &Kvm) -> Result<()> {
+fn set_through_vcpus(kvm: &Kvm) -> Result<()> {
     let enough = Enough::new()?;
     let vm = pinned(kvm, VCPUS)?;
     let states = States::records(&vm, STATES)?;
     set_vm_clock_guest(vm.fd(), &mut states.request(0, VCPUS as usize)).context("the first SET")?;
-    while vm
-        .view(0)
-        .ring()
-        .iter()
-        .any(|sample| states.which_record(sample.record, 0).is_err())
-    {
-        run_a_little(&vm)?;
-    }
+    states.run_until_read(&vm)?;
     let vcpus = descriptors::of_vcpus(&vm)?;
-    let (tally, stop) = (Tally::new(STATES), Stop::default());
-    let looks = Looks {
+    let (counts, stop) = (Counts::new(STATES), Stop::default());
+    let observers = Observers {
         vm: &vm,
         vcpus: &vcpus,
         states: &states,
-        tally: &tally,
+        counts: &counts,
         stop: &stop,
     };
     let progress = Progress::of(&vm);
@@ -68,30 +46,30 @@ fn set_by_vcpus(kvm: &Kvm) -> Result<()> {
         let stop = &stop;
         let mut threads = Vec::new();
         for (id, vcpu) in (0..).zip(&vcpus) {
-            threads.push(scope.spawn(move || set_often(&looks, id, vcpu, stop)));
+            threads.push(scope.spawn(move || set_often(&observers, id, vcpu, stop)));
         }
-        threads.push(scope.spawn(move || stop.until(|| looks.get())));
-        threads.push(scope.spawn(move || stop.until(|| looks.get_of_vcpus())));
-        threads.push(scope.spawn(move || stop.until(|| looks.watch())));
-        threads.push(scope.spawn(move || stop.until(|| refused(&looks))));
-        let waited = enough.wait(&tally, stop, |least| tally.busy.get() >= least);
+        threads.push(scope.spawn(move || stop.until(|| observers.get())));
+        threads.push(scope.spawn(move || stop.until(|| observers.get_of_vcpus())));
+        threads.push(scope.spawn(move || stop.until(|| observers.watch())));
+        threads.push(scope.spawn(move || stop.until(|| refused(&observers))));
+        let waited = enough.wait(&counts, stop, |least| counts.busy.get() >= least);
         stop.now();
         threads::join(threads, waited)
     })?;
-    // All go on.
+    // All vCPUs continue.
     Progress::of(&vm).wait(&vm, 2)?;
     vm.stop()?;
-    note(&format!("{tally:?}"));
+    note!("{counts:?}");
     ensure_one(&vm, &states)
 }
 
-/// SETs one record after the other, as it is for vCPU `id`.
-fn set_often(looks: &Looks<'_>, id: u32, vcpu: &VcpuFd, stop: &Stop) -> Result<()> {
+/// SETs the records in turn, as they are for vCPU `id`.
+fn set_often(observers: &Observers<'_>, id: u32, vcpu: &VcpuFd, stop: &Stop) -> Result<()> {
     let mut which = id as usize % STATES;
     stop.until(|| {
-        set_clock_guest(vcpu, &looks.states.record(which, id))
+        set_clock_guest(vcpu, &observers.states.record(which, id))
             .with_context(|| format!("KVM_SET_CLOCK_GUEST of vCPU {id}"))?;
-        looks.tally.sets[which].add();
+        observers.counts.sets[which].add();
         which = (which + 1) % STATES;
         sleep(PAUSE);
         Ok(())
@@ -99,11 +77,14 @@ fn set_often(looks: &Looks<'_>, id: u32, vcpu: &VcpuFd, stop: &Stop) -> Result<(
 }
 
 /// No vCPU leaves KVM_RUN.
-fn refused(looks: &Looks<'_>) -> Result<()> {
-    let mut clock = looks.states.request(0, VCPUS as usize);
-    ensure_errno(libc::EBUSY, set_vm_clock_guest(looks.vm.fd(), &mut clock))
-        .context("KVM_SET_VM_CLOCK_GUEST while all vCPUs run")?;
-    looks.tally.busy.add();
+fn refused(observers: &Observers<'_>) -> Result<()> {
+    let mut clock = observers.states.request(0, VCPUS as usize);
+    ensure_errno(
+        libc::EBUSY,
+        set_vm_clock_guest(observers.vm.fd(), &mut clock),
+    )
+    .context("KVM_SET_VM_CLOCK_GUEST while all vCPUs run")?;
+    observers.counts.busy.add();
     sleep(PAUSE);
     Ok(())
 }

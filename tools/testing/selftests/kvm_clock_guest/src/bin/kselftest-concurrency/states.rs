@@ -1,27 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Whole states of a VM's clocks, no part of one of which is in another one.
+//! Complete states of a VM's clocks that differ in every part.
 
-use anyhow::{bail, ensure, Result};
-use clockguest::{guest::Sample, vmm::Vm};
-use kvm_clock::VmClock;
-use kvm_clock_guest_selftests::{
-    clocks::function,
-    fixture::{at_another_rate, get, make_consistent, reference_offset, reference_transform},
-};
-use pvclock::{
-    abi::{
-        ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_EXACT, STATUS_HOST_TSC_STABLE, STATUS_PINNED,
-    },
-    tsc::{Scale, TscTransform},
-};
+use clockguest::guest::Sample;
+use kvm_clock_guest_selftests::{fixture::at_another_rate, prelude::*};
+use pvclock::tsc::Scale;
 
-/// How far a vCPU's TSC is ahead of the vCPU's before it, ticks: no vCPU has another one's offset.
+/// How far a vCPU's TSC is ahead of the previous vCPU's, ticks: no two vCPUs have the same offset.
 const STRIDE: u64 = 1_000_003;
-/// How far the TSCs of one state are ahead of those of the other: no reading of a guest, however
-/// late it is looked at, is taken for one of the other state.
+/// How far the TSCs of one state are ahead of the other's, ticks: no reading of a guest, however
+/// old, can be mistaken for one of the other state.
 const LEAP: u64 = 1 << 50;
-/// How far kvmclock of one state is ahead of the one before, ns.
+/// How far kvmclock of one state is ahead of the previous one's, ns.
 const STEP_NS: u64 = 7_000_000_000;
 
 /// TSC offset and record of every vCPU, as functions of its id.
@@ -62,9 +52,9 @@ impl State {
         function(self.header.record.shifted_by(self.ahead(id)))
     }
 
-    /// Whether every vCPU of `clock` has this state's offset. One with an id from `ours` on may
-    /// have any vCPU's: it was added since the last SET, and KVM gave it the offset that was
-    /// written last.
+    /// Whether every vCPU has this state's offset. A vCPU with an id of at least `ours` may have
+    /// any vCPU's: it was added since the last SET, and KVM gave it the offset that was written
+    /// last.
     fn has_offsets(&self, vcpus: &[ClockGuestVcpu], ours: u32) -> bool {
         vcpus.iter().enumerate().all(|(index, vcpu)| {
             // CAST: A few.
@@ -79,7 +69,7 @@ impl State {
 /// The states that SETs of a VM alternate between.
 pub(crate) struct States {
     states: Vec<State>,
-    /// vCPUs that the VM had at first; others may be added.
+    /// The VM's initial vCPUs; others may be added.
     vcpus: u32,
 }
 
@@ -102,8 +92,8 @@ impl States {
         })
     }
 
-    /// So many that differ in the record alone, in a way that KVM_SET_CLOCK_GUEST can write, for
-    /// `vm`.
+    /// `count` states for `vm` that only differ in the record, so that KVM_SET_CLOCK_GUEST can
+    /// write them.
     pub(crate) fn records(vm: &Vm, count: usize) -> Result<Self> {
         let mut clock = get(vm)?;
         let states = (0..count).map(|_| {
@@ -117,11 +107,23 @@ impl States {
         })
     }
 
+    /// Lets the guest of the stopped `vm`, which is in one of these states, run until its readings
+    /// are of it.
+    pub(crate) fn run_until_read(&self, vm: &Vm) -> Result<()> {
+        loop {
+            run_a_little(vm)?;
+            let mut samples = vm.view(0).ring().into_iter();
+            if samples.all(|sample| self.which_record(sample.record, 0).is_ok()) {
+                return Ok(());
+            }
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.states.len()
     }
 
-    /// The SET of state `which` in a VM that has `count` vCPUs by now.
+    /// A SET of state `which` in a VM with `count` vCPUs.
     pub(crate) fn request(&self, which: usize, count: usize) -> VmClock {
         let state = &self.states[which];
         // CAST: A few.
@@ -142,11 +144,7 @@ impl States {
         self.states[which].record(id)
     }
 
-    /// The one state that `clock` is, which was GET between host TSCs `before` and `after`.
-    ///
-    /// # Errors
-    ///
-    /// If it is none, in whatever field.
+    /// The state of `clock`, which GET reported between host TSCs `before` and `after`.
     pub(crate) fn which(&self, clock: &VmClock, (before, after): (u64, u64)) -> Result<usize> {
         let header = &clock.header;
         let is = |state: &State| {
@@ -164,43 +162,38 @@ impl States {
                 && header.status == STATUS_PINNED | STATUS_HOST_TSC_STABLE
                 && header.precision_ns == 0
                 && header.nr_vcpus as usize == clock.vcpus.len(),
-            "between host TSC {before} and {after} GET says {clock:x?}"
+            "between host TSC {before} and {after} GET reports {clock:x?}"
         );
         match self.states.iter().position(is) {
             Some(which) => Ok(which),
-            None => bail!("GET is no whole state: {clock:x?}; {}", self.expected()),
+            None => bail!(
+                "GET reports no complete state: {clock:x?}; {}",
+                self.expected()
+            ),
         }
     }
 
-    /// The state by which kvmclock is `kvmclock_ns` at `host_tsc`.
-    ///
-    /// # Errors
-    ///
-    /// If it is none of them.
+    /// The state whose kvmclock is `kvmclock_ns` at `host_tsc`.
     pub(crate) fn which_kvmclock(&self, host_tsc: u64, kvmclock_ns: u64) -> Result<usize> {
-        let due = |state: &State| {
+        let value = |state: &State| {
             let guest_tsc = state.transform(0).guest_tsc(host_tsc);
             state.record(0).kvmclock_ns(guest_tsc)
         };
         match self
             .states
             .iter()
-            .position(|state| due(state) == kvmclock_ns)
+            .position(|state| value(state) == kvmclock_ns)
         {
             Some(which) => Ok(which),
             None => bail!(
-                "kvmclock is {kvmclock_ns} ns at host TSC {host_tsc}; by the states it is {:?}, {}",
-                self.states.iter().map(due).collect::<Vec<_>>(),
+                "kvmclock is {kvmclock_ns} ns at host TSC {host_tsc}; in the states it is {:?}, {}",
+                self.states.iter().map(value).collect::<Vec<_>>(),
                 self.expected()
             ),
         }
     }
 
-    /// The state that vCPU `id` has `record` in.
-    ///
-    /// # Errors
-    ///
-    /// If it is none of them.
+    /// The state in which vCPU `id` has `record`.
     pub(crate) fn which_record(&self, record: ClockGuest, id: u32) -> Result<usize> {
         let mut states = self.states.iter();
         match states.position(|state| state.record(id) == function(record)) {
@@ -209,12 +202,8 @@ impl States {
         }
     }
 
-    /// The one state in which vCPU `id` made a reading, which was there at host TSC `after`: its
-    /// TSC, its record, and the kvmclock that it computed.
-    ///
-    /// # Errors
-    ///
-    /// If they are of none, or not of one.
+    /// The state of a reading that vCPU `id` made before host TSC `after`: of its TSC, its record,
+    /// and its kvmclock.
     pub(crate) fn which_sample(&self, sample: &Sample, id: u32, after: u64) -> Result<usize> {
         let which = self.which_record(sample.record, id)?;
         let now = self.states[which].transform(id).guest_tsc(after);
@@ -223,9 +212,10 @@ impl States {
             "vCPU {id} read {sample:x?} with the record of state {which}, where its TSC is {now:#x}"
         );
         let expected = sample.record.kvmclock_ns(sample.tsc);
-        ensure!(
-            sample.kvmclock_ns == expected,
-            "vCPU {id} read {sample:x?}: its record says {expected:#x} ns"
+        ensure_eq!(
+            sample.kvmclock_ns,
+            expected,
+            "vCPU {id}'s kvmclock by its record, ns"
         );
         Ok(which)
     }

@@ -1,23 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_GET_CLOCK, which takes no lock, while the clocks of a stopped VM are SET: it tells one whole
-//! state or another.
+//! KVM_GET_CLOCK, which takes no lock, during SETs of a stopped VM: it reports one complete state
+//! or another.
 
-use crate::{looks::Stop, states::States, tally::Counter};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::set_vm_clock_guest;
-use kvm_clock_guest_selftests::{
-    fixture::pinned,
-    ktap::{note, option, Case},
-    threads,
-};
-use kvm_ioctls::Kvm;
+use crate::{counts::Counter, observers::Stop, states::States};
+use kvm_clock_guest_selftests::{prelude::*, threads};
 use std::thread::scope;
 
-/// A reading is torn if it comes within the some 20 ns that a record takes to be written.
+/// A reading can only be torn within the about 20 ns in which a record is written.
 const SETS: usize = 10_000;
-/// Readings of each state at least, or there was no race.
+/// Minimum readings of each state, or there was no race.
 const READINGS: u64 = 100;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
@@ -33,7 +25,7 @@ fn whole(kvm: &Kvm) -> Result<()> {
     scope(|scope| {
         let reader = scope.spawn(|| {
             stop.until(|| {
-                let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
+                let data = get_clock(&vm)?;
                 seen[states.which_kvmclock(data.host_tsc, data.clock)?].add();
                 Ok(())
             })
@@ -44,7 +36,7 @@ fn whole(kvm: &Kvm) -> Result<()> {
         stop.now();
         threads::join([reader], done)
     })?;
-    note(&format!("{sets} SETs, readings of each state: {seen:?}"));
+    note!("{sets} SETs, readings of each state: {seen:?}");
     ensure!(
         seen.iter().all(|count| count.get() >= READINGS),
         "readings of each state: {seen:?}, expected {READINGS}"

@@ -3,11 +3,9 @@
 //! Hyper-V's reference counter, as an MSR and as a page.
 
 use crate::{state::Pinned, Consumer};
-use anyhow::{ensure, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    fixture::run_a_little,
-    hyperv::{enable, enable_tsc_page, reference_count, TscPage, UNIT_NS},
+    hyperv::{enable, enable_valid_tsc_page, reference_count, TscPage, UNIT_NS},
+    prelude::*,
 };
 
 pub(crate) const REFERENCE_COUNTER: Consumer = Consumer {
@@ -20,7 +18,7 @@ pub(crate) const REFERENCE_COUNTER: Consumer = Consumer {
     },
 };
 
-/// KVM computes the MSR from the page once that is written.
+/// KVM computes the MSR from the page once that exists.
 pub(crate) const REFERENCE_COUNTER_WITH_PAGE: Consumer = Consumer {
     name: "Hyper-V's reference counter beside the TSC page",
     enable: enable_page,
@@ -44,17 +42,13 @@ pub(crate) const TSC_PAGE: Consumer = Consumer {
 const PAGE: u64 = 0x6000;
 const CALLS: usize = 100;
 
-/// Ends with a valid page, so that one which SET ought to renew is there to be mistaken for it.
+/// Enables a valid page, which SET must renew.
 fn enable_page(vm: &Vm) -> Result<()> {
     enable(&vm.vcpus()[0].fd())?;
-    enable_tsc_page(&vm.vcpus()[0].fd(), PAGE)?;
-    run_a_little(vm)?;
-    let page = TscPage::of(vm, PAGE);
-    ensure!(page.sequence != 0, "KVM wrote no TSC page: {page:x?}");
-    Ok(())
+    enable_valid_tsc_page(vm, PAGE)
 }
 
-/// Computed from the page it may be one unit off the record's, see [`page`].
+/// The MSR may differ by one unit from the record if it is computed from the page, see [`page`].
 fn counter(vm: &Vm, pinned: &Pinned) -> Result<()> {
     for _ in 0..CALLS {
         let before = rdtsc_ordered();
@@ -63,17 +57,16 @@ fn counter(vm: &Vm, pinned: &Pinned) -> Result<()> {
         let [least, most] = [before, after].map(|host_tsc| pinned.ns(host_tsc) / UNIT_NS);
         ensure!(
             (least.wrapping_sub(1)..=most + 1).contains(&count),
-            "the reference counter is {count}, by the record it was {least} to {most} meanwhile"
+            "the reference counter is {count}, expected {least} to {most} from the record"
         );
     }
     Ok(())
 }
 
-/// The page's function is the record's, at the TSC of all vCPUs, but that it counts from TSC 0 and
+/// The page is the record's function of the TSC of all vCPUs, except that it counts from TSC 0 and
 /// rounds differently: one unit.
 ///
-/// It serves all vCPUs, so it is invalid, and the guest told to read the MSR, where their TSCs
-/// differ.
+/// All vCPUs share it, so it is invalid, and the guest must read the MSR, if their TSCs differ.
 fn page(vm: &Vm, pinned: &Pinned) -> Result<()> {
     /// Guest ticks from now on, up to some years.
     const LATER: [u64; 5] = [0, 1, 1_000_000_007, 1 << 42, 1 << 57];
@@ -95,7 +88,7 @@ fn page(vm: &Vm, pinned: &Pinned) -> Result<()> {
             let ns = pinned.record.kvmclock_ns(guest_tsc);
             ensure!(
                 count.abs_diff(ns / UNIT_NS) <= 1,
-                "at TSC {guest_tsc} the TSC page says {count}, the record {ns} ns"
+                "at TSC {guest_tsc} the TSC page gives {count}, the record {ns} ns"
             );
         }
     }

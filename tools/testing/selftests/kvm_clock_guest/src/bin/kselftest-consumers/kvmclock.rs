@@ -3,13 +3,8 @@
 //! KVM's own: `KVM_GET_CLOCK`, and the wall clock MSR.
 
 use crate::{state::Pinned, Consumer};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::{vm::set_msr, Vm};
-use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock_guest_selftests::{
-    fixture::{get, run_a_little},
-    ktap::note,
-    time::SECOND_NS,
+    expect::get_clock_and_host_tsc, msr::set_msr, msr::MSR_KVM_WALL_CLOCK_NEW, prelude::*,
 };
 use std::sync::atomic::Ordering;
 
@@ -40,29 +35,17 @@ pub(crate) const WALL_CLOCK_MSR: Consumer = Consumer {
     },
 };
 
-/// `MSR_KVM_WALL_CLOCK_NEW`: a write makes KVM write the guest's epoch to that address.
-const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
-/// Where: in a page that `clockguest::guest::layout` leaves free.
+/// In a page that `clockguest::guest::layout` leaves free.
 const WALL_CLOCK: u64 = 0x7000;
 
-/// It tells its host TSC, so the two are equal to the ns.
+/// It reports its host TSC, so record and clock are equal to the ns.
 fn get_clock(vm: &Vm, pinned: &Pinned) -> Result<()> {
     const CALLS: usize = 100;
 
     for _ in 0..CALLS {
-        let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
-        ensure!(
-            data.flags & KVM_CLOCK_HOST_TSC != 0,
-            "KVM_GET_CLOCK's flags are {:#x}",
-            data.flags
-        );
+        let data = get_clock_and_host_tsc(vm)?;
         let ns = pinned.ns(data.host_tsc);
-        ensure!(
-            data.clock == ns,
-            "KVM_GET_CLOCK says {} ns at host TSC {}, the record {ns} ns",
-            data.clock,
-            data.host_tsc
-        );
+        ensure_eq!(data.clock, ns, "KVM_GET_CLOCK, ns");
     }
     Ok(())
 }
@@ -77,8 +60,8 @@ pub(crate) fn ensure_epoch(
     gpa: u64,
     write: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    /// Either clock of either GET, and of KVM's, is rounded down to a ns: 1 ns; UTC moves by
-    /// fractions of a ns when the host's timekeeping corrects its rate: another.
+    /// All clocks are rounded down to a ns: 1 ns; UTC moves by fractions of a ns when the host's
+    /// timekeeping corrects its rate: another.
     const TOLERANCE_NS: i64 = 2;
 
     let before = epoch_ns(vm, pinned)?;
@@ -89,14 +72,14 @@ pub(crate) fn ensure_epoch(
     let (sec, nsec) = (word(gpa) >> 32, word(gpa + 8) & u64::from(u32::MAX));
     let observed = i64::try_from(sec)? * SECOND_NS + i64::try_from(nsec)?;
     let (least, most) = (before.min(after), before.max(after));
-    note(&format!(
+    note!(
         "epoch {} ns after the first of two GETs, {} ns in between",
         observed - before,
         after - before
-    ));
+    );
     ensure!(
         (least - TOLERANCE_NS..=most + TOLERANCE_NS).contains(&observed),
-        "epoch is {observed} ns, by the record {before} ns before and {after} ns after"
+        "epoch is {observed} ns, from the record {before} ns before and {after} ns after"
     );
     Ok(())
 }

@@ -1,38 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! VMs that were SET in every way.
+//! VMs in all states that SET can leave.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::set_tsc_offset;
-use kvm_clock_guest_selftests::{
-    fixture::{at_another_rate, get, move_to_domain, reference_transform, run_a_little, set},
-    time::HOUR_NS,
-};
-use kvm_ioctls::Kvm;
-use pvclock::{
-    abi::{ClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE},
-    tsc::TscTransform,
-};
-use std::{thread::sleep, time::Duration};
+use kvm_clock_guest_selftests::{apart::pull_apart, fixture::at_another_rate, prelude::*};
 
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
 /// A guest TSC far from 0, ticks.
 const START_TSC: u64 = 1 << 44;
-/// Long against a call: a clock that ignored the record is off by about as much.
+/// Long compared with a call: the error of a clock that ignores the record.
 const A_WHILE: Duration = Duration::from_millis(20);
-
-const MODES: &[(&str, u32)] = &[
-    ("exact", MODE_EXACT),
-    ("advance", MODE_ADVANCE),
-    ("freeze", MODE_FREEZE),
-];
 
 /// How far each vCPU's TSC is ahead of the first one's, ticks.
 type Layout = (&'static str, &'static [i64]);
-const AGREE: Layout = ("vCPUs agree", &[0, 0]);
-const APART: Layout = ("vCPUs apart", &[0, 1_000_000_007]);
+const AGREE: Layout = ("equal TSCs", &[0, 0]);
+const APART: Layout = ("different TSCs", &[0, 1_000_000_007]);
 
 /// Layouts, and guest TSC rates as fractions of the host's.
 const VMS: &[(Layout, (u32, u32))] = &[
@@ -42,7 +22,7 @@ const VMS: &[(Layout, (u32, u32))] = &[
     (APART, (7, 5)),
 ];
 
-/// A way to have the clocks of a VM SET.
+/// How the clocks of a VM are SET.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     mode: (&'static str, u32),
@@ -51,7 +31,7 @@ pub(crate) struct State {
     rate: (u32, u32),
 }
 
-/// What SET pinned.
+/// The clock that SET pinned.
 pub(crate) struct Pinned {
     /// The record of the first vCPU.
     pub(crate) record: ClockGuest,
@@ -76,7 +56,7 @@ impl State {
             .collect()
     }
 
-    /// What makes it differ from the others.
+    /// How it differs from the others.
     pub(crate) fn name(&self) -> String {
         let (mode, layout) = (self.mode.0, self.layout.0);
         match self.rate {
@@ -85,24 +65,19 @@ impl State {
         }
     }
 
-    /// A stopped VM whose clock is pinned, whose vCPUs have this rate, and agree.
+    /// A stopped VM whose clock is pinned, and whose vCPUs have this rate and equal TSCs.
     pub(crate) fn vm(&self, kvm: &Kvm) -> Result<Vm> {
         // CAST: a few.
         let vm = Vm::new(kvm, self.layout.1.len() as u32)?;
         let (num, den) = self.rate;
         if num != den {
             let khz = u64::from(vm.tsc_khz()?) * u64::from(num) / u64::from(den);
-            for vcpu in vm.vcpus() {
-                vcpu.fd()
-                    .set_tsc_khz(u32::try_from(khz)?)
-                    .context("KVM_SET_TSC_KHZ")?;
-            }
-            // The rate moved the TSCs, perhaps below 0, where Hyper-V's page does not follow.
+            set_tsc_khz(&vm, 0, u32::try_from(khz)?)?;
+            // The rate moved the TSCs, perhaps below 0, where Hyper-V's page is invalid.
             let now = get(&vm)?.header;
             let shift = START_TSC.wrapping_sub(now.guest_tsc);
             for (vcpu, offset) in vm.vcpus().iter().zip(vm.tsc_offsets()?) {
-                set_tsc_offset(&vcpu.fd(), offset.wrapping_add(shift))
-                    .context("KVM_VCPU_TSC_OFFSET")?;
+                vm.set_tsc_offset(vcpu.index(), offset.wrapping_add(shift))?;
             }
         }
         run_a_little(&vm)?;
@@ -110,35 +85,24 @@ impl State {
         Ok(vm)
     }
 
-    /// Pulls the vCPUs of `vm` apart, and has the mode pin a record of another rate, which no clock
-    /// of KVM's own making is mistaken for.
+    /// Moves the TSCs of `vm` apart, and pins a record of another rate, which KVM never derives.
     pub(crate) fn set(&self, vm: &Vm) -> Result<Pinned> {
         let ahead = self.layout.1;
         if ahead.iter().any(|&ahead| ahead != 0) {
-            let first = vm.tsc_offsets()?[0];
-            for (vcpu, &ahead) in vm.vcpus().iter().zip(ahead) {
-                set_tsc_offset(&vcpu.fd(), first.wrapping_add_signed(ahead))
-                    .context("KVM_VCPU_TSC_OFFSET")?;
-            }
-            run_a_little(vm)?;
+            pull_apart(vm, ahead)?;
         }
 
         let mut clock = at_another_rate(get(vm)?);
         let record = clock.header.record;
         let (_, mode) = self.mode;
         if mode != MODE_EXACT {
-            move_to_domain(&mut clock, OTHER_DOMAIN);
-            clock.header.tai_ns -= HOUR_NS;
+            move_to_other_host(&mut clock);
         }
         set(vm, &mut clock, mode)?;
         sleep(A_WHILE);
 
         let observed = get(vm)?;
-        ensure!(
-            observed.header.ref_vcpu_id == 0,
-            "vCPU {} is the reference, not the first",
-            observed.header.ref_vcpu_id
-        );
+        ensure_eq!(observed.header.ref_vcpu_id, 0, "the reference vCPU");
         Ok(Pinned {
             record,
             transform: reference_transform(&observed)?,

@@ -3,18 +3,14 @@
 //! Xen's copies of the record, and of the wall clock.
 
 use crate::{kvmclock::ensure_epoch, state::Pinned, Consumer};
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    clocks::function,
-    fixture::run_a_little,
+    prelude::*,
+    snippet::record_at,
     xen::{
         enable, set_shared_info, set_vcpu_info, set_vcpu_time_info, SHARED_INFO_WALL_CLOCK,
         VCPU_INFO_TIME,
     },
 };
-use pvclock::abi::ClockGuest;
-use std::sync::atomic::Ordering;
 
 pub(crate) const TIME_INFO: Consumer = Consumer {
     name: "Xen's vcpu_info and vcpu_time_info",
@@ -41,7 +37,7 @@ fn vcpu_info(index: usize) -> u64 {
     VCPU_INFOS + index as u64 * VCPU_STRIDE
 }
 
-/// Ends with valid records, so that SET has something to renew.
+/// Enables valid records, which SET must renew.
 fn enable_time_info(vm: &Vm) -> Result<()> {
     enable(vm.fd())?;
     for vcpu in vm.vcpus() {
@@ -56,34 +52,26 @@ fn enable_time_info(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// Both are, but for version and flags, what the guest has from KVM, and the pinned record.
+/// Both are, except for version and flags, the guest's pvclock record and the pinned record.
 fn time_info(vm: &Vm, pinned: &Pinned) -> Result<()> {
     run_a_little(vm)?;
     for (index, &ahead) in pinned.ahead.iter().enumerate() {
         // CAST: mod 2^64, as TSC values are.
         let expected = function(pinned.record.shifted_by(ahead as u64));
         let page = function(vm.view(index).pvclock());
-        ensure!(
-            page == expected,
-            "vCPU {index} has {page:x?} from KVM, expected {expected:x?}"
-        );
+        ensure_eq_hex!(page, expected, "vCPU {index}'s page");
         for (name, record) in records(vm, index) {
             let observed = function(record);
-            ensure!(
-                observed == expected,
-                "vCPU {index} has {observed:x?} in {name}, expected {expected:x?}"
-            );
+            ensure_eq_hex!(observed, expected, "vCPU {index}'s {name}");
         }
     }
     Ok(())
 }
 
 fn records(vm: &Vm, index: usize) -> [(&'static str, ClockGuest); 2] {
-    let word = |gpa| vm.memory().word(gpa).load(Ordering::Acquire);
-    let at = |gpa: u64| zerocopy::transmute!([0, 8, 16, 24].map(|offset| word(gpa + offset)));
     let gpa = vcpu_info(index);
     [
-        ("vcpu_info", at(gpa + VCPU_INFO_TIME)),
-        ("vcpu_time_info", at(gpa + TIME_INFO_OFFSET)),
+        ("vcpu_info", record_at(vm, gpa + VCPU_INFO_TIME)),
+        ("vcpu_time_info", record_at(vm, gpa + TIME_INFO_OFFSET)),
     ]
 }

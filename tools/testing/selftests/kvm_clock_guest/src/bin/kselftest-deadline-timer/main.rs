@@ -1,42 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A TSC-deadline timer that is armed when SET moves the guest's TSC fires by the new TSC: not
+//! A TSC-deadline timer that is armed when SET moves the guest's TSC uses the new TSC: it fires not
 //! before its deadline, not long after it, and once.
 //!
-//! How far a SET is to take the TSC follows from the deadline the guest chose, so that a timer
-//! which goes by the former TSC is off by much more than any bound here, however slow the host.
+//! How far a SET moves the TSC depends on the deadline that the guest chose, so that a timer which
+//! uses the former TSC exceeds all bounds here, however slow the host is.
 
 mod armed;
-mod guest;
 mod restore;
 
-use anyhow::{Context, Result};
 use armed::{Armed, Guest, MSEC_NS};
-use guest::Wait;
-use kvm_clock::{set_tsc_offset, VmClock};
-use kvm_clock_guest_selftests::{
-    fixture::move_to_domain,
-    ktap::{self, note, Case},
-    require,
-    time::{HOUR_NS, SECOND_NS},
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
-use std::{process::ExitCode, thread::sleep, time::Duration};
+use kvm_clock_guest_selftests::{fixture::shift, prelude::*, timer_guest::Wait};
 
-/// A timer armed so far ahead fires in no case unless it is told the new TSC.
+/// A timer armed so far ahead fires in no case unless it uses the new TSC.
 const FAR_NS: i64 = 60 * SECOND_NS;
-/// How far ahead a timer is armed that is to fire later than it would by the former TSC.
+/// How far ahead a timer is armed that must fire later than with the former TSC.
 const NEAR_NS: i64 = 300 * MSEC_NS;
-/// What a SET leaves until a deadline.
+/// The time from a SET to a deadline.
 const LEFT_NS: i64 = 300 * MSEC_NS;
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
 
-/// What is done while the vCPUs are stopped.
+/// An action while the vCPUs are stopped.
 type Act = fn(&mut Armed) -> Result<()>;
 
-/// Name, how far ahead the timer is armed (ns), and what is done then.
+/// Name, how far ahead the timer is armed (ns), and what happens then.
 type Row = (&'static str, i64, Act);
 
 const FIRING: &[Row] = &[
@@ -90,18 +76,17 @@ const GUESTS: &[(&str, Guest)] = &[
     ),
 ];
 
-/// What is done to those; one takes the deadline nearer, the other away.
+/// For those guests; one action brings the deadline nearer, the other moves it away.
 const IN_OTHER_GUESTS: &[Row] = &[
     ("advance short of the deadline", FAR_NS, advance_short),
     ("freeze after a pause", NEAR_NS, freeze_after_pause),
 ];
 
-/// What must not raise an interrupt where none is due.
+/// SETs that must not raise an interrupt without a deadline.
 const SETS: &[(&str, Act)] = &[
     ("exact", |armed| armed.set(MODE_EXACT)),
     ("advance", |armed| {
-        move_to_domain(&mut armed.saved, OTHER_DOMAIN);
-        armed.saved.header.tai_ns -= HOUR_NS;
+        move_to_other_host(&mut armed.saved);
         armed.set(MODE_ADVANCE)
     }),
     ("freeze", |armed| {
@@ -111,7 +96,7 @@ const SETS: &[(&str, Act)] = &[
 ];
 
 fn main() -> ExitCode {
-    let scales = require::vendor_kvm().is_ok_and(|kvm| require::scales(&kvm));
+    let scales = require::host_scales();
     let mut cases = Vec::new();
     for &(name, ahead_ns, act) in FIRING {
         cases.push(Case::new(format!("armed, {name}"), move |kvm| {
@@ -140,16 +125,7 @@ fn main() -> ExitCode {
             fired_before(kvm, act)
         }));
     }
-    let requirements = || {
-        let kvm = require::clock_guest()?;
-        if !scales {
-            note(
-                "the TSC of this host's guests cannot be scaled: rates other than its are left out",
-            );
-        }
-        Ok(kvm)
-    };
-    ktap::main(requirements, cases)
+    ktap::main(require::clock_guest_of_any_rate, cases)
 }
 
 fn fires(kvm: &Kvm, guest: &Guest, ahead_ns: i64, act: Act) -> Result<()> {
@@ -158,24 +134,14 @@ fn fires(kvm: &Kvm, guest: &Guest, ahead_ns: i64, act: Act) -> Result<()> {
     armed.ensure_fires()
 }
 
-/// The offsets have to be written for the timer to be armed for the TSC of before.
+/// SET has to write the offsets, so that the timer is armed for the former TSC.
 fn other_tsc_in_between(armed: &mut Armed) -> Result<()> {
     let ticks = armed.ticks(FAR_NS - LEFT_NS);
-    move_on(&mut armed.saved, ticks);
+    shift(&mut armed.saved, ticks);
     armed.set(MODE_EXACT)
 }
 
-/// Makes `clock` one whose vCPUs' TSCs, and whose record with them, were `ticks` further.
-fn move_on(clock: &mut VmClock, ticks: u64) {
-    for vcpu in &mut clock.vcpus {
-        vcpu.tsc_offset = vcpu.tsc_offset.wrapping_add(ticks);
-    }
-    let header = &mut clock.header;
-    header.guest_tsc = header.guest_tsc.wrapping_add(ticks);
-    header.record = header.record.shifted_by(ticks);
-}
-
-/// Saved as long ago as takes the guest near its deadline.
+/// Saved so long ago that the guest gets near its deadline.
 fn advance_short(armed: &mut Armed) -> Result<()> {
     let ahead_ns = armed.until_deadline_ns()?;
     move_to_domain(&mut armed.saved, OTHER_DOMAIN);
@@ -184,8 +150,7 @@ fn advance_short(armed: &mut Armed) -> Result<()> {
 }
 
 fn advance_past(armed: &mut Armed) -> Result<()> {
-    move_to_domain(&mut armed.saved, OTHER_DOMAIN);
-    armed.saved.header.tai_ns -= HOUR_NS;
+    move_to_other_host(&mut armed.saved);
     armed.set(MODE_ADVANCE)
 }
 
@@ -202,10 +167,10 @@ fn freeze_after_pause(armed: &mut Armed) -> Result<()> {
     armed.set(MODE_FREEZE)
 }
 
-/// Saved where the guest had come further.
+/// Saved on a host where the guest's TSC was further.
 fn freeze_near(armed: &mut Armed) -> Result<()> {
     let ticks = armed.ticks(FAR_NS - LEFT_NS);
-    move_on(&mut armed.saved, ticks);
+    shift(&mut armed.saved, ticks);
     move_to_domain(&mut armed.saved, OTHER_DOMAIN);
     armed.set(MODE_FREEZE)
 }
@@ -216,13 +181,13 @@ fn not_armed(kvm: &Kvm, act: Act) -> Result<()> {
     armed.ensure_no_more(0)
 }
 
-/// The TSC goes back to before the deadline: KVM must not take up a timer that was disarmed.
+/// The TSC goes back to before the deadline: KVM must not re-arm a timer that was disarmed.
 fn fired_before(kvm: &Kvm, act: Act) -> Result<()> {
     let mut armed = Armed::new(kvm, &Guest::PLAIN, NEAR_NS)?;
     armed.ensure_fires()?;
-    for vcpu in armed.machine.vcpus() {
+    for index in 0..armed.vm.vcpus().len() {
         // So that even mode exact writes the TSC.
-        set_tsc_offset(&vcpu.fd(), 0).context("KVM_VCPU_TSC_OFFSET")?;
+        armed.vm.set_tsc_offset(index, 0)?;
     }
     act(&mut armed)?;
     armed.ensure_no_more(1)

@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is just inside the limits, so that a refusal is known to be due to its cause.
+//! Requests just within the limits, which show that the cause of a failure is the intended one.
 
 use crate::{Host, VCPUS};
-use anyhow::{ensure, Context, Result};
-use kvm_clock::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
+use kvm_clock::get_vm_clock_guest_or_fall_back;
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{derived, get, run_a_little},
-    ktap::Case,
     payload::{Payload, PAGE},
+    prelude::*,
 };
-use pvclock::abi::{
-    ClockGuest, VmClockGuest, FLAGS_KNOWN, FLAG_ALLOW_RATE_MISMATCH, MODE_ADVANCE, MODE_EXACT,
-    MODE_FREEZE, STATUS_KNOWN,
-};
+use pvclock::abi::{FLAGS_KNOWN, FLAG_ALLOW_RATE_MISMATCH, STATUS_KNOWN};
 
 type Edit = fn(&mut VmClock);
 
@@ -25,12 +19,12 @@ const SET: &[(&str, Edit)] = &[
         c.header.flags = FLAGS_KNOWN;
         c.header.status = STATUS_KNOWN;
     }),
-    // What is good for the host's own record is good for any, up to its last tick.
+    // The oldest and the newest record.
     ("record as old as TSCs compare", |c| {
         c.header.mode = MODE_EXACT;
         set_age(c, 1 << 63);
     }),
-    ("record of this very tick", |c| {
+    ("record of the anchor's tick", |c| {
         c.header.mode = MODE_EXACT;
         set_age(c, 0);
     }),
@@ -66,10 +60,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         })
     });
     set.chain([
-        Case::new(
-            "accepted GET: FALLBACK where there is a master clock",
-            fall_back,
-        ),
+        Case::new("accepted GET: FALLBACK with a master clock", fall_back),
         Case::new("accepted GET and SET: a page with a tail of zeros", larger),
         Case::new("accepted SET: array write-protected", array_read_only),
     ])
@@ -99,10 +90,7 @@ fn accepted(host: &Host, edit: Edit) -> Result<()> {
     set_vm_clock_guest(vm.fd(), &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
 
     let (expected, observed) = ((here - saved) * 1000, clock.header.rate_diff_hz);
-    ensure!(
-        observed == expected,
-        "rate_diff_hz is {observed}, expected {expected}"
-    );
+    ensure_eq!(observed, expected, "rate_diff_hz");
     run_a_little(&vm)?;
     let after = Clocks::of(&vm)?;
     let expected = Clocks {
@@ -116,7 +104,7 @@ fn accepted(host: &Host, edit: Edit) -> Result<()> {
     expected.ensure_is(&after, "after SET")
 }
 
-/// It makes no difference then.
+/// It has no effect then.
 fn fall_back(host: &Host) -> Result<()> {
     for vm in &host.vms {
         let without = get(vm)?;
@@ -132,7 +120,7 @@ fn fall_back(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The module says what it knows, and leaves the rest alone.
+/// The module reports its own size, and ignores the rest.
 fn larger(host: &Host) -> Result<()> {
     let known = size_of::<VmClockGuest>() as u32;
     let vm = derived(&host.kvm, VCPUS)?;
@@ -143,20 +131,13 @@ fn larger(host: &Host) -> Result<()> {
     payload.set_size(PAGE as u32);
     payload.get(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST")?;
     let size = payload.size();
-    ensure!(
-        size == known,
-        "size is {size}, the structure has {known} bytes"
-    );
+    ensure_eq!(size, known, "size");
 
     clock.header.mode = MODE_EXACT;
     let payload = Payload::new(&clock)?;
     payload.set_size(PAGE as u32);
     payload.set(vm.fd()).context("KVM_SET_VM_CLOCK_GUEST")?;
-    Clocks {
-        pinned: true,
-        ..before
-    }
-    .ensure_unchanged(&vm)
+    before.as_pinned().ensure_unchanged(&vm)
 }
 
 fn array_read_only(host: &Host) -> Result<()> {
@@ -167,9 +148,5 @@ fn array_read_only(host: &Host) -> Result<()> {
     let payload = Payload::new(&clock)?;
     payload.protect_array()?;
     payload.set(vm.fd()).context("KVM_SET_VM_CLOCK_GUEST")?;
-    Clocks {
-        pinned: true,
-        ..before
-    }
-    .ensure_unchanged(&vm)
+    before.as_pinned().ensure_unchanged(&vm)
 }

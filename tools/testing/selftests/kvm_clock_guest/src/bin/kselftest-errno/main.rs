@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Each errno by each of its causes; a call that fails leaves every clock as it was.
+//! Each errno with each of its causes; a call that fails changes no clock.
 //!
-//! Two causes cannot be had here: `EINTR` reaches nobody, as the signal is fatal; and `EBUSY` for a
-//! host TSC rate that is momentarily unknown needs a host that has not calibrated its TSC yet.
-//! `ENOTTY` is kselftest-lifecycle's, `ENOMEM` kselftest-atomicity's, and `ENODATA` for a host that
-//! stops using its TSC kselftest-clocksource's, as it concerns the whole host.
+//! Two causes are missing: `EINTR` is never visible, as the signal is fatal; and `EBUSY` for an
+//! unknown host TSC rate needs a host that has not calibrated its TSC yet. kselftest-lifecycle has
+//! `ENOTTY`, kselftest-atomicity has `ENOMEM`, and kselftest-clocksource has `ENODATA` for a host
+//! that stops using its TSC.
 
 mod accepted;
 mod backwards;
@@ -15,22 +15,15 @@ mod other_process;
 mod protected;
 mod refused;
 
-use anyhow::Result;
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    fixture::{derived, pinned},
-    ktap, require,
-};
-use kvm_ioctls::Kvm;
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
-/// vCPUs of the VMs; the cases' tables count on it.
+/// vCPUs of the VMs; the cases' tables require two.
 const VCPUS: u32 = 2;
 
-/// What the cases share: a call that fails changes nothing, so one VM serves many of them.
+/// What the cases share: a call that fails changes nothing, so many cases use one VM.
 struct Host {
     kvm: Kvm,
-    /// A VM whose clocks KVM derived, and one whose clock is pinned.
+    /// A VM with a derived clock, and one with a pinned clock.
     vms: [Vm; 2],
 }
 
@@ -43,12 +36,14 @@ impl Host {
 }
 
 fn main() -> ExitCode {
-    let mut cases = malformed::cases();
-    cases.extend(memory::cases());
-    cases.extend(refused::cases());
-    cases.extend(other_process::cases());
-    cases.extend(protected::cases());
-    cases.extend(accepted::cases());
-    cases.extend(backwards::cases());
-    ktap::main(Host::new, cases)
+    let cases = [
+        malformed::cases(),
+        memory::cases(),
+        refused::cases(),
+        other_process::cases(),
+        protected::cases(),
+        accepted::cases(),
+        backwards::cases(),
+    ];
+    ktap::main(Host::new, ktap::all(cases))
 }

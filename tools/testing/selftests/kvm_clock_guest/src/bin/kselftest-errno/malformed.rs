@@ -1,24 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `EINVAL`: requests that make no sense whatever the host's clock says.
+//! `EINVAL`: requests that are invalid at any state of the host's clocks.
 
 use crate::Host;
-use anyhow::Result;
-use kvm_clock::{set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    fixture::{get, make_consistent, unlike},
-    ktap::Case,
-    payload::Payload,
-    refusal::{ensure_errno, ensure_refused},
-};
-use pvclock::abi::{
-    ClockGuestVcpu, FLAG_ALLOW_BACKWARDS, FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK, MODE_ADVANCE,
-    MODE_EXACT, MODE_FREEZE,
-};
+use kvm_clock_guest_selftests::{payload::Payload, prelude::*};
+use pvclock::abi::{FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK};
 
 type Edit = fn(&mut VmClock);
 
-/// Edits of a sound SET, after which `guest_tsc` and `kvmclock_ns` are made to fit again.
+/// Changes of a valid SET, after which `guest_tsc` and `kvmclock_ns` are recomputed.
 const SET: &[(&str, Edit)] = &[
     ("unknown flag", |c| c.header.flags = 1 << 4),
     ("highest flag", |c| c.header.flags = 1 << 31),
@@ -81,7 +71,7 @@ const SET: &[(&str, Edit)] = &[
     ("record as far ahead as TSCs compare", |c| {
         put_record_ahead(c, i64::MAX as u64)
     }),
-    ("record ahead, whatever is allowed", |c| {
+    ("record ahead, all flags set", |c| {
         c.header.flags = FLAG_ALLOW_BACKWARDS | FLAG_ALLOW_RATE_MISMATCH | FLAG_FALLBACK;
         put_record_ahead(c, 1 << 40);
     }),
@@ -91,7 +81,7 @@ const SET: &[(&str, Edit)] = &[
     }),
 ];
 
-/// Edits of a sound SET that leave it contradicting itself.
+/// Changes of a valid SET that make it inconsistent.
 const CONTRADICTIONS: &[(&str, Edit)] = &[
     ("guest_tsc 1 tick off", |c| c.header.guest_tsc ^= 1),
     ("guest_tsc's highest bit", |c| c.header.guest_tsc ^= 1 << 63),
@@ -112,7 +102,7 @@ const CONTRADICTIONS: &[(&str, Edit)] = &[
     }),
 ];
 
-/// Edits of a sound GET.
+/// Changes of a valid GET.
 const GET: &[(&str, Edit)] = &[
     ("ALLOW_BACKWARDS", |c| c.header.flags = FLAG_ALLOW_BACKWARDS),
     ("ALLOW_RATE_MISMATCH", |c| {
@@ -165,8 +155,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 fn refused_set(host: &Host, edit: Edit, then: Edit) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = unlike(get(vm)?);
-        clock.header.mode = MODE_EXACT;
+        let mut clock = request(vm, MODE_EXACT)?;
         edit(&mut clock);
         then(&mut clock);
         ensure_refused(vm, libc::EINVAL, |fd| set_vm_clock_guest(fd, &mut clock))?;

@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `EINVAL`, `E2BIG` and `EFAULT` for the size and the place of the payload.
+//! `EINVAL`, `E2BIG` and `EFAULT` for the size and the address of the payload.
 
 use crate::Host;
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    fixture::{get, unlike},
-    ktap::Case,
+    fixture::unlike,
     payload::{Payload, PAGE},
-    refusal::ensure_refused,
+    prelude::*,
 };
-use kvm_ioctls::VmFd;
-use pvclock::abi::{VmClockGuest, MODE_EXACT};
 use vmm_sys_util::errno;
 
-/// Bytes that the module knows.
+/// Bytes of the module's own size.
 const KNOWN: u32 = size_of::<VmClockGuest>() as u32;
 const MAX: u32 = PAGE as u32;
 
@@ -41,16 +35,16 @@ const SIZES: &[(&str, u32, Option<usize>, i32)] = &[
     ("largest size", u32::MAX, None, libc::E2BIG),
 ];
 
-/// Places of the payload that end in `EFAULT`.
+/// Addresses of the payload that cause `EFAULT`.
 type Place = fn(&VmClock) -> std::io::Result<Payload>;
 const BOTH: &[(&str, Place)] = &[
     ("header at an inaccessible address", |c| {
         Payload::with_header_cut(c, 0)
     }),
-    ("nothing but the size accessible", |c| {
+    ("only the size accessible", |c| {
         Payload::with_header_cut(c, 4)
     }),
-    ("header cut by its last word", |c| {
+    ("header without its last word", |c| {
         Payload::with_header_cut(c, KNOWN as usize - 8)
     }),
     ("array at an inaccessible address", |c| {
@@ -85,7 +79,7 @@ impl Call {
         }
     }
 
-    /// A request that would be granted.
+    /// A request that would succeed.
     fn clock(self, vm: &Vm) -> Result<VmClock> {
         let mut clock = get(vm)?;
         if let Self::Set = self {
@@ -170,7 +164,7 @@ fn array_read_only(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The count needed is written back, and nothing else.
+/// The required count is written back, and nothing else.
 fn array_too_small(host: &Host, entries: u32) -> Result<()> {
     for vm in &host.vms {
         let payload = Payload::new(&get(vm)?)?;
@@ -178,12 +172,8 @@ fn array_too_small(host: &Host, entries: u32) -> Result<()> {
         payload.set_nr_vcpus(entries);
         ensure_refused(vm, libc::E2BIG, |fd| payload.get(fd))?;
         let needed = payload.nr_vcpus();
-        ensure!(
-            needed == crate::VCPUS,
-            "nr_vcpus is {needed}, the VM has {}",
-            crate::VCPUS
-        );
-        // As it was when it said the right number.
+        ensure_eq!(needed, crate::VCPUS, "nr_vcpus");
+        // As it was with the right number.
         ensure!(payload.bytes() == before, "more than nr_vcpus was written");
     }
     Ok(())

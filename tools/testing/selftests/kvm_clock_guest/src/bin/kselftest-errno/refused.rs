@@ -1,18 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Sound requests that this VM, or this host's clock, does not allow.
+//! Valid requests that fail because of the state of the VM or of the host's clock.
 
 use crate::{Host, VCPUS};
-use anyhow::{ensure, Context, Result};
-use kvm_clock::{get_vm_clock_guest, set_tsc_offset, set_vm_clock_guest, tsc_offset};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{derived, get, make_consistent, run_a_little, unlike, wait_in_guest},
-    ktap::Case,
-    refusal::{ensure_errno, ensure_refused},
-    time::SECOND_NS,
-};
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     let mut cases = vec![
@@ -22,7 +13,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         }),
         Case::new("ENODATA GET: VM without vCPUs", no_vcpus),
         Case::new(
-            "ENODATA GET: offsets written apart cost the master clock",
+            "ENODATA GET: different offsets, so no master clock",
             no_master_clock,
         ),
         Case::new("ERANGE SET exact: another scaling ratio", other_ratio),
@@ -50,12 +41,11 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
-/// With the vCPUs from `first` on inside KVM_RUN.
+/// The vCPUs from `first` on are inside KVM_RUN.
 fn busy(host: &Host, first: usize) -> Result<()> {
     for vm in &host.vms {
         let before = Clocks::of(vm)?;
-        let mut clock = unlike(get(vm)?);
-        clock.header.mode = MODE_EXACT;
+        let mut clock = request(vm, MODE_EXACT)?;
         let running = &vm.vcpus()[first..];
         running.iter().for_each(|vcpu| vcpu.request_run());
         let refused = running
@@ -71,33 +61,32 @@ fn busy(host: &Host, first: usize) -> Result<()> {
 
 fn no_vcpus(host: &Host) -> Result<()> {
     let vm = host.kvm.create_vm()?;
-    ensure_errno(libc::ENODATA, get_vm_clock_guest(&vm).map(|_| ()))
+    ensure_errno(libc::ENODATA, get_vm_clock_guest(&vm).map(drop))
 }
 
-/// And written together they bring it back.
+/// After equal offsets are written, KVM uses a master clock again.
 fn no_master_clock(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let fd = |index: usize| vm.vcpus()[index].fd();
     let offset = tsc_offset(&fd(0))?;
     set_tsc_offset(&fd(1), offset.wrapping_add(1_000_000))?;
     run_a_little(&vm)?;
-    ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(|_| ()))?;
+    ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(drop))?;
 
     for index in 0..VCPUS as usize {
         set_tsc_offset(&fd(index), offset)?;
     }
     run_a_little(&vm)?;
-    get(&vm).context("with equal offsets again").map(|_| ())
+    get(&vm).context("with equal offsets again").map(drop)
 }
 
 fn other_ratio(host: &Host) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = unlike(get(vm)?);
-        clock.header.mode = MODE_EXACT;
+        let mut clock = request(vm, MODE_EXACT)?;
         // Half the rate.
         (clock.header.tsc_ratio, clock.header.tsc_frac_bits) = (1 << 31, 32);
         make_consistent(&mut clock);
-        // That put the guest's TSC far behind the record.
+        // Now the guest's TSC is far behind the record.
         clock.header.record.tsc_timestamp = clock.header.guest_tsc;
         make_consistent(&mut clock);
         ensure_refused(vm, libc::ERANGE, |fd| set_vm_clock_guest(fd, &mut clock))?;
@@ -108,17 +97,13 @@ fn other_ratio(host: &Host) -> Result<()> {
 /// The difference is reported.
 fn other_rate(host: &Host, mode: u32, ppm: i64) -> Result<()> {
     for vm in &host.vms {
-        let mut clock = unlike(get(vm)?);
-        clock.header.mode = mode;
+        let mut clock = request(vm, mode)?;
         let here = i64::from(clock.header.host_tsc_khz);
         let saved = here + here * ppm / 1_000_000;
         clock.header.host_tsc_khz = u32::try_from(saved)?;
         ensure_refused(vm, libc::ERANGE, |fd| set_vm_clock_guest(fd, &mut clock))?;
         let (expected, observed) = ((here - saved) * 1000, clock.header.rate_diff_hz);
-        ensure!(
-            observed == expected,
-            "rate_diff_hz is {observed}, expected {expected}: {here} kHz here, {saved} kHz saved"
-        );
+        ensure_eq!(observed, expected, "rate_diff_hz");
     }
     Ok(())
 }
@@ -126,8 +111,7 @@ fn other_rate(host: &Host, mode: u32, ppm: i64) -> Result<()> {
 fn stale(host: &Host, ahead_ms: u64) -> Result<()> {
     for vm in &host.vms {
         let now = get(vm)?.header.host_tsc;
-        let mut clock = unlike(get(vm)?);
-        clock.header.mode = MODE_EXACT;
+        let mut clock = request(vm, MODE_EXACT)?;
         clock.header.host_tsc = now + u64::from(clock.header.host_tsc_khz) * ahead_ms;
         make_consistent(&mut clock);
         ensure_refused(vm, libc::ESTALE, |fd| set_vm_clock_guest(fd, &mut clock))?;
@@ -138,8 +122,7 @@ fn stale(host: &Host, ahead_ms: u64) -> Result<()> {
 fn from_the_future(host: &Host) -> Result<()> {
     for vm in &host.vms {
         let tai_ns = get(vm)?.header.tai_ns;
-        let mut clock = unlike(get(vm)?);
-        clock.header.mode = MODE_ADVANCE;
+        let mut clock = request(vm, MODE_ADVANCE)?;
         clock.header.tai_ns = tai_ns + 3600 * SECOND_NS;
         ensure_refused(vm, libc::ETIME, |fd| set_vm_clock_guest(fd, &mut clock))?;
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What GET and SET do where KVM has no master clock, and where the host does not keep its time by
-//! its TSC: `ENODATA`, or with FALLBACK the best that is possible, and how good that is.
+//! GET and SET without a master clock, and on a host whose clocksource is not the TSC: `ENODATA`,
+//! or with FALLBACK the best possible result, and its precision.
 //!
-//! Switches the host's clocksource, which needs root, and puts it back.
+//! Switches the host's clocksource, which needs root, and restores it.
 
 mod no_master_clock;
 mod no_tsc_get;
@@ -11,15 +11,8 @@ mod no_tsc_set;
 mod other_rate;
 mod precision;
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
-use kvm_clock::{get_vm_clock_guest_or_fall_back, set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::pages, clocksource, fixture::reference_transform, ktap, refusal::ensure_errno, require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{ClockGuest, FLAG_FALLBACK, MODE_EXACT};
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::{clocksource, prelude::*};
+use pvclock::abi::FLAG_FALLBACK;
 use vmm_sys_util::errno;
 
 /// vCPUs of the VMs.
@@ -32,25 +25,20 @@ struct Host {
 }
 
 fn main() -> ExitCode {
-    let mut cases = no_master_clock::cases();
-    cases.extend(other_rate::cases());
-    cases.extend(precision::cases());
-    cases.extend(no_tsc_get::cases());
-    cases.extend(no_tsc_set::cases());
-    ktap::main(
-        || {
-            Ok(Host {
-                kvm: require::clock_guest()?,
-                other_clocksource: clocksource::other()?,
-            })
-        },
-        cases,
-    )
-}
-
-/// `KVM_GET_VM_CLOCK_GUEST` with FALLBACK.
-fn get_or_fall_back(vm: &Vm) -> Result<VmClock> {
-    get_vm_clock_guest_or_fall_back(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST with FALLBACK")
+    let cases = [
+        no_master_clock::cases(),
+        other_rate::cases(),
+        precision::cases(),
+        no_tsc_get::cases(),
+        no_tsc_set::cases(),
+    ];
+    let requirements = || {
+        Ok(Host {
+            kvm: require::clock_guest()?,
+            other_clocksource: clocksource::other()?,
+        })
+    };
+    ktap::main(requirements, ktap::all(cases))
 }
 
 /// `KVM_SET_VM_CLOCK_GUEST` with `mode` and FALLBACK.
@@ -59,13 +47,12 @@ fn set_or_fall_back(vm: &Vm, clock: &mut VmClock, mode: u32) -> errno::Result<()
     set_vm_clock_guest(vm.fd(), clock)
 }
 
-/// What GET with FALLBACK tells: one instant inside the call, consistent in itself, and the clock
-/// that KVM_GET_CLOCK tells. What it returns took so many ns at most.
-fn ensure_sound(vm: &Vm) -> Result<(VmClock, i64)> {
-    let kvmclock = || vm.fd().get_clock().context("KVM_GET_CLOCK");
-    let (kvmclock_before, before) = (kvmclock()?.clock, rdtsc_ordered());
+/// Fails unless GET with FALLBACK reports one instant inside the call, consistent values, and the
+/// clock of KVM_GET_CLOCK. Returns them, and the longest possible duration of the call, ns.
+fn ensure_valid(vm: &Vm) -> Result<(VmClock, i64)> {
+    let (kvmclock_before, before) = (get_clock(vm)?.clock, rdtsc_ordered());
     let clock = get_or_fall_back(vm)?;
-    let (after, kvmclock_after) = (rdtsc_ordered(), kvmclock()?.clock);
+    let (after, kvmclock_after) = (rdtsc_ordered(), get_clock(vm)?.clock);
 
     let header = &clock.header;
     ensure!(
@@ -76,46 +63,31 @@ fn ensure_sound(vm: &Vm) -> Result<(VmClock, i64)> {
     let (least, most) = (kvmclock_before, kvmclock_after);
     ensure!(
         (least..=most).contains(&header.kvmclock_ns),
-        "kvmclock_ns is {}, KVM_GET_CLOCK said {least} before and {most} after",
+        "kvmclock_ns is {}, KVM_GET_CLOCK was {least} before and {most} after",
         header.kvmclock_ns
     );
     let guest_tsc = reference_transform(&clock)?.guest_tsc(header.host_tsc);
-    ensure!(
-        header.guest_tsc == guest_tsc,
-        "guest_tsc is {}, by the offset it is {guest_tsc}",
-        header.guest_tsc
-    );
+    ensure_eq!(header.guest_tsc, guest_tsc, "guest_tsc");
     let by_record = header.record.kvmclock_ns(guest_tsc);
-    ensure!(
-        header.kvmclock_ns == by_record,
-        "kvmclock_ns is {}, by the record it is {by_record}",
-        header.kvmclock_ns
-    );
-    let offsets: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
+    ensure_eq!(header.kvmclock_ns, by_record, "kvmclock_ns by the record");
+    let offsets = offsets(&clock);
     let expected = vm.tsc_offsets()?;
-    ensure!(
-        offsets == expected,
-        "the offsets told are {offsets:x?}, they are {expected:x?}"
-    );
+    ensure_eq_hex!(offsets, expected, "TSC offsets of GET");
     let took = (after - before) * 1_000_000 / u64::from(header.host_tsc_khz);
     Ok((clock, i64::try_from(took)? + 1))
 }
 
-/// Offsets and the guest's records: what a call that is refused is to leave alone, where GET is
-/// too.
-fn seen(vm: &Vm) -> Result<(Vec<u64>, Vec<ClockGuest>)> {
+/// Offsets and the guest's records, which a call that fails must not change.
+fn visible(vm: &Vm) -> Result<(Vec<u64>, Vec<ClockGuest>)> {
     Ok((vm.tsc_offsets()?, pages(vm)))
 }
 
-/// Fails unless `call`, made while `vm` is stopped, gives `ENODATA` and changes nothing.
+/// Fails unless `call`, made while `vm` is stopped, fails with `ENODATA` and changes nothing.
 fn ensure_no_data(vm: &Vm, name: &str, call: impl FnOnce(&Vm) -> errno::Result<()>) -> Result<()> {
-    let before = seen(vm)?;
+    let before = visible(vm)?;
     ensure_errno(libc::ENODATA, call(vm)).context(name.to_owned())?;
-    let after = seen(vm)?;
-    ensure!(
-        before == after,
-        "{name}: offsets and records were {before:x?}, are {after:x?}"
-    );
+    let after = visible(vm)?;
+    ensure_eq_hex!(after, before, "{name}: offsets and records");
     Ok(())
 }
 

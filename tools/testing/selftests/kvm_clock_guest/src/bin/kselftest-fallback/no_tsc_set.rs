@@ -1,26 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host does not keep its time by its TSC: SET with FALLBACK writes the offsets all the same,
-//! and kvmclock goes on from the saved function, by the host's raw clock.
+//! The host's clocksource is not the TSC: SET with FALLBACK writes the offsets nevertheless, and
+//! kvmclock continues from the saved function, with the host's raw clock.
 
-use crate::{ensure_no_data, get_or_fall_back, set_exact, set_or_fall_back, Host, VCPUS};
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
-use kvm_bindings::kvm_clock_data;
-use kvm_clock::{set_tsc_offset, VmClock};
+use crate::{ensure_no_data, set_exact, set_or_fall_back, Host, VCPUS};
 use kvm_clock_guest_selftests::{
     clocksource::WithoutTsc,
     continued::{Continued, Function, Paired},
-    fixture::{
-        an_hour_ahead, get, make_consistent, move_to_domain, pinned, reference_transform,
-        run_a_little,
-    },
-    ktap::{note, Case},
-    time::HOUR_NS,
-};
-use pvclock::{
-    abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED},
-    tsc::TscTransform,
+    fixture,
+    prelude::*,
 };
 
 /// Precisions (ns) that may have been saved.
@@ -39,22 +27,22 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     ]
 }
 
-/// What is asked for, and what should become of it.
-struct Asked {
+/// A SET and the check of its result.
+struct Request {
     clock: VmClock,
     mode: u32,
     check: fn(&VmClock, TscTransform, &Around) -> Result<()>,
 }
 
-/// Host TSC before and after SET, and TAI by then.
+/// Host TSC and TAI before and after SET.
 struct Around {
     host_tsc: [u64; 2],
     tai: [Paired; 2],
     precision_ns: u32,
 }
 
-/// Offsets bit for bit: others than the present ones.
-fn exact(mut clock: VmClock) -> Asked {
+/// Other offsets than the present ones, bit for bit.
+fn exact(mut clock: VmClock) -> Request {
     for (vcpu, ticks) in clock.vcpus.iter_mut().zip([1 << 40, 12_345]) {
         vcpu.tsc_offset = vcpu.tsc_offset.wrapping_sub(ticks);
     }
@@ -62,13 +50,10 @@ fn exact(mut clock: VmClock) -> Asked {
     make_consistent(&mut clock);
     let check = |clock: &VmClock, transform: TscTransform, _: &Around| {
         let expected = reference_transform(clock)?;
-        ensure!(
-            transform == expected,
-            "the reference vCPU has {transform:x?}, expected {expected:x?}"
-        );
+        ensure_eq_hex!(transform, expected, "the reference vCPU's TSC");
         Ok(())
     };
-    Asked {
+    Request {
         clock,
         mode: MODE_EXACT,
         check,
@@ -76,45 +61,44 @@ fn exact(mut clock: VmClock) -> Asked {
 }
 
 /// From another host, an hour ago.
-fn advance(mut clock: VmClock) -> Asked {
+fn advance(mut clock: VmClock) -> Request {
     move_to_domain(&mut clock, 1 << 60);
     clock.header.tai_ns -= HOUR_NS;
-    // Elapsed TAI at the saved rate, to the precision.
+    // The TSC grows by the elapsed TAI at the saved rate, within the precision.
     let check = |clock: &VmClock, transform: TscTransform, around: &Around| {
         let khz = i128::from(clock.header.host_tsc_khz);
         let precision = i128::from(around.precision_ns) * khz / 1_000_000 + 2;
-        // How far the guest TSC is from where it should be at each of the two instants: they may be
-        // a drift of the clocks apart.
-        let off_by = around.tai.map(|tai| {
+        // The error of the guest TSC at each of the two instants, which may differ by a drift.
+        let error = around.tai.map(|tai| {
             let elapsed = i128::from(tai.ns) - i128::from(clock.header.tai_ns);
-            let due = clock
+            let expected = clock
                 .header
                 .guest_tsc
                 .wrapping_add((elapsed * khz / 1_000_000) as u64);
             // CAST: the signed differences of values mod 2^64.
-            tai.host_tsc
-                .map(|host_tsc| i128::from(transform.guest_tsc(host_tsc).wrapping_sub(due) as i64))
+            tai.host_tsc.map(|host_tsc| {
+                i128::from(transform.guest_tsc(host_tsc).wrapping_sub(expected) as i64)
+            })
         });
-        let least = off_by[0][0].min(off_by[1][0]);
-        let most = off_by[0][1].max(off_by[1][1]);
+        let least = error[0][0].min(error[1][0]);
+        let most = error[0][1].max(error[1][1]);
         ensure!(
             most >= -precision && least <= precision,
-            "the guest TSC is {least} to {most} ticks from where it should be, precision \
-             {precision}"
+            "the error of the guest TSC is {least} to {most} ticks, precision {precision}"
         );
         Ok(())
     };
-    Asked {
+    Request {
         clock,
         mode: MODE_ADVANCE,
         check,
     }
 }
 
-/// From another host, whenever.
-fn freeze(mut clock: VmClock) -> Asked {
+/// From another host, at any time.
+fn freeze(mut clock: VmClock) -> Request {
     move_to_domain(&mut clock, 1 << 60);
-    // The saved value at some instant of the call.
+    // The TSC is the saved value at some instant of the call.
     let check = |clock: &VmClock, transform: TscTransform, around: &Around| {
         let [before, after] = around
             .host_tsc
@@ -127,46 +111,42 @@ fn freeze(mut clock: VmClock) -> Asked {
         );
         Ok(())
     };
-    Asked {
+    Request {
         clock,
         mode: MODE_FREEZE,
         check,
     }
 }
 
-fn sets(host: &Host, ask: fn(VmClock) -> Asked) -> Result<()> {
+fn sets(host: &Host, ask: fn(VmClock) -> Request) -> Result<()> {
     for saved_ns in SAVED_NS {
         let vm = pinned(&host.kvm, VCPUS)?;
         let mut saved = an_hour_ahead(get(&vm)?);
         saved.header.precision_ns = saved_ns;
-        let asked = ask(saved);
+        let request = ask(saved);
         let without_tsc = WithoutTsc::switch(&host.other_clocksource)?;
-        disturb(&vm)?;
-        ensure_no_data(&vm, "SET", |vm| set_exact(vm, &asked.clock))?;
-        ensure_set(&vm, asked)?;
+        change_all(&vm)?;
+        ensure_no_data(&vm, "SET", |vm| set_exact(vm, &request.clock))?;
+        ensure_set(&vm, request)?;
         drop(without_tsc);
     }
     Ok(())
 }
 
-/// Leaves no clock as it was.
-fn disturb(vm: &Vm) -> Result<()> {
-    for (vcpu, offset) in vm.vcpus().iter().zip(vm.tsc_offsets()?) {
-        set_tsc_offset(&vcpu.fd(), offset.wrapping_add(1 << 50)).context("KVM_VCPU_TSC_OFFSET")?;
+/// Changes all clocks.
+fn change_all(vm: &Vm) -> Result<()> {
+    for (index, offset) in vm.tsc_offsets()?.into_iter().enumerate() {
+        vm.set_tsc_offset(index, offset.wrapping_add(1 << 50))?;
     }
-    let clock = kvm_clock_data {
-        clock: 12 * HOUR_NS.unsigned_abs(),
-        ..kvm_clock_data::default()
-    };
-    vm.fd().set_clock(&clock).context("KVM_SET_CLOCK")?;
-    run_a_little(vm).map(|_| ())
+    set_clock(vm, 12 * HOUR_NS.unsigned_abs())?;
+    run_a_little(vm).map(drop)
 }
 
-fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
-    let Asked { clock, mode, check } = asked;
+fn ensure_set(vm: &Vm, request: Request) -> Result<()> {
+    let Request { clock, mode, check } = request;
     let mut set = clock.clone();
     let tai_before = Paired::now(libc::CLOCK_TAI)?;
-    // The function is known when SET has chosen the offsets, hence the second reckoning.
+    // The function is only known after SET has chosen the offsets.
     let before = rdtsc_ordered();
     let raw_before = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
     let begin = rdtsc_ordered();
@@ -184,19 +164,13 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
     };
     check(&clock, transform, &around)?;
 
-    let apart: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
-    let apart: Vec<_> = apart
-        .iter()
-        .map(|offset| offset.wrapping_sub(apart[0]))
-        .collect();
-    let observed: Vec<_> = offsets
-        .iter()
-        .map(|offset| offset.wrapping_sub(offsets[0]))
-        .collect();
-    ensure!(
-        observed == apart,
-        "offsets are {observed:x?} apart, expected {apart:x?}"
-    );
+    let differences = |offsets: &[u64]| -> Vec<u64> {
+        let differences = offsets.iter().map(|offset| offset.wrapping_sub(offsets[0]));
+        differences.collect()
+    };
+    let observed = differences(&offsets);
+    let saved = differences(&fixture::offsets(&clock));
+    ensure_eq_hex!(observed, saved, "differences of TSC offsets");
 
     let status = set.header.status;
     ensure!(
@@ -217,23 +191,19 @@ fn ensure_set(vm: &Vm, asked: Asked) -> Result<()> {
         record: clock.header.record,
         transform,
     };
-    // What was saved may be off by the saved precision; what SET was given it is to add `own_ns`
-    // to.
+    // The saved clock has the saved precision, to which SET adds `own_ns`.
     let continued = Continued::since(function, raw_before, u32::try_from(own_ns)?)?;
-    note(&format!(
-        "mode {mode}: SET adds {own_ns} ns, took {took_ns} ns; the clocks leave {} ns open",
+    note!(
+        "mode {mode}: SET adds {own_ns} ns, took {took_ns} ns; the uncertainty is {} ns",
         continued.open_ns()
-    ));
-    continued.ensure_told_by_kvm(vm)?;
-    continued.ensure_read_by_guest(|| run_a_little(vm))?;
-    continued.ensure_told_by_kvm(vm)?;
-    let offsets_now = vm.tsc_offsets()?;
-    ensure!(
-        offsets_now == offsets,
-        "offsets were {offsets:x?}, are {offsets_now:x?} after the guest ran"
     );
-    let told = get_or_fall_back(vm)?.header.status;
-    ensure!(told == 0, "GET tells status {told:#x}, expected 0");
+    continued.ensure_in_kvm(vm)?;
+    continued.ensure_read_by_guest(|| run_a_little(vm))?;
+    continued.ensure_in_kvm(vm)?;
+    let offsets_now = vm.tsc_offsets()?;
+    ensure_eq_hex!(offsets_now, offsets, "TSC offsets after the guest ran");
+    let reported = get_or_fall_back(vm)?.header.status;
+    ensure_eq_hex!(reported, 0, "GET's status");
     Ok(())
 }
 
@@ -244,10 +214,10 @@ fn saturates(host: &Host) -> Result<()> {
     for mode in [MODE_EXACT, MODE_FREEZE, MODE_ADVANCE] {
         clock.header.precision_ns = u32::MAX;
         set_or_fall_back(&vm, &mut clock, mode).context("SET with FALLBACK")?;
-        ensure!(
-            clock.header.precision_ns == u32::MAX,
-            "mode {mode}: precision {} ns, expected the maximum",
-            clock.header.precision_ns
+        ensure_eq!(
+            clock.header.precision_ns,
+            u32::MAX,
+            "mode {mode}: precision, ns"
         );
         make_consistent(&mut clock);
     }

@@ -1,62 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `precision_ns` on a host that has nothing to add to it.
+//! `precision_ns` on a host that adds nothing to it.
 
-use crate::{get_or_fall_back, set_or_fall_back, Host, VCPUS};
-use anyhow::{ensure, Context, Result};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{derived, get, pinned, set},
-    ktap::Case,
-};
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
-
-const MODES: [(&str, u32); 3] = [
-    ("exact", MODE_EXACT),
-    ("advance", MODE_ADVANCE),
-    ("freeze", MODE_FREEZE),
-];
+use crate::{set_or_fall_back, Host, VCPUS};
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     let mut cases = vec![Case::new(
-        "FALLBACK changes nothing where it is not needed",
+        "FALLBACK has no effect if it is not needed",
         not_needed,
     )];
     for (name, mode) in MODES {
         cases.push(Case::new(
-            format!("SET {name} reports the precision that was saved"),
+            format!("SET {name} reports the saved precision"),
             move |host: &Host| passed_on(host, mode),
         ));
     }
     cases
 }
 
-/// The same record, pinned as without it.
+/// The same record is pinned as without it.
 fn not_needed(host: &Host) -> Result<()> {
     for vm in [derived(&host.kvm, VCPUS)?, pinned(&host.kvm, VCPUS)?] {
         let before = Clocks::of(&vm)?;
         let mut clock = get_or_fall_back(&vm)?;
         let (with, without) = (&clock.header, get(&vm)?.header);
-        ensure!(
-            (with.status, with.precision_ns, with.record) == (without.status, 0, without.record),
-            "with FALLBACK GET tells {with:x?}, without {without:x?}"
+        ensure_eq_hex!(
+            (with.status, with.precision_ns, with.record),
+            (without.status, 0, without.record),
+            "GET with FALLBACK and without"
         );
         set_or_fall_back(&vm, &mut clock, MODE_EXACT).context("SET with FALLBACK")?;
-        ensure!(
-            clock.header.precision_ns == 0,
-            "SET adds {} ns",
-            clock.header.precision_ns
-        );
-        Clocks {
-            pinned: true,
-            ..before
-        }
-        .ensure_unchanged(&vm)?;
+        ensure_eq!(clock.header.precision_ns, 0, "precision that SET adds, ns");
+        before.as_pinned().ensure_unchanged(&vm)?;
     }
     Ok(())
 }
 
-/// A clock that a fallback made no better than this is pinned all the same.
+/// A clock that was saved with a fallback is pinned nevertheless.
 fn passed_on(host: &Host, mode: u32) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     for saved_ns in [0, 1, 12_345, u32::MAX] {
@@ -70,10 +51,10 @@ fn passed_on(host: &Host, mode: u32) -> Result<()> {
             }
             let observed = (clock.header.status, clock.header.precision_ns);
             let expected = (STATUS_PINNED | STATUS_HOST_TSC_STABLE, saved_ns);
-            ensure!(
-                observed == expected,
-                "SET, FALLBACK {fallback}, reports status and precision {observed:x?}, expected \
-                 {expected:x?}"
+            ensure_eq_hex!(
+                observed,
+                expected,
+                "SET's status and precision, FALLBACK {fallback}"
             );
         }
     }

@@ -1,28 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM of so many vCPUs that its arrays are no slab objects: they have pages in one piece, or, if
-//! there are none, single ones. Both, and what it takes to put single ones together, can be had or
-//! not.
+//! A VM with so many vCPUs that its arrays are no slab objects: they consist of contiguous pages,
+//! or of single pages if there are none. Either allocation, and that of the mapping of single
+//! pages, can fail.
 
 use crate::{each, Host};
-use anyhow::{ensure, Context, Result};
-use kvm_clock::{get_vm_clock_guest, set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    fault::Kind,
-    fixture::{make_consistent, unlike},
-    ktap::{note, Case},
-};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use pvclock::abi::{ClockGuest, ClockGuestVcpu, MODE_EXACT, STATUS_PINNED};
+use clockguest::vmm::{Guest, VmBuilder, VmFds};
+use kvm_clock_guest_selftests::{fault::Kind, fixture::unlike, prelude::*};
 use vmm_sys_util::errno;
 
 /// The slab allocator has objects of up to 8 KiB, which 512 entries of the ABI's array fill.
-const VCPUS: u64 = 513;
+const VCPUS: u32 = 513;
 
 const KINDS: &[(&str, Kind)] = &[
-    ("no page is left after n", Kind::Pages),
+    ("no page left after n", Kind::Pages),
     (
-        "no two pages in one piece, no memory for the rest after n",
+        "no contiguous pages, no memory left after n",
         Kind::Scattered,
     ),
 ];
@@ -44,10 +37,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 /// A VM that never ran, and whose clock is pinned.
 #[derive(Debug)]
-pub(crate) struct Large {
-    vm: VmFd,
-    _vcpus: Vec<VcpuFd>,
-}
+pub(crate) struct Large(VmFds);
 
 /// All that SET changes.
 #[derive(Debug, PartialEq)]
@@ -61,18 +51,13 @@ impl Written {
     fn of(clock: &VmClock) -> Self {
         Self {
             vcpus: clock.vcpus.clone(),
-            record: ClockGuest {
-                version: 0,
-                flags: 0,
-                ..clock.header.record
-            },
+            record: function(clock.header.record),
             pinned: clock.header.status & STATUS_PINNED != 0,
         }
     }
 }
 
-/// What a call with a fault returned, whether there was a fault, and what is to be there
-/// afterwards.
+/// The result of a call with a fault, whether there was a fault, and the expected clocks.
 type Made = (errno::Result<()>, bool, Written);
 /// Injects a fault.
 type Inject<'a> =
@@ -87,23 +72,18 @@ impl Large {
     }
 
     fn new(kvm: &Kvm) -> Result<Self> {
-        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
-        let vcpus: std::result::Result<_, _> = (0..VCPUS).map(|id| vm.create_vcpu(id)).collect();
-        let large = Self {
-            _vcpus: vcpus.context("KVM_CREATE_VCPU")?,
-            vm,
-        };
+        let vm = VmBuilder::new(kvm, VCPUS).guest(Guest::Bare).build_fds()?;
+        let large = Self(vm);
         let mut request = large.request()?;
-        set_vm_clock_guest(&large.vm, &mut request).context("KVM_SET_VM_CLOCK_GUEST")?;
+        set_vm_clock_guest(&large.0.fd, &mut request).context("KVM_SET_VM_CLOCK_GUEST")?;
         Ok(large)
     }
 
     fn get(&self) -> Result<VmClock> {
-        get_vm_clock_guest(&self.vm).context("KVM_GET_VM_CLOCK_GUEST")
+        get_vm_clock_guest(&self.0.fd).context("KVM_GET_VM_CLOCK_GUEST")
     }
 
-    /// What would change every offset and the record, whose rate differs from KVM's own by one of two
-    /// amounts in turn.
+    /// A SET that changes every offset and the record, whose rate alternates between two.
     fn request(&self) -> Result<VmClock> {
         let mut clock = unlike(self.get()?);
         clock.header.mode = MODE_EXACT;
@@ -111,35 +91,30 @@ impl Large {
         Ok(clock)
     }
 
-    /// Fails unless `make` has no effect whenever it fails, and all of it when it does not.
+    /// Fails unless `make` has no effect when it fails, and its full effect when it succeeds.
     fn fails(&self, kind: Kind, make: fn(&Self, Inject<'_>) -> Result<Made>) -> Result<()> {
         let mut refused = 0;
         let outcomes = each(kind, |faults, nth| {
             let before = Written::of(&self.get()?);
             let faults = faults()?;
-            let (result, injected, due) = make(self, &|call| faults.nth(nth, call))?;
+            let (result, injected, done) = make(self, &|call| faults.nth(nth, call))?;
             if kind == Kind::Scattered {
                 refused = faults.refused_pages()?;
             }
             drop(faults);
             let now = Written::of(&self.get()?);
-            let due = if result.is_ok() { due } else { before };
-            ensure!(
-                now == due,
-                "fault {nth}, {result:?}: is {now:x?}, expected {due:x?}"
-            );
+            let expected = if result.is_ok() { done } else { before };
+            ensure_eq_hex!(now, expected, "after fault {nth}, {result:?}");
             Ok((result.err().map(|error| error.errno()), injected))
         })?;
-        note(&format!("{outcomes:?}"));
+        note!("{outcomes:?}");
         ensure!(
             outcomes.enomem > 0 && outcomes.efault == 0,
             "faults of {kind:?} led to {outcomes:?}"
         );
         if kind == Kind::Scattered {
-            note(&format!(
-                "done with pages in one piece refused {refused} times"
-            ));
-            ensure!(refused > 0, "the arrays were had in one piece");
+            note!("{refused} allocations of contiguous pages failed");
+            ensure!(refused > 0, "the arrays are contiguous");
         }
         Ok(())
     }
@@ -148,24 +123,21 @@ impl Large {
         let before = Written::of(&self.get()?);
         let mut read = None;
         let (result, injected) =
-            inject(&mut || get_vm_clock_guest(&self.vm).map(|clock| read = Some(clock)))?;
+            inject(&mut || get_vm_clock_guest(&self.0.fd).map(|clock| read = Some(clock)))?;
         if let Some(clock) = read {
             let read = Written::of(&clock);
-            ensure!(
-                read == before,
-                "GET says {read:x?}, said {before:x?} before"
-            );
+            ensure_eq_hex!(read, before, "GET");
         }
         Ok((result, injected, before))
     }
 
     fn set_once(&self, inject: Inject<'_>) -> Result<Made> {
         let mut clock = self.request()?;
-        let due = Written {
+        let expected = Written {
             pinned: true,
             ..Written::of(&clock)
         };
-        let (result, injected) = inject(&mut || set_vm_clock_guest(&self.vm, &mut clock))?;
-        Ok((result, injected, due))
+        let (result, injected) = inject(&mut || set_vm_clock_guest(&self.0.fd, &mut clock))?;
+        Ok((result, injected, expected))
     }
 }

@@ -1,29 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Where kselftest-atomicity, which fails each user access and each allocation of small VMs, does
-//! not get: arrays that have pages of their own, the attribute, and the loading of the module.
-//! Needs root.
+//! Faults that kselftest-atomicity does not inject, which fails each user access and each
+//! allocation of small VMs: in arrays that have pages of their own, in the attribute, and in the
+//! loading of the module. Needs root.
 //!
-//! Whatever fails, it is said by `ENOMEM` or `EFAULT`, nothing has changed, and it can be done
-//! again. That nothing is left behind is for KMEMLEAK to see.
+//! Each failure gives `ENOMEM` or `EFAULT`, changes nothing, and can be retried. KMEMLEAK checks
+//! that nothing leaks.
 
 mod attribute;
-mod hushed;
 mod large;
 mod loading;
+mod muted;
 
-use anyhow::{bail, Result};
-use clockguest::host::open_kvm;
 use kvm_clock_guest_selftests::{
     fault::{Faults, Kind},
-    ktap::{self, Case},
-    require,
+    prelude::*,
 };
-use kvm_ioctls::Kvm;
 use large::Large;
-use std::{cell::OnceCell, io, process::ExitCode};
+use std::{cell::OnceCell, io};
 
-/// No call has as many fault points.
+/// More fault points than any call has.
 const ENDLESS: u32 = 5000;
 
 /// What the cases share.
@@ -33,7 +29,7 @@ struct Host {
     large: OnceCell<Large>,
 }
 
-/// How often a call failed with which errno, and succeeded in spite of a fault.
+/// How often a call failed, by errno, and succeeded despite a fault.
 #[derive(Debug, Default)]
 struct Outcomes {
     efault: u32,
@@ -42,8 +38,8 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    /// Counts a call with fault `nth`, which ended with this errno, and in which there was a fault
-    /// or was not: only then may it have failed, and only so.
+    /// Counts a call with fault `nth` that ended with `errno`; it may fail only if a fault was
+    /// `injected`.
     fn count(&mut self, nth: u32, errno: Option<i32>, injected: bool) -> Result<()> {
         match errno {
             None => self.survived += u32::from(injected),
@@ -58,9 +54,8 @@ impl Outcomes {
     }
 }
 
-/// Makes `call` with one fault of `kind` after the other, until it comes to none; `call` injects
-/// it, and returns the errno, whether there was a fault, and an error if anything but the fault was
-/// wrong.
+/// Makes `call` with each fault of `kind` in turn, until there is none; `call` injects it, and
+/// returns the errno, whether there was a fault, and an error if anything else was wrong.
 fn each(
     kind: Kind,
     mut call: impl FnMut(&dyn Fn() -> Result<Faults>, u32) -> Result<(Option<i32>, bool)>,
@@ -78,8 +73,8 @@ fn each(
 
 fn main() -> ExitCode {
     let mut cases = large::cases();
-    // Where there is no attribute kselftest-vcpu-ioctl has it refused.
-    if open_kvm(false).is_ok_and(|kvm| require::scales(&kvm)) {
+    // kselftest-vcpu-ioctl checks that the attribute does not exist on other hosts.
+    if require::host_scales() {
         cases.push(Case::new(
             "KVM_VCPU_TSC_SCALE: each user access fails",
             attribute::each_user_access,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Memory for the ioctls' arguments: pages that may be written, that may be read only, and that may
-//! not be accessed, side by side; all of them can be filled and looked at through a second mapping.
+//! Memory for the ioctls' arguments: writable, read-only and inaccessible pages side by side. A
+//! second, writable mapping of the same memory fills and checks them.
 
 use crate::extremes::{any64, one_in, pick, Rng};
 use rand::Rng as _;
@@ -21,8 +21,8 @@ const NONE: libc::c_int = libc::PROT_NONE;
 const RO: libc::c_int = libc::PROT_READ;
 const RW: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
-/// What the pages are to the ioctls. A header has at most a page and its neighbour, an array far
-/// less.
+/// How the ioctls may access each page. A header takes at most a page and its neighbour, an array
+/// far less.
 const PAGES: [libc::c_int; 13] = [NONE, RW, RW, NONE, RW, RW, NONE, RO, RO, RW, RO, NONE, NONE];
 const MAPPED: usize = PAGES.len() * PAGE;
 
@@ -56,7 +56,7 @@ pub(crate) struct Arena {
     file: OwnedFd,
 }
 
-// SAFETY: By the type's invariants all that is shared are atomic bytes.
+// SAFETY: By the type's invariants only atomic bytes are shared.
 unsafe impl Sync for Arena {}
 
 impl Arena {
@@ -67,7 +67,7 @@ impl Arena {
         if file < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: It was just opened, and nobody else knows it.
+        // SAFETY: It was just opened, and nothing else owns it.
         let file = unsafe { OwnedFd::from_raw_fd(file) };
         // SAFETY: The descriptor is open, and the length positive.
         if unsafe { libc::ftruncate(file.as_raw_fd(), MAPPED as libc::off_t) } != 0 {
@@ -102,7 +102,7 @@ impl Arena {
         Ok(arena)
     }
 
-    /// The address of the byte at `offset`, as the ioctls are told it.
+    /// The address of the byte at `offset` in the mapping that the ioctls access.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         self.user.addr().get() as u64 + offset as u64
     }
@@ -112,12 +112,12 @@ impl Arena {
         self.file.as_raw_fd()
     }
 
-    /// Makes a page what it is by [`PAGES`].
+    /// Maps a page with its protection in [`PAGES`].
     pub(crate) fn restore(&self, page: usize) -> io::Result<()> {
         self.map(page, PAGES[page])
     }
 
-    /// Maps a page anew, with `prot`; with `PROT_NONE` it is no longer the same memory.
+    /// Maps a page again, with `prot`; `PROT_NONE` replaces it with other memory.
     pub(crate) fn map(&self, page: usize, prot: libc::c_int) -> io::Result<()> {
         assert!(page < PAGES.len());
         let (flags, file) = match prot {
@@ -142,18 +142,18 @@ impl Arena {
         Ok(())
     }
 
-    /// A byte, whatever its page is to the ioctls.
+    /// A byte, with any protection of its page.
     pub(crate) fn byte(&self, offset: usize) -> &AtomicU8 {
         assert!(offset < MAPPED);
-        // SAFETY: By the type's invariants it is within a mapping that may be written, and
-        // everybody else accesses it as an atomic byte, too.
+        // SAFETY: By the type's invariants it is within a writable mapping, and all
+        // other accesses are to atomic bytes, too.
         unsafe { self.alias.add(offset).cast::<AtomicU8>().as_ref() }
     }
 
-    /// Stores as much of `bytes` as there is room for.
+    /// Stores `bytes` as far as the pages reach.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         let len = bytes.len().min(MAPPED.saturating_sub(offset));
-        // SAFETY: `len` bytes at `offset` are within a mapping that may be written.
+        // SAFETY: `len` bytes at `offset` are within a writable mapping.
         unsafe {
             copy(
                 self.alias.as_ptr().wrapping_add(offset),
@@ -163,22 +163,22 @@ impl Arena {
         };
     }
 
-    /// `len` bytes, fewer at the end.
+    /// `len` bytes; fewer near the end of the pages.
     pub(crate) fn read(&self, offset: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len.min(MAPPED.saturating_sub(offset))];
         self.read_into(offset, &mut bytes);
         bytes
     }
 
-    /// Reads into all of `bytes`, for which there must be as many.
+    /// Fills `bytes`, which must not reach beyond the pages.
     fn read_into(&self, offset: usize, bytes: &mut [u8]) {
         assert!(offset + bytes.len() <= MAPPED);
         let from = self.alias.as_ptr().wrapping_add(offset);
-        // SAFETY: As asserted, they are within a mapping that may be read.
+        // SAFETY: As asserted, the bytes are within a readable mapping.
         unsafe { copy(bytes.as_mut_ptr(), from, bytes.len()) };
     }
 
-    /// The value at `offset`; `None` if the end is nearer.
+    /// The value at `offset`; `None` if it reaches beyond the pages.
     pub(crate) fn value<T: FromBytes + IntoBytes>(&self, offset: usize) -> Option<T> {
         let mut value = T::new_zeroed();
         if offset + size_of::<T>() > MAPPED {
@@ -216,7 +216,7 @@ impl Arena {
                 .is_some_and(|pages| pages.iter().all(|page| page & prot == prot))
     }
 
-    /// An address for `len` bytes that usually may be written, near offset `usual`.
+    /// An address for `len` bytes near offset `usual`, usually a writable one.
     pub(crate) fn place(&self, rng: &mut Rng, usual: usize, len: usize) -> u64 {
         let len = len.min(ROOM);
         let start = if one_in(rng, 4) {
@@ -228,11 +228,11 @@ impl Arena {
         self.address(usual + start)
     }
 
-    /// An address that for `len` bytes is likely to be wrong.
+    /// An address that is probably invalid for `len` bytes.
     pub(crate) fn wrong_place(&self, rng: &mut Rng, len: usize) -> u64 {
-        /// The lowest address that no process can have.
+        /// The lowest address of the kernel's half.
         const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
-        /// The lowest address that is none.
+        /// The lowest non-canonical address.
         const NON_CANONICAL: u64 = 0x0000_8000_0000_0000;
 
         match rng.random_range(0..8) {
@@ -249,13 +249,12 @@ impl Arena {
     }
 }
 
-/// Copies bytes that another thread may be changing: each of them is then what it was or what it
-/// is.
+/// Copies bytes that another thread may change at the same time: each byte is copied as it was
+/// before or after that change.
 ///
 /// # Safety
 ///
-/// `len` bytes may be written at `to`, and read at `from`; who else accesses them does it
-/// atomically.
+/// `len` bytes are writable at `to` and readable at `from`; all other accesses to them are atomic.
 unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: As the caller promises. The direction flag is clear by the ABI.
     unsafe {

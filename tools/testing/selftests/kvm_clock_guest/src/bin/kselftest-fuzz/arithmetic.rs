@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The definitions of the documentation, in integers wide enough for every argument.
+//! The documentation's definitions, with integers wide enough for every argument.
 
-use kvm_clock_guest_selftests::expect::ticks;
-use pvclock::abi::{ClockGuest, VmClockGuest};
+use kvm_clock_guest_selftests::{expect::ticks, prelude::*};
 
 /// Half the ring of TSC values.
 const HALF: f64 = 9_223_372_036_854_775_808.0;
@@ -16,7 +15,7 @@ pub(crate) fn is_ratio((ratio, frac_bits): Ratio) -> bool {
     (ratio, frac_bits) == (0, 0) || ratio != 0 && (1..64).contains(&frac_bits)
 }
 
-/// Whether a guest tick is a host tick.
+/// Whether a guest tick is as long as a host tick.
 pub(crate) fn is_identity((ratio, frac_bits): Ratio) -> bool {
     ratio == 0 || u128::from(ratio) == 1 << frac_bits
 }
@@ -35,7 +34,7 @@ pub(crate) fn ratio(header: &VmClockGuest) -> Ratio {
     (header.tsc_ratio, header.tsc_frac_bits)
 }
 
-/// The guest's TSC rate by `header`, whose ratio is one, Hz; at most `u64::MAX`.
+/// The guest's TSC rate (Hz) of `header`, which has a valid ratio; at most `u64::MAX`.
 pub(crate) fn hz(header: &VmClockGuest) -> u64 {
     let hz = u128::from(header.host_tsc_khz) * 1000;
     let hz = match ratio(header) {
@@ -45,14 +44,14 @@ pub(crate) fn hz(header: &VmClockGuest) -> u64 {
     u64::try_from(hz).unwrap_or(u64::MAX)
 }
 
-/// The guest's TSC rate by `header`, kHz.
+/// The guest's TSC rate of `header`, kHz.
 pub(crate) fn khz(header: &VmClockGuest) -> u64 {
     scaled(ratio(header), header.host_tsc_khz.into())
 }
 
 /// How far rate `b` (Hz) is from `a`, in millionths of `a`.
 pub(crate) fn ppm(a: u64, b: u64) -> f64 {
-    // CAST: far more exact than is needed.
+    // CAST: more exact than needed.
     a.abs_diff(b) as f64 * 1e6 / a as f64
 }
 
@@ -61,7 +60,7 @@ pub(crate) fn is_ahead(a: u64, b: u64) -> bool {
     (1..1 << 63).contains(&a.wrapping_sub(b))
 }
 
-/// kvmclock (ns, mod 2^64) that a guest reads by `record` at TSC `tsc`, as the documentation says.
+/// kvmclock (ns, mod 2^64) that a guest computes from `record` at TSC `tsc`, as documented.
 pub(crate) fn reads(record: &ClockGuest, tsc: u64) -> u64 {
     let ticks = u128::from(tsc.wrapping_sub(record.tsc_timestamp));
     let bits = u32::from(record.tsc_shift.unsigned_abs());
@@ -78,11 +77,11 @@ pub(crate) fn reads(record: &ClockGuest, tsc: u64) -> u64 {
 /// Guest ticks in `ns` at the rate of `header`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Ticks {
-    /// As many.
+    /// This number.
     Of(i128),
-    /// 2^63 or more, or less than -2^63, by far.
+    /// Clearly 2^63 or more, or less than -2^63.
     TooMany,
-    /// Too close to that to say.
+    /// Too close to that limit to say.
     Nearly,
 }
 
@@ -90,7 +89,7 @@ pub(crate) enum Ticks {
 pub(crate) fn ticks_in(header: &VmClockGuest, ns: i128) -> Ticks {
     let factor = match ratio(header) {
         (0, _) => 1.0,
-        // CAST: to tell the magnitude.
+        // CAST: only the magnitude matters.
         (ratio, frac_bits) => ratio as f64 / f64::from(frac_bits).exp2(),
     };
     let estimate = ns.unsigned_abs() as f64 * f64::from(header.host_tsc_khz) / 1e6 * factor;

@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Calls whose argument another thread changes meanwhile: what was checked must be what is used,
-//! and what cannot be accessed any more gives `EFAULT`.
+//! Calls while another thread changes their argument: the ioctls must use the values that they
+//! checked, and fail with `EFAULT` once a page is inaccessible.
 
 use crate::{
     arena::{Arena, ARRAY, HEADER, PAGE},
-    draft::Draft,
     expected::errno_name,
     extremes::{magnitude, one_in, pick, Rng},
+    fixture::{ioctl, Fixture},
     fuzz::Fuzz,
+    generate::Argument,
     guest,
     model::{ENTRY, KNOWN},
     records::record_for,
-    subject::{ioctl, Subject},
     Host,
 };
-use anyhow::{bail, ensure, Context, Result};
+use kvm_clock_guest_selftests::prelude::*;
 use pvclock::abi::{
-    VmClockGuest, KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST,
-    KVM_SET_VM_CLOCK_GUEST,
+    KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST,
 };
 use rand::Rng as _;
 use std::{
@@ -28,23 +27,22 @@ use std::{
     os::fd::AsRawFd,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
 };
 use zerocopy::IntoBytes;
 
 /// Calls between two runs of the guest.
 const ROUND: u64 = 1_000;
-/// How long it may take until calls ended in every way.
+/// The time by which calls must have ended in every way.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where the other thread never writes: GET follows this address.
+/// Bytes that the other thread never changes: GET writes to this address.
 const ADDRESS: Range<usize> =
     offset_of!(VmClockGuest, vcpus)..offset_of!(VmClockGuest, vcpus) + size_of::<u64>();
-/// Where the headers are: in one page, or across the boundary of two.
+/// Places of the headers: in one page, and across the boundary of two.
 const HEADERS: [usize; 2] = [HEADER, HEADER + PAGE - 64];
 /// The pages that change.
 const CHANGING: [usize; 4] = [1, 2, 4, 5];
 
-/// All that any of the calls may fail with when its argument may be anything.
+/// Errnos of calls with an arbitrary argument.
 const ANY: [i32; 6] = [
     libc::EFAULT,
     libc::EINVAL,
@@ -57,41 +55,40 @@ const ANY: [i32; 6] = [
 /// Makes `calls`.
 pub(crate) fn calls(host: &Host, calls: u64) -> Result<()> {
     let mut rng = host.rng(3);
-    let subject = Subject::pinned(&host.kvm, &mut rng)?;
-    let mut fuzz = Fuzz::new(host, rng, subject)?;
+    let fixture = Fixture::pinned(&host.kvm, &mut rng)?;
+    let mut fuzz = Fuzz::new(host, rng, fixture)?;
     let round = ROUND.min(calls / 10 + 1);
     let start = Instant::now();
-    while fuzz.tally.calls() < calls || !was_all_had(&fuzz) && start.elapsed() < PATIENCE {
+    while fuzz.counts.calls() < calls || !saw_all_results(&fuzz) && start.elapsed() < PATIENCE {
         one_round(&mut fuzz, round).with_context(|| host.replay(&fuzz))?;
-        let subject = Subject::pinned(&host.kvm, &mut fuzz.rng)?;
-        fuzz.take(subject)?;
+        let fixture = Fixture::pinned(&host.kvm, &mut fuzz.rng)?;
+        fuzz.take(fixture)?;
     }
-    fuzz.tally.tell();
+    fuzz.counts.report();
     ensure!(
-        was_all_had(&fuzz),
-        "the argument did not change: see the counts"
+        saw_all_results(&fuzz),
+        "no call saw the argument change: see the counts"
     );
     Ok(())
 }
 
-/// Whether calls succeeded, failed as they could not access the argument, and as they did not like
-/// it.
-fn was_all_had(fuzz: &Fuzz<'_>) -> bool {
+/// Whether calls succeeded, failed with `EFAULT`, and failed with `EINVAL`.
+fn saw_all_results(fuzz: &Fuzz<'_>) -> bool {
     let names = ["KVM_GET_VM_CLOCK_GUEST", "KVM_SET_VM_CLOCK_GUEST"];
-    let had = |end| names.iter().any(|name| fuzz.tally.ended(name, end) > 0);
+    let had = |end| names.iter().any(|name| fuzz.counts.ended(name, end) > 0);
     had(None) && had(Some(libc::EFAULT)) && had(Some(libc::EINVAL))
 }
 
 fn one_round(fuzz: &mut Fuzz<'_>, calls: u64) -> Result<()> {
     let other = fuzz.rng.clone();
-    let end = fuzz.tally.calls() + calls;
+    let end = fuzz.counts.calls() + calls;
     let stop = AtomicBool::new(false);
-    // A new one for the next round, lest a failure leave pages that are not what they should be.
+    // A failure may leave pages with a wrong protection, so each round has new ones.
     let arena = std::mem::replace(&mut fuzz.arena, Arena::new()?);
     let called = thread::scope(|scope| {
         let other = scope.spawn(|| change(&arena, other, &stop));
         let mut called = Ok(());
-        while called.is_ok() && fuzz.tally.calls() < end {
+        while called.is_ok() && fuzz.counts.calls() < end {
             called = call(fuzz, &arena);
         }
         stop.store(true, Ordering::Relaxed);
@@ -102,7 +99,7 @@ fn one_round(fuzz: &mut Fuzz<'_>, calls: u64) -> Result<()> {
     guest::ensure_reads(fuzz, false)
 }
 
-/// Changes the pages and what is in them, until told to stop.
+/// Changes the pages and their contents until `stop` is set.
 fn change(arena: &Arena, mut rng: Rng, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         if one_in(&mut rng, 8) {
@@ -121,7 +118,7 @@ fn change(arena: &Arena, mut rng: Rng, stop: &AtomicBool) -> Result<()> {
             };
             let byte = arena.byte(offset);
             let bit = 1 << rng.random_range(0..8);
-            // Fast, as whoever makes the calls writes the whole argument before each.
+            // Often, because each call writes the whole argument before.
             for _ in 0..magnitude(&mut rng, 16) {
                 byte.fetch_xor(bit, Ordering::Relaxed);
                 byte.fetch_xor(bit, Ordering::Relaxed);
@@ -132,46 +129,47 @@ fn change(arena: &Arena, mut rng: Rng, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// A moment that may be shorter than a call, or longer.
+/// A pause, shorter or longer than a call.
 fn pause(rng: &mut Rng) {
     (0..magnitude(rng, 14)).for_each(|_| spin_loop());
 }
 
-/// A call with an argument that is sound at first.
+/// A call whose argument is valid at first.
 fn call(fuzz: &mut Fuzz<'_>, arena: &Arena) -> Result<()> {
     let rng = &mut fuzz.rng;
     let is_get = one_in(rng, 2);
     if one_in(rng, 4) {
-        let index = rng.random_range(0..fuzz.subject.vcpus());
+        let index = rng.random_range(0..fuzz.fixture.vcpus());
         let record = record_for(rng, &fuzz.state, index);
         arena.write(HEADER, record.as_bytes());
         let (request, name) = match is_get {
             true => (KVM_GET_CLOCK_GUEST, "KVM_GET_CLOCK_GUEST"),
             false => (KVM_SET_CLOCK_GUEST, "KVM_SET_CLOCK_GUEST"),
         };
-        let fd = fuzz.subject.fds()[index];
-        return judged(fuzz, name, is_get, || {
+        let fd = fuzz.fixture.fds()[index];
+        return checked(fuzz, name, is_get, || {
             ioctl(fd, request, arena.address(HEADER))
         });
     }
-    let mut draft = match is_get {
-        true => Draft::get(rng, arena, &fuzz.state),
-        false => Draft::set(rng, arena, &fuzz.state),
+    let mut argument = match is_get {
+        true => Argument::get(rng, arena, &fuzz.state),
+        false => Argument::set(rng, arena, &fuzz.state),
     };
-    draft.header_at = arena.address(pick(rng, &HEADERS));
-    draft.array_at = arena.address(ARRAY);
-    draft.put(arena);
+    argument.header_at = arena.address(pick(rng, &HEADERS));
+    argument.array_at = arena.address(ARRAY);
+    argument.put(arena);
     let (request, name) = match is_get {
         true => (KVM_GET_VM_CLOCK_GUEST, "KVM_GET_VM_CLOCK_GUEST"),
         false => (KVM_SET_VM_CLOCK_GUEST, "KVM_SET_VM_CLOCK_GUEST"),
     };
-    let fd = fuzz.subject.vm().fd().as_raw_fd();
-    judged(fuzz, name, is_get, || ioctl(fd, request, draft.header_at))
+    let fd = fuzz.fixture.vm().fd().as_raw_fd();
+    checked(fuzz, name, is_get, || {
+        ioctl(fd, request, argument.header_at)
+    })
 }
 
-/// Fails unless the call failed and changed nothing, or succeeded and left a clock that makes
-/// sense.
-fn judged(
+/// Fails unless the call failed and changed nothing, or succeeded and left a valid clock.
+fn checked(
     fuzz: &mut Fuzz<'_>,
     name: &'static str,
     is_get: bool,
@@ -181,8 +179,8 @@ fn judged(
     fuzz.count(name, result);
     match result {
         Ok(_) if !is_get => {
-            // `State::of()` finds that GET and KVM_GET_CLOCK agree on it.
-            fuzz.look()?;
+            // `State::of()` checks that GET and KVM_GET_CLOCK agree.
+            fuzz.observe()?;
             ensure!(fuzz.state.is_pinned(), "{name}: no record is pinned");
             let record = fuzz.state.record(0);
             ensure!(

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Which errnos the documentation has for a call.
+//! The errnos that the documentation specifies for a call.
 
-use anyhow::{bail, Result};
+use kvm_clock_guest_selftests::prelude::*;
 use std::collections::BTreeSet;
 
-/// The errnos whose cause is there, or may be there, as the host's clocks go on.
+/// The errnos whose cause exists, or may exist as time passes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
     errnos: BTreeSet<i32>,
-    /// One of them for certain.
+    /// The call must fail.
     must_fail: bool,
 }
 
@@ -27,8 +27,8 @@ impl Expected {
         }
     }
 
-    /// Notes that the call must fail with `errno` if all of `causes` are there, and may if any is:
-    /// they are the cause before and after the call.
+    /// Notes whether the cause of `errno` exists before and after the call: the call must fail if
+    /// both are true, and may fail if one is.
     pub(crate) fn between(&mut self, errno: i32, causes: [bool; 2]) {
         self.must(errno, causes == [true; 2]);
         self.may(errno, causes.contains(&true));
@@ -39,8 +39,8 @@ impl Expected {
         self.must_fail
     }
 
-    /// Fails unless `result` is one of what is expected.
-    pub(crate) fn judge<T>(&self, result: Result<T, i32>) -> Result<()> {
+    /// Fails unless `result` is an expected one.
+    pub(crate) fn check<T>(&self, result: Result<T, i32>) -> Result<()> {
         let got = match result {
             Ok(_) if !self.must_fail => return Ok(()),
             Ok(_) => "success".to_owned(),
@@ -55,7 +55,7 @@ impl Expected {
     }
 }
 
-/// `EINVAL` and so on, of those that KVM gives.
+/// The name of an errno that KVM returns.
 pub(crate) fn errno_name(errno: i32) -> String {
     let name = match errno {
         libc::E2BIG => "E2BIG",

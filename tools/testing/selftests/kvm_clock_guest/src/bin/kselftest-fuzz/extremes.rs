@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Random numbers, of which many are where arithmetic ends.
+//! Random numbers, many of them at the limits of arithmetic.
 
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
@@ -13,7 +13,7 @@ pub(crate) fn one_in(rng: &mut Rng, n: u32) -> bool {
     rng.random_ratio(1, n)
 }
 
-/// Any number, most of them extreme: all bits but a few equal, or of any magnitude.
+/// Any number, often an extreme one: nearly all bits equal, or of any magnitude.
 pub(crate) fn any64(rng: &mut Rng) -> u64 {
     let near = rng.random_range(-3i64..=3);
     match rng.random_range(0..8) {
@@ -27,11 +27,11 @@ pub(crate) fn any64(rng: &mut Rng) -> u64 {
 
 /// As [`any64`].
 pub(crate) fn any32(rng: &mut Rng) -> u32 {
-    // CAST: Either half of it is as extreme.
+    // CAST: each half is as extreme.
     (any64(rng) >> (32 * rng.random_range(0..=1))) as u32
 }
 
-/// A number of at most `bits` bits, of which each magnitude is as likely as any other.
+/// A number of at most `bits` bits; all lengths are equally likely.
 pub(crate) fn magnitude(rng: &mut Rng, bits: u32) -> u64 {
     match rng.random_range(0..=bits) {
         0 => 0,

@@ -1,27 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Arguments that are not left to chance: what once led to a failure, and what arithmetic and
-//! copies are most likely to go wrong with. They are judged as all others are.
+//! Fixed arguments: those that once led to a failure, and those most likely to break arithmetic and
+//! copies. They are checked as all others are.
 
 use crate::{
     arena::{Arena, PAGE},
-    draft::Draft,
+    fixture::Fixture,
     fuzz::Fuzz,
+    generate::Argument,
     guest,
     model::{ENTRY, KNOWN},
-    subject::Subject,
     vm_calls, Host,
 };
-use anyhow::{Context, Result};
-use kvm_clock_guest_selftests::ktap::Case;
-use pvclock::abi::{FLAGS_KNOWN, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::abi::{FLAGS_KNOWN, FLAG_RESLOPE};
 use std::mem::offset_of;
 
-/// From what GET told to what is SET.
-type Edit = fn(&mut Draft, &Arena);
+/// Changes GET's result into SET's argument.
+type Edit = fn(&mut Argument, &Arena);
 
 const SETS: &[(&str, Edit)] = &[
-    // A record that is ahead of the TSC by the time of the call, though not at its anchor.
+    // The record is ahead of the TSC at the time of the call, but not at its anchor.
     (
         "record nearly half the ring old, anchor older still",
         |d, _| {
@@ -56,17 +55,17 @@ const SETS: &[(&str, Edit)] = &[
         d.header.record.tsc_to_system_mul = (1 << 31) - 1;
         d.make_consistent(Some(1));
     }),
-    ("advance, TAI as early as can be", |d, _| {
+    ("advance, lowest TAI", |d, _| {
         any_rate(d, MODE_ADVANCE, i64::MIN)
     }),
-    ("advance, TAI as late as can be", |d, _| {
+    ("advance, highest TAI", |d, _| {
         any_rate(d, MODE_ADVANCE, i64::MAX)
     }),
-    ("advance, TAI - UTC as low as can be", |d, _| {
+    ("advance, lowest TAI - UTC", |d, _| {
         any_rate(d, MODE_ADVANCE, i64::MIN);
         d.header.tai_offset_s = i32::MIN;
     }),
-    ("advance, TAI - UTC as high as can be", |d, _| {
+    ("advance, highest TAI - UTC", |d, _| {
         any_rate(d, MODE_ADVANCE, i64::MAX);
         d.header.tai_offset_s = i32::MAX;
     }),
@@ -88,7 +87,7 @@ const SETS: &[(&str, Edit)] = &[
         d.header.tsc_frac_bits = 1;
         d.make_consistent(Some(0));
     }),
-    ("as many vCPUs as can be told", |d, _| {
+    ("highest number of vCPUs", |d, _| {
         d.header.nr_vcpus = u32::MAX
     }),
     ("array in the header", |d, _| d.array_at = d.header_at),
@@ -115,24 +114,24 @@ const SETS: &[(&str, Edit)] = &[
     ("all zeros", |d, _| fill(d, 0)),
 ];
 
-/// An ADVANCE that leads back.
-fn back(draft: &mut Draft, ns: i64) {
-    let header = &mut draft.header;
+/// ADVANCE to an earlier time.
+fn back(argument: &mut Argument, ns: i64) {
+    let header = &mut argument.header;
     (header.mode, header.flags) = (MODE_ADVANCE, FLAGS_KNOWN);
     header.tai_ns += ns;
 }
 
-/// With everything allowed.
-fn any_rate(draft: &mut Draft, mode: u32, tai_ns: i64) {
-    let header = &mut draft.header;
+/// With all flags set.
+fn any_rate(argument: &mut Argument, mode: u32, tai_ns: i64) {
+    let header = &mut argument.header;
     (header.mode, header.flags, header.tai_ns) = (mode, FLAGS_KNOWN, tai_ns);
 }
 
-/// All bytes of the header but for size and number of vCPUs.
-fn fill(draft: &mut Draft, byte: u8) {
-    let (size, nr_vcpus) = (draft.header.size, draft.header.nr_vcpus);
-    draft.header = zerocopy::transmute!([byte; KNOWN]);
-    (draft.header.size, draft.header.nr_vcpus) = (size, nr_vcpus);
+/// Sets all bytes of the header except size and number of vCPUs.
+fn fill(argument: &mut Argument, byte: u8) {
+    let (size, nr_vcpus) = (argument.header.size, argument.header.nr_vcpus);
+    argument.header = zerocopy::transmute!([byte; KNOWN]);
+    (argument.header.size, argument.header.nr_vcpus) = (size, nr_vcpus);
 }
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -142,22 +141,23 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 fn all(host: &Host) -> Result<()> {
     let mut rng = host.rng(0);
-    let subject = Subject::pinned(&host.kvm, &mut rng)?;
-    let mut fuzz = Fuzz::new(host, rng, subject)?;
+    let fixture = Fixture::pinned(&host.kvm, &mut rng)?;
+    let mut fuzz = Fuzz::new(host, rng, fixture)?;
     for &(name, edit) in SETS {
         one(&mut fuzz, edit).context(name)?;
     }
-    fuzz.tally.tell();
+    fuzz.counts.report();
     Ok(())
 }
 
 fn one(fuzz: &mut Fuzz<'_>, edit: Edit) -> Result<()> {
-    let mut draft = Draft::of(&fuzz.arena, &fuzz.state);
-    edit(&mut draft, &fuzz.arena);
-    vm_calls::set_as(fuzz, &mut draft)
-        .with_context(|| format!("KVM_SET_VM_CLOCK_GUEST {draft:x?}"))?;
+    let mut argument = Argument::of(&fuzz.arena, &fuzz.state);
+    edit(&mut argument, &fuzz.arena);
+    vm_calls::set_as(fuzz, &mut argument)
+        .with_context(|| format!("KVM_SET_VM_CLOCK_GUEST {argument:x?}"))?;
     guest::ensure_reads(fuzz, false)?;
-    // Where that is the same to a GET.
-    (draft.header.flags, draft.header.mode) = (0, 0);
-    vm_calls::get_as(fuzz, &mut draft).with_context(|| format!("KVM_GET_VM_CLOCK_GUEST {draft:x?}"))
+    // GET requires these to be 0.
+    (argument.header.flags, argument.header.mode) = (0, 0);
+    vm_calls::get_as(fuzz, &mut argument)
+        .with_context(|| format!("KVM_GET_VM_CLOCK_GUEST {argument:x?}"))
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Calls that are not for the descriptor they come through, or do not exist; and the capability.
+//! Calls through a wrong descriptor, unknown calls, and the capability.
 
 use crate::{
     arena::{ARRAY, HEADER},
-    draft::Draft,
     expected::Expected,
     extremes::{any64, one_in, pick},
+    fixture::ioctl,
     fuzz::Fuzz,
-    subject::ioctl,
+    generate::Argument,
 };
-use anyhow::{ensure, Context, Result};
+use kvm_clock_guest_selftests::prelude::*;
 use pvclock::abi::{
     CAP_ADVANCE, CAP_EXACT, CAP_FALLBACK, CAP_FREEZE, CAP_RESLOPE, CAP_STEAL, CAP_VCPU,
     KVM_CAP_VM_CLOCK_GUEST, KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST,
@@ -26,31 +26,31 @@ const CAPABILITIES: u32 =
 const OF_VM: [u32; 2] = [KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST];
 const OF_VCPU: [u32; 2] = [KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST];
 
-/// A call, sound but for its number or its descriptor, that must do nothing at all.
+/// A call with a valid argument and a wrong number or descriptor, which must do nothing.
 pub(crate) fn refused(fuzz: &mut Fuzz<'_>) -> Result<()> {
-    let mut draft = match one_in(&mut fuzz.rng, 2) {
-        true => Draft::get(&mut fuzz.rng, &fuzz.arena, &fuzz.state),
-        false => Draft::set(&mut fuzz.rng, &fuzz.arena, &fuzz.state),
+    let mut argument = match one_in(&mut fuzz.rng, 2) {
+        true => Argument::get(&mut fuzz.rng, &fuzz.arena, &fuzz.state),
+        false => Argument::set(&mut fuzz.rng, &fuzz.arena, &fuzz.state),
     };
-    draft.put(&fuzz.arena);
+    argument.put(&fuzz.arena);
     let rng = &mut fuzz.rng;
     let (vm, vcpu) = (pick(rng, &OF_VM), pick(rng, &OF_VCPU));
-    // Of another size, direction, or none of either.
+    // Of another size or direction, or of neither.
     let mut unknown = pick(rng, &[vm, vcpu]) ^ pick(rng, &[1 << 16, 1 << 20, 1 << 30, 1 << 31]);
     if one_in(rng, 4) {
         unknown &= 0xffff;
     }
-    let stopped: Vec<_> = (0..fuzz.subject.vcpus())
-        .filter(|&index| !fuzz.subject.is_running(index))
+    let stopped: Vec<_> = (0..fuzz.fixture.vcpus())
+        .filter(|&index| !fuzz.fixture.is_running(index))
         .collect();
     let (fd, request, errno) = match rng.random_range(0..8) {
-        0 => (fuzz.subject.vm().fd().as_raw_fd(), vcpu, libc::ENOTTY),
-        1 => (fuzz.subject.vm().fd().as_raw_fd(), unknown, libc::ENOTTY),
-        // KVM waits for a vCPU to leave KVM_RUN before it looks at the number.
+        0 => (fuzz.fixture.vm().fd().as_raw_fd(), vcpu, libc::ENOTTY),
+        1 => (fuzz.fixture.vm().fd().as_raw_fd(), unknown, libc::ENOTTY),
+        // KVM waits for a vCPU to leave KVM_RUN before it checks the number.
         2 | 3 if !stopped.is_empty() => {
             let index = pick(rng, &stopped);
             let request = pick(rng, &[vm, unknown]);
-            (fuzz.subject.fds()[index], request, libc::EINVAL)
+            (fuzz.fixture.fds()[index], request, libc::EINVAL)
         }
         4 => (
             fuzz.kvm.as_raw_fd(),
@@ -67,10 +67,10 @@ pub(crate) fn refused(fuzz: &mut Fuzz<'_>) -> Result<()> {
     let mut expected = Expected::default();
     expected.must(errno, true);
     let before = [HEADER, ARRAY].map(|offset| fuzz.arena.read(offset, 2 * 4096));
-    let result = ioctl(fd, request, draft.header_at);
-    fuzz.count("a call that is none", result);
+    let result = ioctl(fd, request, argument.header_at);
+    fuzz.count("unknown call or wrong descriptor", result);
     let context = || format!("request {request:#x}");
-    expected.judge(result).with_context(context)?;
+    expected.check(result).with_context(context)?;
     fuzz.ensure_unchanged().with_context(context)?;
     let after = [HEADER, ARRAY].map(|offset| fuzz.arena.read(offset, 2 * 4096));
     ensure!(
@@ -84,19 +84,23 @@ pub(crate) fn refused(fuzz: &mut Fuzz<'_>) -> Result<()> {
 pub(crate) fn capability(fuzz: &mut Fuzz<'_>) -> Result<()> {
     let rng = &mut fuzz.rng;
     let capability = u64::from(KVM_CAP_VM_CLOCK_GUEST);
-    let asked = match rng.random_range(0..4) {
+    let requested = match rng.random_range(0..4) {
         0 => capability ^ 1 << rng.random_range(0..64),
         1 => capability | any64(rng) << 32,
         _ => capability,
     };
-    let fds = [fuzz.kvm.as_raw_fd(), fuzz.subject.vm().fd().as_raw_fd()];
-    let result = ioctl(pick(rng, &fds), KVM_CHECK_EXTENSION, asked);
+    let fds = [fuzz.kvm.as_raw_fd(), fuzz.fixture.vm().fd().as_raw_fd()];
+    let result = ioctl(pick(rng, &fds), KVM_CHECK_EXTENSION, requested);
     fuzz.count("KVM_CHECK_EXTENSION", result);
-    let expected = if asked == capability { CAPABILITIES } else { 0 };
+    let expected = if requested == capability {
+        CAPABILITIES
+    } else {
+        0
+    };
     ensure!(
         // CAST: a few low bits.
         result == Ok(expected as i32),
-        "capability {asked:#x} is {result:?}, expected {expected:#x}"
+        "capability {requested:#x} is {result:?}, expected {expected:#x}"
     );
     Ok(())
 }

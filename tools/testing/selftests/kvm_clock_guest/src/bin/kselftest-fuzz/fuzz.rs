@@ -1,32 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a series of calls works on, and what became of them.
+//! The state of a series of calls, and counts of their results.
 
 use crate::{
     arena::Arena,
     expected::{errno_name, Expected},
     extremes::{one_in, Rng},
+    fixture::Fixture,
     foreign,
     state::State,
-    subject::Subject,
     vcpu_calls, vm_calls, Host,
 };
-use anyhow::{ensure, Context, Result};
-use kvm_clock_guest_selftests::{ktap::note, require::scales};
-use kvm_ioctls::Kvm;
+use kvm_clock_guest_selftests::{prelude::*, require::scales};
 use rand::Rng as _;
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
-/// How often each call ended how.
+/// Results of the calls, by call and errno.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Counts {
     ends: BTreeMap<&'static str, BTreeMap<Option<i32>, u64>>,
     calls: u64,
     start: Instant,
 }
 
-impl Tally {
-    /// Of no call.
+impl Counts {
+    /// Without calls.
     pub(crate) fn new() -> Self {
         Self {
             ends: BTreeMap::new(),
@@ -58,46 +56,41 @@ impl Tally {
         self.calls
     }
 
-    /// Calls of `name` that ended with `errno`, or succeeded.
+    /// Calls of `name` that failed with `errno`; with `None`, that succeeded.
     pub(crate) fn ended(&self, name: &str, errno: Option<i32>) -> u64 {
         let ends = self.ends.get(name).and_then(|ends| ends.get(&errno));
         ends.copied().unwrap_or(0)
     }
 
-    /// Fails unless so many calls of `name` that matter were made, and in `percent` of a hundred or
-    /// more ended so.
+    /// Fails unless at least `percent` of the calls of `name`, and at least one, ended so.
     pub(crate) fn ensure_share(&self, name: &str, errno: Option<i32>, percent: u64) -> Result<()> {
         let all: u64 = self.ends.get(name).map_or(0, |ends| ends.values().sum());
         let ended = self.ended(name, errno);
         let how = errno.map_or("success".to_owned(), errno_name);
         ensure!(
             ended > 0 && ended * 100 >= all * percent,
-            "{ended} of {all} calls of {name} ended with {how}: these are to be {percent} % at \
-             least"
+            "{ended} of {all} calls of {name} ended with {how}, expected {percent} % at least"
         );
         Ok(())
     }
 
-    /// Tells.
-    pub(crate) fn tell(&self) {
+    /// Prints the counts.
+    pub(crate) fn report(&self) {
         for (name, ends) in &self.ends {
             let ends = ends.iter().map(|(errno, count)| {
                 let how = errno.map_or("ok".to_owned(), errno_name);
                 format!("{count} {how}")
             });
-            note(&format!("{name}: {}", ends.collect::<Vec<_>>().join(", ")));
+            note!("{name}: {}", ends.collect::<Vec<_>>().join(", "));
         }
         let seconds = self.start.elapsed().as_secs_f64();
-        // CAST: to be read.
+        // CAST: for display.
         let rate = self.calls as f64 / seconds;
-        note(&format!(
-            "{} calls in {seconds:.1} s, {rate:.0} a second",
-            self.calls
-        ));
+        note!("{} calls in {seconds:.1} s, {rate:.0} a second", self.calls);
     }
 }
 
-/// A VM under fire.
+/// A VM and the calls made on it.
 pub(crate) struct Fuzz<'a> {
     pub(crate) kvm: &'a Kvm,
     /// The host can scale TSCs.
@@ -106,84 +99,87 @@ pub(crate) struct Fuzz<'a> {
     pub(crate) host_khz: u32,
     pub(crate) rng: Rng,
     pub(crate) arena: Arena,
-    pub(crate) subject: Subject,
-    /// The VM's clocks as of the last look.
+    pub(crate) fixture: Fixture,
+    /// The VM's clocks when last observed.
     pub(crate) state: State,
-    /// After calls that have to change nothing the VM is looked at once in so many.
-    pub(crate) look_every: u32,
-    /// No call is made that should succeed and change something, and none did so far.
+    /// The VM is observed after one in so many of the calls that must change nothing.
+    pub(crate) observe_every: u32,
+    /// Only calls that must fail are made, and none has succeeded so far.
     pub(crate) only_failures: bool,
-    pub(crate) tally: Tally,
+    pub(crate) counts: Counts,
 }
 
 impl<'a> Fuzz<'a> {
-    /// Of `subject`, with a random sequence of its own.
-    pub(crate) fn new(host: &'a Host, rng: Rng, subject: Subject) -> Result<Self> {
-        let state = State::of(&subject)?;
-        let clock = state.clock.as_ref().context("a new VM has no clock")?;
+    /// Of `fixture`, with its own random sequence.
+    pub(crate) fn new(host: &'a Host, rng: Rng, fixture: Fixture) -> Result<Self> {
+        let state = State::of(&fixture)?;
+        let clock = state
+            .clock
+            .as_ref()
+            .context("a new VM has no clock snapshot")?;
         Ok(Self {
             host_khz: clock.header.host_tsc_khz,
             state,
             kvm: &host.kvm,
             scales: scales(&host.kvm),
-            look_every: host.look,
+            observe_every: host.look,
             rng,
             arena: Arena::new()?,
-            subject,
+            fixture,
             only_failures: false,
-            tally: Tally::new(),
+            counts: Counts::new(),
         })
     }
 
-    /// Goes on with another VM.
-    pub(crate) fn take(&mut self, subject: Subject) -> Result<()> {
-        self.subject = subject;
-        self.look_again()
+    /// Continues with another VM.
+    pub(crate) fn take(&mut self, fixture: Fixture) -> Result<()> {
+        self.fixture = fixture;
+        self.refresh()
     }
 
     /// Counts a call.
     pub(crate) fn count<T>(&mut self, name: &'static str, result: Result<T, i32>) {
-        self.tally.count(name, result);
+        self.counts.count(name, result);
     }
 
-    /// Looks what has become of the VM, and returns what it was.
-    pub(crate) fn look(&mut self) -> Result<State> {
-        let now = State::of(&self.subject)?;
+    /// Observes the VM and returns its former state.
+    pub(crate) fn observe(&mut self) -> Result<State> {
+        let now = State::of(&self.fixture)?;
         Ok(std::mem::replace(&mut self.state, now))
     }
 
-    /// Fails unless a call has changed nothing. Where not every one is looked at, what this one
-    /// changed the next ones would have to change back.
+    /// Fails unless the call changed nothing. If not every call is checked, a later check notices
+    /// the change.
     pub(crate) fn ensure_unchanged(&mut self) -> Result<()> {
-        if one_in(&mut self.rng, self.look_every) {
-            self.look()?.ensure_unchanged(&self.state)?;
+        if one_in(&mut self.rng, self.observe_every) {
+            self.observe()?.ensure_unchanged(&self.state)?;
         }
         Ok(())
     }
 
-    /// Takes the VM for what it is now.
-    pub(crate) fn look_again(&mut self) -> Result<()> {
-        self.state = State::of(&self.subject)?;
+    /// Observes the VM after an expected change.
+    pub(crate) fn refresh(&mut self) -> Result<()> {
+        self.state = State::of(&self.fixture)?;
         Ok(())
     }
 
-    /// Fails unless `result` is what is `expected` between what the VM was and is. Returns what it
-    /// was after a call that succeeded; else it fails, too, if anything was changed.
-    pub(crate) fn judge<T>(
+    /// Fails unless `result` is `expected` from the states before and after the call, and a failed
+    /// call changed nothing. Returns the state before a call that succeeded.
+    pub(crate) fn check<T>(
         &mut self,
         result: Result<T, i32>,
         expected: impl Fn([&State; 2]) -> Expected,
     ) -> Result<Option<State>> {
-        let result = result.map(|_| ());
-        let may_wait = result.is_err() && !one_in(&mut self.rng, self.look_every);
-        // If not as of then, as of now perhaps.
-        if may_wait && expected([&self.state; 2]).judge(result).is_ok() {
+        let result = result.map(drop);
+        let may_wait = result.is_err() && !one_in(&mut self.rng, self.observe_every);
+        // A result that the former state does not explain may follow from the present one.
+        if may_wait && expected([&self.state; 2]).check(result).is_ok() {
             return Ok(None);
         }
-        let was = self.look()?;
-        expected([&was, &self.state]).judge(result)?;
+        let was = self.observe()?;
+        expected([&was, &self.state]).check(result)?;
         if result.is_ok() {
-            // Also where time took away the cause to fail.
+            // Also if the cause of the failure ended in the meantime.
             self.only_failures = false;
             return Ok(Some(was));
         }
@@ -191,7 +187,7 @@ impl<'a> Fuzz<'a> {
         Ok(None)
     }
 
-    /// One call, of any kind; `keep` if kvmclock is to stay the same function.
+    /// One call, of any kind; with `keep`, kvmclock must stay the same function.
     pub(crate) fn call(&mut self, keep: bool) -> Result<()> {
         match self.rng.random_range(0..32) {
             0..8 => vm_calls::get(self),

@@ -1,56 +1,50 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Random calls of all ioctls, most of them sound or nearly so, with every extreme. After each
-//! call:
+//! Random calls of all ioctls, most of them valid or nearly so, with extreme values. Each call
 //!
-//! - it failed with an errno that `clock-guest.rst` has for what was passed (see `model`), or
-//!   succeeded if there is no cause to fail,
-//! - if it failed, nothing is changed: TSC offsets, record, `KVM_GET_CLOCK`, the guest's pages, nor
-//!   any byte of the argument but those documented,
-//! - if it succeeded, GET returns what was SET (see `outcome`).
+//! - fails with an errno that `clock-guest.rst` documents for its argument (see `model`), or
+//!   succeeds if no cause to fail exists,
+//! - changes nothing if it fails: TSC offsets, record, `KVM_GET_CLOCK`, the guest's pages, and all
+//!   bytes of the argument except those documented,
+//! - has the effect that GET reports, if it succeeds (see `outcome`).
 //!
-//! Every so often the guest runs, and reads just that.
+//! From time to time the guest runs and must read the same clocks.
 //!
-//! `--calls=N` is the number of calls, `--seed=S` makes them others; the same seed makes the same
-//! choices. With `--look=N` all the VM's clocks are looked at after one in N of those calls that
-//! have to change nothing: on a kernel with much debugging these looks take most of the time. What
-//! once failed is in the table of `fixed`, and comes first.
+//! `--calls=N` is the number of calls, `--seed=S` selects them; the same seed makes the same
+//! choices. With
+//! `--look=N` the program compares the VM's clocks after one in N of the calls that must change
+//! nothing: on a kernel with much debugging the comparisons take most of the time. Arguments that
+//! once failed are in the table of `fixed`, which runs first.
 
 mod arena;
 mod arithmetic;
-mod bend;
 mod changing;
-mod draft;
 mod expected;
 mod extremes;
 mod fixed;
+mod fixture;
 mod foreign;
 mod fuzz;
+mod generate;
 mod guest;
-mod meddle;
+mod interfere;
 mod model;
+mod mutate;
 mod outcome;
 mod plan;
 mod records;
 mod running;
 mod state;
 mod stopped;
-mod subject;
 mod vcpu_calls;
 mod vm_calls;
 
-use anyhow::{ensure, Result};
 use extremes::Rng;
 use fuzz::Fuzz;
-use kvm_clock_guest_selftests::{
-    ktap::{self, note, option, Case},
-    require,
-};
-use kvm_ioctls::Kvm;
+use kvm_clock_guest_selftests::prelude::*;
 use rand_chacha::rand_core::SeedableRng;
-use std::process::ExitCode;
 
-/// Calls of all cases together, unless told otherwise.
+/// Default number of calls of all cases together.
 const CALLS: u64 = 20_000;
 const SEED: u64 = 1;
 
@@ -69,8 +63,8 @@ impl Host {
             seed: option("seed", SEED)?,
             look: option("look", 1)?,
         };
-        ensure!(host.look > 0, "--look=0 would never look");
-        note(&host.options());
+        ensure!(host.look > 0, "--look=0 would never compare");
+        note!("{}", host.options());
         Ok(host)
     }
 
@@ -88,15 +82,15 @@ impl Host {
         )
     }
 
-    /// How to see a failure again.
+    /// How to reproduce a failure.
     fn replay(&self, fuzz: &Fuzz<'_>) -> String {
-        format!("call {} with {}", fuzz.tally.calls(), self.options())
+        format!("call {} with {}", fuzz.counts.calls(), self.options())
     }
 }
 
 fn main() -> ExitCode {
     let mut cases = fixed::cases();
-    // Of a hundred calls.
+    // The second field is the percentage of the calls.
     for (name, percent, run) in [
         (
             "two VMs with vCPUs stopped",

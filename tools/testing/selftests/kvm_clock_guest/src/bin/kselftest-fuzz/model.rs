@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The errno tables of `clock-guest.rst`, applied to the arguments as they are in memory; see
-//! [`plan`](crate::plan) for what depends on the clocks.
+//! The errno tables of `clock-guest.rst`, applied to the arguments in memory; [`plan`](crate::plan)
+//! has the errnos that depend on the clocks.
 
 use crate::{
     arena::{Arena, PAGE},
@@ -9,19 +9,17 @@ use crate::{
     expected::Expected,
     state::State,
 };
-use pvclock::abi::{
-    ClockGuest, ClockGuestVcpu, VmClockGuest, FLAGS_KNOWN, FLAG_FALLBACK, MODE_ADVANCE, MODE_EXACT,
-    MODE_FREEZE, STATUS_KNOWN,
-};
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::abi::{FLAGS_KNOWN, FLAG_FALLBACK, STATUS_KNOWN};
 use std::mem::offset_of;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Bytes of the first version of the structure, which is all there is.
+/// Bytes of the structure's first version, the only one.
 pub(crate) const KNOWN: usize = size_of::<VmClockGuest>();
 /// Bytes of an array's entry.
 pub(crate) const ENTRY: usize = size_of::<ClockGuestVcpu>();
 
-/// What SET was given.
+/// SET's argument.
 #[derive(Clone, Debug)]
 pub(crate) struct Given {
     /// The header.
@@ -30,13 +28,13 @@ pub(crate) struct Given {
     pub(crate) entries: Vec<ClockGuestVcpu>,
 }
 
-/// Reads what is at `address`, if an ioctl can.
+/// Reads the value at `address`, if an ioctl can.
 fn load<T: FromBytes + IntoBytes>(arena: &Arena, address: u64) -> Option<T> {
     let value = arena.value(arena.offset(address)?)?;
     arena.is_readable(address, size_of::<T>()).then_some(value)
 }
 
-/// The header at `address`, with `EFAULT`, `EINVAL` and `E2BIG` by its size and place.
+/// The header at `address`; its size and place may cause `EFAULT`, `EINVAL` and `E2BIG`.
 fn header(expected: &mut Expected, arena: &Arena, address: u64) -> Option<VmClockGuest> {
     let Some(size) = load::<u32>(arena, address) else {
         expected.must(libc::EFAULT, true);
@@ -53,7 +51,7 @@ fn header(expected: &mut Expected, arena: &Arena, address: u64) -> Option<VmCloc
     let tail = arena.read(arena.offset(address)? + KNOWN, size - KNOWN);
     let is_tail_set = tail.iter().any(|byte| *byte != 0);
     expected.must(libc::E2BIG, is_tail_set && is_readable);
-    // What was read of it before the fault.
+    // The part before the fault may have been read.
     expected.may(libc::E2BIG, is_tail_set);
     load(arena, address)
 }
@@ -81,17 +79,18 @@ pub(crate) fn get(arena: &Arena, address: u64, state: &State) -> Expected {
     expected
 }
 
-/// Whether GET has to say `ENODATA`.
+/// Whether GET must fail with `ENODATA`.
 pub(crate) fn has_no_data(state: &State, fallback: bool) -> bool {
-    // On a host whose TSC is fit it is precise, or there is no master clock.
+    // On a host with a usable TSC the precision is 0 unless the VM has no master clock.
     state
         .clock
         .as_ref()
         .is_none_or(|clock| clock.header.precision_ns != 0 && !fallback)
 }
 
-/// `KVM_SET_VM_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail;
-/// `busy` if a vCPU is in KVM_RUN. Also what was given, if it can be read.
+/// `KVM_SET_VM_CLOCK_GUEST` with the argument at `address`: the failures that the argument and the
+/// VM cause;
+/// `busy` if a vCPU is in KVM_RUN. Also the argument, if it is readable.
 pub(crate) fn set(
     arena: &Arena,
     address: u64,
@@ -114,9 +113,9 @@ pub(crate) fn set(
         entries: entries.collect(),
         header,
     };
-    let is_sound = is_header_sound(&header);
-    let contradicts = is_readable && is_sound && !are_entries_sound(&given);
-    expected.must(libc::EINVAL, !is_sound || contradicts);
+    let is_valid = is_header_valid(&header);
+    let contradicts = is_readable && is_valid && !are_entries_valid(&given);
+    expected.must(libc::EINVAL, !is_valid || contradicts);
     expected.must(libc::EBUSY, busy);
     expected.must(libc::ENODATA, state.clock.is_none());
     for (offset, len) in [
@@ -135,26 +134,26 @@ pub(crate) fn is_rate(header: &VmClockGuest) -> bool {
     is_ratio(ratio(header)) && hz(header) != 0
 }
 
-/// Whether a SET's header makes sense in itself, the relation to its array aside.
-pub(crate) fn is_header_sound(header: &VmClockGuest) -> bool {
+/// Whether SET's header is valid, apart from its relation to the array.
+pub(crate) fn is_header_valid(header: &VmClockGuest) -> bool {
     [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE].contains(&header.mode)
         && header.flags & !FLAGS_KNOWN == 0
         && header.status & !STATUS_KNOWN == 0
-        && is_record_sound(&header.record)
+        && is_record_valid(&header.record)
         && is_rate(header)
         && i64::try_from(header.paused_ns).is_ok()
 }
 
-/// Whether a record makes sense in itself.
-pub(crate) fn is_record_sound(record: &ClockGuest) -> bool {
+/// Whether a record is valid.
+pub(crate) fn is_record_valid(record: &ClockGuest) -> bool {
     record.pad0 == 0
         && record.pad == [0; 2]
         && record.tsc_to_system_mul >> 31 == 1
         && (-31..=31).contains(&record.tsc_shift)
 }
 
-/// Whether the array names every vCPU once, and header and record say the same.
-fn are_entries_sound(given: &Given) -> bool {
+/// Whether the array names every vCPU once, and header and record agree.
+fn are_entries_valid(given: &Given) -> bool {
     let Given { header, entries } = given;
     let mut ids: Vec<_> = entries.iter().map(|entry| entry.vcpu_id).collect();
     ids.sort_unstable();
@@ -171,11 +170,11 @@ fn are_entries_sound(given: &Given) -> bool {
         MODE_FREEZE => 0,
         _ => header.paused_ns,
     };
-    let is_entry_sound = |entry: &ClockGuestVcpu| {
+    let is_entry_valid = |entry: &ClockGuestVcpu| {
         let steal_ns = entry.steal_ns.checked_add(paused_ns);
         entry.pad == 0 && steal_ns.is_some_and(|ns| i64::try_from(ns).is_ok())
     };
-    entries.iter().all(is_entry_sound)
+    entries.iter().all(is_entry_valid)
         && ids.iter().zip(0..).all(|(id, index)| *id == index)
         && is_consistent
 }
@@ -189,8 +188,8 @@ pub(crate) fn get_record(arena: &Arena, address: u64, state: &State) -> Expected
     expected
 }
 
-/// `KVM_SET_CLOCK_GUEST` with the argument at `address`, as far as that and the VM make it fail.
-/// Also what was given, if it can be read.
+/// `KVM_SET_CLOCK_GUEST` with the argument at `address`: the failures that the argument and the VM
+/// cause. Also the argument, if it is readable.
 pub(crate) fn set_record(
     arena: &Arena,
     address: u64,
@@ -199,8 +198,8 @@ pub(crate) fn set_record(
     let mut expected = Expected::default();
     let record = load::<ClockGuest>(arena, address);
     expected.must(libc::EFAULT, record.is_none());
-    let is_unsound = record.is_some_and(|record| !is_record_sound(&record));
-    expected.must(libc::EINVAL, is_unsound);
+    let is_invalid = record.is_some_and(|record| !is_record_valid(&record));
+    expected.must(libc::EINVAL, is_invalid);
     expected.must(libc::ENODATA, state.clock.is_none());
     (expected, record)
 }

@@ -1,37 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a call that succeeded should have done.
+//! The effect of calls that succeeded.
 
 use crate::{
     arithmetic::{hz, is_ahead, is_identity, ratio, scaled, ticks_in, Ticks},
     model::{Given, KNOWN},
     plan::is_resloped,
     records::exact_factor,
-    state::{State, Still},
+    state::{State, Unchanging},
 };
-use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    clocks::function,
     expect::{elapsed_ns, kvmclock_ns, lattice_ticks},
-};
-use pvclock::abi::{
-    ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
-    STATUS_HOST_TSC_STABLE, STATUS_PINNED,
+    prelude::*,
 };
 
-/// Fails unless GET with the header `asked` told `state`, of some time ago or hence.
+/// Fails unless GET with the header `request` reported `state`, observed a little earlier or later.
 pub(crate) fn ensure_got(
-    asked: &VmClockGuest,
+    request: &VmClockGuest,
     got: &VmClockGuest,
     vcpus: Option<&[ClockGuestVcpu]>,
     state: &State,
     host_tsc: [u64; 2],
 ) -> Result<()> {
     let was = state.clock.as_ref();
-    let was = was.context("GET succeeded where FALLBACK did not")?;
+    let was = was.context("GET succeeded, but GET with FALLBACK failed")?;
     ensure!(
         !is_ahead(host_tsc[0], got.host_tsc) && !is_ahead(got.host_tsc, host_tsc[1]),
-        "the anchor is {:#x}, the host TSC was in {host_tsc:x?}",
+        "the anchor is {:#x}, the host TSC was {host_tsc:x?} before and after",
         got.host_tsc
     );
     let since = |of: fn(&VmClockGuest) -> i64| of(got).cmp(&of(&was.header));
@@ -42,30 +37,19 @@ pub(crate) fn ensure_got(
         was.header
     );
     let transform = scaled(ratio(got), got.host_tsc).wrapping_add(state.offsets[0]);
-    ensure!(
-        got.guest_tsc == transform,
-        "guest_tsc is {:#x}, by offset and ratio {transform:#x}",
-        got.guest_tsc
-    );
+    ensure_eq_hex!(got.guest_tsc, transform, "guest_tsc by offset and ratio");
     let kvmclock_ns = crate::arithmetic::reads(&got.record, got.guest_tsc);
-    ensure!(
-        got.kvmclock_ns == kvmclock_ns,
-        "kvmclock_ns is {}, by the record {kvmclock_ns}",
-        got.kvmclock_ns
-    );
-    let expected = Still::of(&was.header, &was.vcpus);
-    let observed = Still::of(got, vcpus.unwrap_or(&was.vcpus));
-    ensure!(
-        expected == observed,
-        "GET told {observed:x?}\nof {expected:x?}"
-    );
-    // All the rest.
+    ensure_eq!(got.kvmclock_ns, kvmclock_ns, "kvmclock_ns by the record");
+    let expected = Unchanging::of(&was.header, &was.vcpus);
+    let observed = Unchanging::of(got, vcpus.unwrap_or(&was.vcpus));
+    ensure_eq_hex!(observed, expected, "GET's unchanging fields");
+    // All other fields.
     let header = VmClockGuest {
         // CAST: some hundred bytes.
         size: KNOWN as u32,
         // CAST: a few.
         nr_vcpus: state.offsets.len() as u32,
-        vcpus: asked.vcpus,
+        vcpus: request.vcpus,
         host_tsc: got.host_tsc,
         guest_tsc: got.guest_tsc,
         kvmclock_ns,
@@ -75,17 +59,17 @@ pub(crate) fn ensure_got(
         rate_diff_hz: 0,
         ..was.header
     };
-    ensure!(*got == header, "GET wrote {got:x?}\nexpected {header:x?}");
+    ensure_eq_hex!(*got, header, "GET's header");
     let reserved = (got.record.version, got.record.pad0, got.record.pad);
-    ensure!(
-        reserved == (0, 0, [0; 2]),
-        "the record is {:x?}",
-        got.record
+    ensure_eq_hex!(
+        reserved,
+        (0, 0, [0; 2]),
+        "version and padding of GET's record"
     );
     Ok(())
 }
 
-/// What SET writes back; `after` are the clocks that it left, if it succeeded.
+/// The header that SET writes back; `after` are the clocks after it, if it succeeded.
 pub(crate) fn written_back(
     given: &Given,
     before: &State,
@@ -108,7 +92,7 @@ pub(crate) fn written_back(
     })
 }
 
-/// Fails unless SET, made between the two states, did what it was given.
+/// Fails unless SET, made between the two states, had the effect that it documents.
 pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<()> {
     let saved = &given.header;
     let (Some(was), Some(is)) = (&before.clock, &after.clock) else {
@@ -133,12 +117,12 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
     );
     ensure!(
         saved.mode != MODE_EXACT || shift == 0,
-        "offsets are off by {shift:#x}"
+        "the error of the offsets is {shift:#x}"
     );
 
     ensure_steal(given, &is.vcpus)?;
 
-    // The TSC where it should have been before the call, and after.
+    // The offsets expected by the clocks before the call and after it.
     let here = [&was.header, &is.header];
     let expected = here.map(|at| expected_offset(saved, at));
     let offset = offset(saved.ref_vcpu_id);
@@ -157,7 +141,7 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
     ensure_same_function(&saved.record, &record)
 }
 
-/// Fails unless GET reports for each vCPU the steal time that SET was given, and that alone.
+/// Fails unless GET reports for each vCPU exactly the steal time that was SET.
 fn ensure_steal(given: &Given, vcpus: &[ClockGuestVcpu]) -> Result<()> {
     let paused_ns = match given.header.mode {
         MODE_FREEZE => 0,
@@ -167,17 +151,19 @@ fn ensure_steal(given: &Given, vcpus: &[ClockGuestVcpu]) -> Result<()> {
         let reported = vcpus.iter().find(|vcpu| vcpu.vcpu_id == entry.vcpu_id);
         let reported = reported.map(|vcpu| vcpu.steal_ns);
         let expected = entry.steal_ns + paused_ns;
-        ensure!(
-            reported == Some(expected),
-            "steal_ns of vCPU {} is {reported:?}, expected {expected}",
+        ensure_eq!(
+            reported,
+            Some(expected),
+            "steal_ns of vCPU {}",
             entry.vcpu_id
         );
     }
     Ok(())
 }
 
-/// Fails unless `record`, by the clocks before and after the call, continues kvmclock of `saved` with
-/// the slope of the guest's TSC, whose offset is `offset` now.
+/// Fails unless `record` continues kvmclock of `saved` with the slope of the guest's TSC, whose
+/// offset is now
+/// `offset`. `here` are the clocks before and after the call.
 fn ensure_resloped(
     saved: &VmClockGuest,
     record: &ClockGuest,
@@ -216,17 +202,15 @@ fn ensure_resloped(
     ensure_same_function(&expected, record)
 }
 
-/// Fails unless the two records are the same to the bit, whoever vouches for them.
+/// Fails unless the two records are the same function, bit for bit.
 pub(crate) fn ensure_same_function(expected: &ClockGuest, observed: &ClockGuest) -> Result<()> {
     let (expected, observed) = (function(*expected), function(*observed));
-    ensure!(
-        expected == observed,
-        "the record is {observed:x?}, expected {expected:x?}"
-    );
+    ensure_eq_hex!(observed, expected, "the record");
     Ok(())
 }
 
-/// The ratio is what it was, or with exact, the one given where it is not far from that.
+/// Fails unless the ratio is unchanged, or after EXACT, the saved one if that is within the
+/// tolerance.
 fn ensure_ratio(saved: &VmClockGuest, was: &VmClockGuest, is: &VmClockGuest) -> Result<()> {
     let both_identity = is_identity(ratio(saved)) && is_identity(ratio(was));
     let expected = match saved.mode {
@@ -241,15 +225,12 @@ fn ensure_ratio(saved: &VmClockGuest, was: &VmClockGuest, is: &VmClockGuest) -> 
         _ => ratio(was),
     };
     let observed = ratio(is);
-    ensure!(
-        expected == observed,
-        "the ratio is {observed:x?}, expected {expected:x?}"
-    );
+    ensure_eq_hex!(observed, expected, "the ratio");
     Ok(())
 }
 
-/// The offset that puts the reference vCPU's TSC, at the anchor of `at`, where it should be if the
-/// call was made then. `None` if that is too far to say.
+/// The reference vCPU's offset that is expected if the call was made at the anchor of `at`; `None`
+/// beyond the reach of TSC values.
 fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
     let elapsed = match saved.mode {
         MODE_ADVANCE => elapsed_ns(saved, at),
@@ -263,15 +244,15 @@ fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
     Some(guest_tsc.wrapping_sub(scaled(ratio(at), at.host_tsc)))
 }
 
-/// Fails unless `offset` lies between `first` and `last`, what it should be by the clocks before
-/// and after the call; for FREEZE these are all the time of the call apart.
+/// Fails unless `offset` lies between `first` and `last`, expected by the clocks before and after
+/// the call; for FREEZE these differ by the whole duration of the call.
 fn ensure_between(
     saved: &VmClockGuest,
     here: [&VmClockGuest; 2],
     [first, last]: [u64; 2],
     offset: u64,
 ) -> Result<()> {
-    // ADVANCE: the host's clock counts whole ns, and is steered at times.
+    // ADVANCE: the host's clock counts whole ns, and NTP may steer it.
     let slack = match saved.mode {
         MODE_ADVANCE => {
             let ns = hz(saved).max(hz(here[0])) / 1_000_000_000 + 2;
@@ -292,9 +273,9 @@ fn ensure_between(
     Ok(())
 }
 
-/// Fails unless `is` is the record `saved`, or where that lies ahead of the guest's TSC, which is
-/// between the two values of `guest_tsc` at the call, the same function from the last point on that
-/// does not.
+/// Fails unless `is` is the record `saved`, or if that lies ahead of the guest's TSC, the same
+/// function from the last point that does not. The guest's TSC is between the two values of
+/// `guest_tsc` during the call.
 fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [u64; 2]) -> Result<()> {
     let ahead = guest_tsc.map(|tsc| is_ahead(saved.tsc_timestamp, tsc));
     if !ahead[0] || !ahead[1] && function(*saved) == function(*is) {

@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The rest of the errno tables of `clock-guest.rst`: what a SET asks for, against the clocks of
-//! that time.
+//! The rest of the errno tables of `clock-guest.rst`: errnos that depend on the clocks at the time
+//! of SET.
 
 use crate::{
     arithmetic::{hz, is_ahead, is_identity, khz, ppm, ratio, scaled, ticks_in, Ticks},
     expected::Expected,
-    model::{is_header_sound, is_record_sound},
+    model::{is_header_valid, is_record_valid},
     records::{exact_factor, own_factor},
     state::State,
 };
-use kvm_clock_guest_selftests::expect::{elapsed_ns, not_ahead_of};
-use pvclock::abi::{
-    ClockGuest, VmClockGuest, FLAG_ALLOW_BACKWARDS, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE,
-    MODE_ADVANCE, MODE_EXACT,
+use kvm_clock_guest_selftests::{
+    expect::{elapsed_ns, not_ahead_of},
+    prelude::*,
 };
+use pvclock::abi::{FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE};
 
-/// The tolerance of rates, in millionths; who is closer to it than 1 gets the benefit of the doubt.
+/// The tolerance of rates, ppm; within 1 ppm of it both results are accepted.
 const TOLERANCE_PPM: f64 = 250.0;
 
-/// What a SET asks for, against the clocks before and after the call.
+/// The failures that the clocks before and after SET cause.
 pub(crate) fn plan(expected: &mut Expected, saved: &VmClockGuest, states: [&State; 2]) {
     let [Some(before), Some(after)] = states.map(|state| state.clock.as_ref()) else {
         return;
     };
-    if !is_header_sound(saved) {
+    if !is_header_valid(saved) {
         return;
     }
     let here = [&before.header, &after.header];
@@ -59,7 +59,7 @@ pub(crate) fn plan(expected: &mut Expected, saved: &VmClockGuest, states: [&Stat
     }
 }
 
-/// How far the rate of `saved` is from what it is `here`, in the sense of its mode.
+/// The difference (ppm) of the rates of `saved` and `here`, as the mode defines it.
 fn rates_differ_ppm(saved: &VmClockGuest, here: &VmClockGuest) -> f64 {
     let (was, is) = (ratio(saved), ratio(here));
     if saved.mode != MODE_EXACT {
@@ -74,8 +74,8 @@ fn rates_differ_ppm(saved: &VmClockGuest, here: &VmClockGuest) -> f64 {
     ppm(was.0, is.0)
 }
 
-/// `here` with the ratio that SET gives the guest: two, of which either may be it, where EXACT has to
-/// judge one that is hardly within the tolerance.
+/// `here` with the ratio that the guest has after SET: two candidates if the saved ratio is close
+/// to EXACT's tolerance.
 fn planned_rates(saved: &VmClockGuest, here: &VmClockGuest) -> [VmClockGuest; 2] {
     let with_saved = VmClockGuest {
         tsc_ratio: saved.tsc_ratio,
@@ -91,13 +91,13 @@ fn planned_rates(saved: &VmClockGuest, here: &VmClockGuest) -> [VmClockGuest; 2]
     }
 }
 
-/// How far the rate that `record` implies is from that of `rate`, ppm; 0 for KVM's own, however it
-/// was rounded.
+/// The difference (ppm) between the rate that `record` implies and that of `rate`; 0 for KVM's own
+/// record, with any rounding.
 fn record_differs_ppm(record: &ClockGuest, rate: &VmClockGuest) -> f64 {
     if record.factor() == own_factor(rate) {
         return 0.0;
     }
-    // CAST: far more exact than is needed.
+    // CAST: more exact than needed.
     let hz = hz(rate) as f64;
     (1000.0 * implied_khz(record) - hz).abs() * 1e6 / hz
 }
@@ -107,14 +107,14 @@ fn implied_khz(record: &ClockGuest) -> f64 {
     1e6 * (32.0 - f64::from(record.tsc_shift)).exp2() / f64::from(record.tsc_to_system_mul)
 }
 
-/// Whether SET replaces the record's factor where the guest's TSC rate gets to be that of `rate`.
+/// Whether SET replaces the record's factor if `rate` has the guest's TSC rate after it.
 pub(crate) fn is_resloped(saved: &VmClockGuest, rate: &VmClockGuest) -> bool {
     let factor = saved.record.factor();
     saved.flags & FLAG_RESLOPE != 0 && factor != own_factor(rate) && factor != exact_factor(rate)
 }
 
-/// Whether ADVANCE by `elapsed_ns` leads further than TSC values can be compared; `None` if that is
-/// too close to tell.
+/// Whether ADVANCE by `elapsed_ns` leads beyond the range in which TSC values can be compared;
+/// `None` close to its limit.
 fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128, keeps_slope: bool) -> Option<bool> {
     let ticks = match ticks_in(saved, elapsed_ns) {
         Ticks::Of(ticks) => ticks,
@@ -127,17 +127,17 @@ fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128, keeps_slope: bool) -> Op
     // CAST: as compared.
     let ahead = record.tsc_timestamp.wrapping_sub(guest_tsc) as i64;
     if ticks >= 0 {
-        // From its record's timestamp on, the guest would have got half the ring ahead.
+        // The guest's TSC would be half the ring ahead of its record's timestamp.
         return match ahead.unsigned_abs() {
             (0x7fff_0000_0000_0000..) => None,
             _ => Some(ahead > 0 && ticks > 0),
         };
     }
-    // A record of another slope begins where the guest's TSC is.
+    // A record of another slope begins at the guest's TSC.
     if ahead <= 0 || !keeps_slope {
         return Some(false);
     }
-    // The record moves back, as far as its shift leaves room for the ticks.
+    // The record can only move back so far that its shift does not lose bits of the ticks.
     let moved = not_ahead_of(record, guest_tsc);
     let by = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
     let shifted = u128::from(by) << record.tsc_shift.max(0).unsigned_abs();
@@ -149,7 +149,7 @@ fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128, keeps_slope: bool) -> Op
     }
 }
 
-/// A record for vCPU `index` against the clocks before and after the call.
+/// The failures of SET of a record for vCPU `index`, from the clocks before and after the call.
 pub(crate) fn plan_record(
     expected: &mut Expected,
     record: &ClockGuest,
@@ -159,10 +159,10 @@ pub(crate) fn plan_record(
     let [Some(before), Some(after)] = states.map(|state| state.clock.as_ref()) else {
         return;
     };
-    if !is_record_sound(record) {
+    if !is_record_valid(record) {
         return;
     }
-    // CAST: far more exact than 1 kHz.
+    // CAST: much more exact than 1 kHz.
     let off = (implied_khz(record) - khz(&before.header) as f64).abs();
     expected.must(libc::ERANGE, off > 3.0);
     expected.may(libc::ERANGE, off > 0.5);

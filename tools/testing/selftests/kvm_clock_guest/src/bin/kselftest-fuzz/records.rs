@@ -7,13 +7,11 @@ use crate::{
     extremes::{any32, any64, magnitude, pick, Rng},
     state::State,
 };
-use pvclock::{
-    abi::{ClockGuest, VmClockGuest},
-    rate::Factor,
-};
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::rate::Factor;
 use rand::Rng as _;
 
-/// Any record; `is_back` if it has to be able to go back by some distance.
+/// Any record; with `is_back` one that can move back.
 pub(crate) fn record(rng: &mut Rng, is_back: bool) -> ClockGuest {
     ClockGuest {
         version: any32(rng),
@@ -29,7 +27,8 @@ pub(crate) fn record(rng: &mut Rng, is_back: bool) -> ClockGuest {
     }
 }
 
-/// The factor that KVM gives a guest whose TSC has the rate of `header`; any where there is no rate.
+/// The factor that KVM gives a guest whose TSC has the rate of `header`; any one if that is no
+/// rate.
 pub(crate) fn own_factor(header: &VmClockGuest) -> Factor {
     let hz = khz(header).max(1).saturating_mul(1000);
     Factor::of_hz(hz).unwrap_or(Factor {
@@ -38,12 +37,12 @@ pub(crate) fn own_factor(header: &VmClockGuest) -> Factor {
     })
 }
 
-/// The factor of a TSC of the rate of `header` to the Hz, where that is a rate.
+/// The factor of a TSC of the rate of `header`, exact to the Hz, if that is a rate.
 pub(crate) fn exact_factor(header: &VmClockGuest) -> Factor {
     Factor::of_hz(hz(header)).unwrap_or(own_factor(header))
 }
 
-/// A factor for the TSC rate of `here`, to well within the tolerance.
+/// A factor for the TSC rate of `here`, well within the tolerance.
 pub(crate) fn near_factor(rng: &mut Rng, here: &VmClockGuest) -> Factor {
     let own = own_factor(here);
     let ppm = pick(rng, &[0, 0, -200, -1, 1, 200]);
@@ -55,7 +54,7 @@ pub(crate) fn near_factor(rng: &mut Rng, here: &VmClockGuest) -> Factor {
     }
 }
 
-/// A record that KVM_SET_CLOCK_GUEST should take for vCPU `index`: of its rate, and not ahead of
+/// A record that KVM_SET_CLOCK_GUEST should accept for vCPU `index`: of its rate, and not ahead of
 /// its TSC.
 pub(crate) fn record_for(rng: &mut Rng, state: &State, index: usize) -> ClockGuest {
     let here = state.clock.clone().unwrap_or_default().header;

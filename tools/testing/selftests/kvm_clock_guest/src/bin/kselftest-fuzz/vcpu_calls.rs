@@ -7,18 +7,17 @@ use crate::{
     arithmetic::ratio,
     expected::Expected,
     extremes::{any32, any64, one_in, pick, Rng},
+    fixture::ioctl,
     fuzz::Fuzz,
     model,
     outcome::ensure_same_function,
     plan,
     records::record_for,
     state::State,
-    subject::ioctl,
 };
-use anyhow::{ensure, Context, Result};
 use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET};
-use kvm_clock_guest_selftests::clocks::function;
-use pvclock::abi::{ClockGuest, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_VCPU_TSC_SCALE};
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::abi::{KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_VCPU_TSC_SCALE};
 use rand::Rng as _;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -29,10 +28,10 @@ const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
 const KVM_GET_DEVICE_ATTR: u32 = 0x4018_aee2;
 const KVM_HAS_DEVICE_ATTR: u32 = 0x4018_aee3;
 
-type Bend = fn(&mut ClockGuest, &mut Rng);
+type Mutation = fn(&mut ClockGuest, &mut Rng);
 
-/// What can be wrong with a record.
-const BENDS: &[Bend] = &[
+/// Mutations of a record.
+const MUTATIONS: &[Mutation] = &[
     |r, rng| r.pad0 = any32(rng),
     |r, rng| r.pad[rng.random_range(0..2)] = rng.random(),
     |r, rng| r.tsc_to_system_mul = pick(rng, &[0, 1, (1 << 31) - 1, 1 << 31, u32::MAX]),
@@ -57,15 +56,15 @@ fn place(fuzz: &mut Fuzz<'_>, len: usize) -> u64 {
 
 /// A GET through a vCPU.
 pub(crate) fn get(fuzz: &mut Fuzz<'_>) -> Result<()> {
-    let index = fuzz.rng.random_range(0..fuzz.subject.vcpus());
+    let index = fuzz.rng.random_range(0..fuzz.fixture.vcpus());
     let at = place(fuzz, LEN);
     let expected = model::get_record(&fuzz.arena, at, &fuzz.state);
     let offset = fuzz.arena.offset(at);
     let before = offset.map(|offset| fuzz.arena.read(offset, LEN + 8));
-    let result = ioctl(fuzz.subject.fds()[index], KVM_GET_CLOCK_GUEST, at);
+    let result = ioctl(fuzz.fixture.fds()[index], KVM_GET_CLOCK_GUEST, at);
     fuzz.count("KVM_GET_CLOCK_GUEST", result);
     let context = || format!("vCPU {index}, record at {at:#x}");
-    expected.judge(result).with_context(context)?;
+    expected.check(result).with_context(context)?;
     fuzz.ensure_unchanged().with_context(context)?;
     let (Some(offset), Some(before)) = (offset, before) else {
         return Ok(());
@@ -73,15 +72,15 @@ pub(crate) fn get(fuzz: &mut Fuzz<'_>) -> Result<()> {
     let now = fuzz.arena.read(offset, LEN + 8);
     match result {
         Ok(_) => {
-            let told = ClockGuest::read_from_bytes(&now[..LEN])
+            let reported = ClockGuest::read_from_bytes(&now[..LEN])
                 .ok()
                 .context("no record")?;
             let present = fuzz.state.record(index);
-            // Before KVM has a master clock GET derives the record at its own anchor.
-            let is_like = fuzz.state.is_derived() && fuzz.state.is_like(&told);
+            // Until KVM has a master clock, GET derives the record at its own anchor.
+            let is_like = fuzz.state.is_derived() && fuzz.state.is_like(&reported);
             ensure!(
-                told == present || is_like,
-                "GET told {told:x?}, expected {present:x?}"
+                reported == present || is_like,
+                "GET reported {reported:x?}, expected {present:x?}"
             );
             ensure!(
                 now[LEN..] == before[LEN..],
@@ -94,9 +93,9 @@ pub(crate) fn get(fuzz: &mut Fuzz<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A SET through a vCPU; `keep` if it must not change the function.
+/// A SET through a vCPU; with `keep`, one that does not change the function.
 pub(crate) fn set(fuzz: &mut Fuzz<'_>, keep: bool) -> Result<()> {
-    let index = fuzz.rng.random_range(0..fuzz.subject.vcpus());
+    let index = fuzz.rng.random_range(0..fuzz.fixture.vcpus());
     let mut record = match keep {
         true => ClockGuest {
             version: any32(&mut fuzz.rng),
@@ -107,14 +106,14 @@ pub(crate) fn set(fuzz: &mut Fuzz<'_>, keep: bool) -> Result<()> {
         false => record_for(&mut fuzz.rng, &fuzz.state, index),
     };
     if fuzz.only_failures || one_in(&mut fuzz.rng, 2) {
-        pick(&mut fuzz.rng, BENDS)(&mut record, &mut fuzz.rng);
+        pick(&mut fuzz.rng, MUTATIONS)(&mut record, &mut fuzz.rng);
     }
     let at = place(fuzz, LEN);
     set_as(fuzz, index, &record, at, keep)
         .with_context(|| format!("vCPU {index}, record at {at:#x}: {record:x?}"))
 }
 
-/// SET of `record`, put at address `at`, through vCPU `index`.
+/// SET of `record` at address `at`, through vCPU `index`.
 pub(crate) fn set_as(
     fuzz: &mut Fuzz<'_>,
     index: usize,
@@ -138,15 +137,12 @@ pub(crate) fn set_as(
     if (fuzz.only_failures || keep && changes) && !expected([&fuzz.state; 2]).must_fail() {
         return Ok(());
     }
-    let result = ioctl(fuzz.subject.fds()[index], KVM_SET_CLOCK_GUEST, at);
+    let result = ioctl(fuzz.fixture.fds()[index], KVM_SET_CLOCK_GUEST, at);
     fuzz.count("KVM_SET_CLOCK_GUEST", result);
-    let was = fuzz.judge(result, expected)?;
+    let was = fuzz.check(result, expected)?;
     if let (Some(was), Some(given)) = (was, &given) {
         ensure!(fuzz.state.is_pinned(), "no record is pinned");
-        ensure!(
-            was.offsets == fuzz.state.offsets,
-            "TSC offsets were changed"
-        );
+        ensure_eq_hex!(fuzz.state.offsets, was.offsets, "TSC offsets");
         ensure_same_function(given, &fuzz.state.record(index))?;
     }
     if let (Some(offset), Some(given)) = (fuzz.arena.offset(at), given) {
@@ -156,9 +152,9 @@ pub(crate) fn set_as(
     Ok(())
 }
 
-/// Has, get or set of an attribute of a vCPU that is stopped.
+/// Queries, reads or writes an attribute of a stopped vCPU.
 pub(crate) fn attribute(fuzz: &mut Fuzz<'_>) -> Result<()> {
-    let stopped = (0..fuzz.subject.vcpus()).filter(|&index| !fuzz.subject.is_running(index));
+    let stopped = (0..fuzz.fixture.vcpus()).filter(|&index| !fuzz.fixture.is_running(index));
     let stopped: Vec<_> = stopped.collect();
     if stopped.is_empty() {
         return Ok(());
@@ -190,7 +186,7 @@ pub(crate) fn attribute(fuzz: &mut Fuzz<'_>) -> Result<()> {
         (attr.group, attr.attr) = (any32(rng), any64(rng));
     }
     attr.addr = place(fuzz, 16);
-    // It would be accepted.
+    // SET of the offset would succeed.
     if request == KVM_SET_DEVICE_ATTR && (attr.group, attr.attr) == (KVM_VCPU_TSC_CTRL, 0) {
         attr.attr = KVM_VCPU_TSC_SCALE;
     }
@@ -230,28 +226,28 @@ fn attribute_as(
         is_get && !fuzz.arena.is_writable(attr.addr, len),
     );
 
-    let result = ioctl(fuzz.subject.fds()[index], request, at);
+    let result = ioctl(fuzz.fixture.fds()[index], request, at);
     fuzz.count(name, result);
-    expected.judge(result)?;
+    expected.check(result)?;
     fuzz.ensure_unchanged()?;
     let was = &fuzz.state;
-    let told = value
+    let reported = value
         .map(|offset| fuzz.arena.read(offset, 16))
         .unwrap_or_default();
     match (result, len) {
         (Ok(_), 8) if is_get => {
             let offset = was.offsets[index];
             ensure!(
-                told[..8] == offset.to_ne_bytes(),
-                "told {told:x?}, offset {offset:#x}"
+                reported[..8] == offset.to_ne_bytes(),
+                "reported {reported:x?}, offset {offset:#x}"
             );
         }
         (Ok(_), 16) if is_get => {
             let here = was.clock.as_ref().map(|clock| ratio(&clock.header));
             let ratio: Option<[u64; 2]> = here.map(|(ratio, bits)| [ratio, bits.into()]);
             ensure!(
-                ratio.is_none_or(|ratio| told == ratio.as_bytes()),
-                "told {told:x?}, the ratio is {ratio:x?}"
+                ratio.is_none_or(|ratio| reported == ratio.as_bytes()),
+                "reported {reported:x?}, the ratio is {ratio:x?}"
             );
         }
         _ => (),

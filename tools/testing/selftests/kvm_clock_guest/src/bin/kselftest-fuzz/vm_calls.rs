@@ -1,28 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `KVM_GET_VM_CLOCK_GUEST` and `KVM_SET_VM_CLOCK_GUEST`: made, and judged.
+//! Calls of `KVM_GET_VM_CLOCK_GUEST` and `KVM_SET_VM_CLOCK_GUEST`, and checks of their results.
 
 use crate::{
     arena::Arena,
-    bend::bend,
-    draft::Draft,
     extremes::one_in,
+    fixture::ioctl,
     fuzz::Fuzz,
+    generate::Argument,
     model::{self, Given, ENTRY, KNOWN},
+    mutate::mutate,
     outcome, plan,
     state::State,
-    subject::ioctl,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::host::rdtsc_ordered;
-use pvclock::abi::{ClockGuestVcpu, VmClockGuest, KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST};
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::abi::{KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST};
 use std::{mem::offset_of, os::fd::AsRawFd};
 use zerocopy::IntoBytes;
 
-/// Bytes around an argument that have to stay what they are.
+/// Bytes around an argument that must not change.
 const MARGIN: usize = 64;
 
-/// A piece of memory, as it was.
+/// The former contents of a piece of memory.
 struct Piece {
     offset: usize,
     bytes: Vec<u8>,
@@ -38,7 +37,7 @@ impl Piece {
         })
     }
 
-    /// Takes `bytes` at `offset` for what it was.
+    /// Expects `bytes` at `offset`.
     fn put(&mut self, offset: usize, bytes: &[u8]) {
         for (offset, byte) in (offset..).zip(bytes) {
             let index = offset.wrapping_sub(self.offset);
@@ -48,7 +47,7 @@ impl Piece {
         }
     }
 
-    /// Fails unless it still is what it was.
+    /// Fails unless the memory has the expected contents.
     fn ensure_untouched(&self, arena: &Arena, what: &str) -> Result<()> {
         let now = arena.read(self.offset, self.bytes.len());
         ensure!(
@@ -63,95 +62,98 @@ impl Piece {
 
 /// A GET.
 pub(crate) fn get(fuzz: &mut Fuzz<'_>) -> Result<()> {
-    let mut draft = Draft::get(&mut fuzz.rng, &fuzz.arena, &fuzz.state);
+    let mut argument = Argument::get(&mut fuzz.rng, &fuzz.arena, &fuzz.state);
     if fuzz.only_failures || one_in(&mut fuzz.rng, 2) {
-        bend(&mut draft, &mut fuzz.rng, &fuzz.arena, false);
+        mutate(&mut argument, &mut fuzz.rng, &fuzz.arena, false);
     }
-    made(fuzz, draft, get_as)
+    call(fuzz, argument, get_as)
 }
 
 /// A SET.
 pub(crate) fn set(fuzz: &mut Fuzz<'_>) -> Result<()> {
-    let mut draft = Draft::set(&mut fuzz.rng, &fuzz.arena, &fuzz.state);
+    let mut argument = Argument::set(&mut fuzz.rng, &fuzz.arena, &fuzz.state);
     if fuzz.only_failures || one_in(&mut fuzz.rng, 2) {
-        bend(&mut draft, &mut fuzz.rng, &fuzz.arena, true);
+        mutate(&mut argument, &mut fuzz.rng, &fuzz.arena, true);
     }
-    made(fuzz, draft, set_as)
+    call(fuzz, argument, set_as)
 }
 
-/// Makes a call with `draft`, which is told if it fails.
-fn made(
+/// Makes a call; an error reports `argument`.
+fn call(
     fuzz: &mut Fuzz<'_>,
-    mut draft: Draft,
-    call: fn(&mut Fuzz<'_>, &mut Draft) -> Result<()>,
+    mut argument: Argument,
+    call_with: fn(&mut Fuzz<'_>, &mut Argument) -> Result<()>,
 ) -> Result<()> {
-    call(fuzz, &mut draft).with_context(|| {
+    call_with(fuzz, &mut argument).with_context(|| {
         let base = fuzz.arena.address(0);
         format!(
             "header at {:#x}, array at {:#x} of the pages: {:x?}",
-            draft.header_at.wrapping_sub(base),
-            draft.array_at.wrapping_sub(base),
-            Draft {
+            argument.header_at.wrapping_sub(base),
+            argument.array_at.wrapping_sub(base),
+            Argument {
                 tail: Vec::new(),
-                ..draft.clone()
+                ..argument.clone()
             }
         )
     })
 }
 
-/// GET with `draft`.
-pub(crate) fn get_as(fuzz: &mut Fuzz<'_>, draft: &mut Draft) -> Result<()> {
-    draft.put(&fuzz.arena);
+/// GET with `argument`.
+pub(crate) fn get_as(fuzz: &mut Fuzz<'_>, argument: &mut Argument) -> Result<()> {
+    argument.put(&fuzz.arena);
     let arena = &fuzz.arena;
-    let expected = model::get(arena, draft.header_at, &fuzz.state);
+    let expected = model::get(arena, argument.header_at, &fuzz.state);
     if fuzz.only_failures && !expected.must_fail() {
         return Ok(());
     }
-    let header_len = KNOWN + draft.tail.len();
+    let header_len = KNOWN + argument.tail.len();
     let vcpus = fuzz.state.offsets.len();
-    let header = Piece::around(arena, draft.header_at, header_len);
+    let header = Piece::around(arena, argument.header_at, header_len);
     let array = Piece::around(
         arena,
-        draft.array_at,
-        draft.entries.len().max(vcpus) * ENTRY,
+        argument.array_at,
+        argument.entries.len().max(vcpus) * ENTRY,
     );
-    let fd = fuzz.subject.vm().fd().as_raw_fd();
+    let fd = fuzz.fixture.vm().fd().as_raw_fd();
     let before = rdtsc_ordered();
-    let result = ioctl(fd, KVM_GET_VM_CLOCK_GUEST, draft.header_at);
+    let result = ioctl(fd, KVM_GET_VM_CLOCK_GUEST, argument.header_at);
     let host_tsc = [before, rdtsc_ordered()];
     fuzz.count("KVM_GET_VM_CLOCK_GUEST", result);
-    expected.judge(result)?;
+    expected.check(result)?;
     fuzz.ensure_unchanged()?;
 
     let arena = &fuzz.arena;
-    let overlap = overlap(draft, draft.entries.len().max(vcpus));
+    let overlap = overlap(argument, argument.entries.len().max(vcpus));
     match (result, header, array) {
         (Ok(_), Some(mut header), Some(mut array)) => {
-            let at = header_offset(arena, draft);
+            let at = header_offset(arena, argument);
             let got = arena.value::<VmClockGuest>(at).context("no header")?;
-            let array_at = arena.offset(draft.array_at).context("no array")?;
-            let told: Vec<_> = (0..vcpus)
+            let array_at = arena.offset(argument.array_at).context("no array")?;
+            let reported: Vec<_> = (0..vcpus)
                 .filter_map(|index| arena.value::<ClockGuestVcpu>(array_at + index * ENTRY))
                 .collect();
-            let vcpus = (!overlap).then_some(&told[..]);
-            outcome::ensure_got(&draft.header, &got, vcpus, &fuzz.state, host_tsc)?;
+            let vcpus = (!overlap).then_some(&reported[..]);
+            outcome::ensure_got(&argument.header, &got, vcpus, &fuzz.state, host_tsc)?;
             if !overlap {
                 header.put(at, got.as_bytes());
-                array.put(array_at, told.as_bytes());
+                array.put(array_at, reported.as_bytes());
                 header.ensure_untouched(arena, "the header's surroundings")?;
                 array.ensure_untouched(arena, "the array's surroundings")?;
             }
         }
         (Err(errno), Some(mut header), array) => {
-            // Whether it was E2BIG by size or by number.
-            let told = arena.value::<VmClockGuest>(header_offset(arena, draft));
-            let told = told.map_or(0, |told| told.nr_vcpus);
+            // E2BIG may be due to the size or to the number of vCPUs.
+            let reported = arena.value::<VmClockGuest>(header_offset(arena, argument));
+            let reported = reported.map_or(0, |reported| reported.nr_vcpus);
             // CAST: A few.
-            if errno == libc::E2BIG && told == vcpus as u32 && draft.header.nr_vcpus < told {
-                let at = header_offset(arena, draft) + offset_of!(VmClockGuest, nr_vcpus);
-                header.put(at, told.as_bytes());
+            if errno == libc::E2BIG
+                && reported == vcpus as u32
+                && argument.header.nr_vcpus < reported
+            {
+                let at = header_offset(arena, argument) + offset_of!(VmClockGuest, nr_vcpus);
+                header.put(at, reported.as_bytes());
             }
-            // With EFAULT the array may have been written before the header could not be.
+            // After EFAULT, the array may have been written before the header failed.
             if errno != libc::EFAULT {
                 header.ensure_untouched(arena, "the header")?;
                 let untouched = |array: Piece| array.ensure_untouched(arena, "the array");
@@ -165,12 +167,12 @@ pub(crate) fn get_as(fuzz: &mut Fuzz<'_>, draft: &mut Draft) -> Result<()> {
     Ok(())
 }
 
-/// SET with `draft`.
-pub(crate) fn set_as(fuzz: &mut Fuzz<'_>, draft: &mut Draft) -> Result<()> {
-    draft.put(&fuzz.arena);
+/// SET with `argument`.
+pub(crate) fn set_as(fuzz: &mut Fuzz<'_>, argument: &mut Argument) -> Result<()> {
+    argument.put(&fuzz.arena);
     let arena = &fuzz.arena;
-    let busy = fuzz.subject.is_any_running();
-    let (expected, given) = model::set(arena, draft.header_at, &fuzz.state, busy);
+    let busy = fuzz.fixture.is_any_running();
+    let (expected, given) = model::set(arena, argument.header_at, &fuzz.state, busy);
     let expected = |states: [&State; 2]| {
         let mut expected = expected.clone();
         if let Some(given) = &given {
@@ -181,47 +183,47 @@ pub(crate) fn set_as(fuzz: &mut Fuzz<'_>, draft: &mut Draft) -> Result<()> {
     if fuzz.only_failures && !expected([&fuzz.state; 2]).must_fail() {
         return Ok(());
     }
-    let header = Piece::around(arena, draft.header_at, KNOWN + draft.tail.len());
-    let array = Piece::around(arena, draft.array_at, draft.entries.len() * ENTRY);
-    let fd = fuzz.subject.vm().fd().as_raw_fd();
-    let result = ioctl(fd, KVM_SET_VM_CLOCK_GUEST, draft.header_at);
+    let header = Piece::around(arena, argument.header_at, KNOWN + argument.tail.len());
+    let array = Piece::around(arena, argument.array_at, argument.entries.len() * ENTRY);
+    let fd = fuzz.fixture.vm().fd().as_raw_fd();
+    let result = ioctl(fd, KVM_SET_VM_CLOCK_GUEST, argument.header_at);
     fuzz.count("KVM_SET_VM_CLOCK_GUEST", result);
-    let was = fuzz.judge(result, expected)?;
+    let was = fuzz.check(result, expected)?;
 
     let arena = &fuzz.arena;
     match (result, &given, header) {
         (Ok(_), Some(given), Some(mut header)) => {
-            let was = was.context("nobody looked")?;
+            let was = was.context("no state before SET")?;
             outcome::ensure_set(given, [&was, &fuzz.state])?;
             let back = outcome::written_back(given, &was, Some(&fuzz.state))?;
-            header.put(header_offset(arena, draft), back.as_bytes());
-            header.ensure_untouched(arena, "more than is told")?;
+            header.put(header_offset(arena, argument), back.as_bytes());
+            header.ensure_untouched(arena, "more than is reported")?;
         }
         (Err(errno), given, Some(header)) => {
-            ensure_told(arena, draft, errno, given.as_ref(), header, &fuzz.state)?;
+            ensure_reported(arena, argument, errno, given.as_ref(), header, &fuzz.state)?;
         }
         _ => (),
     }
-    if !overlap(draft, draft.entries.len()) {
+    if !overlap(argument, argument.entries.len()) {
         array.map_or(Ok(()), |array| array.ensure_untouched(arena, "the array"))?;
     }
     Ok(())
 }
 
-/// Fails if a failing SET wrote anything but `rate_diff_hz`, and where it has to.
-fn ensure_told(
+/// Fails if a failed SET wrote anything but `rate_diff_hz`, or did not write that where it must.
+fn ensure_reported(
     arena: &Arena,
-    draft: &Draft,
+    argument: &Argument,
     errno: i32,
     given: Option<&Given>,
     mut header: Piece,
     state: &State,
 ) -> Result<()> {
-    // With EFAULT whatever could be written may have been.
+    // After EFAULT, any writable part may have been written.
     if errno == libc::EFAULT {
         return Ok(());
     }
-    let at = header_offset(arena, draft) + offset_of!(VmClockGuest, rate_diff_hz);
+    let at = header_offset(arena, argument) + offset_of!(VmClockGuest, rate_diff_hz);
     let must = [libc::ERANGE, libc::ESTALE, libc::ETIME].contains(&errno);
     let diff = match given {
         Some(given) if must || errno == libc::EINVAL && state.clock.is_some() => {
@@ -232,26 +234,26 @@ fn ensure_told(
         }
         _ => None,
     };
-    let is_told = diff.is_some() && arena.value::<i64>(at) == diff;
-    ensure!(!must || is_told, "rate_diff_hz is not {diff:?}");
-    if let (true, Some(diff)) = (is_told, diff) {
+    let is_reported = diff.is_some() && arena.value::<i64>(at) == diff;
+    ensure!(!must || is_reported, "rate_diff_hz is not {diff:?}");
+    if let (true, Some(diff)) = (is_reported, diff) {
         header.put(at, diff.as_bytes());
     }
     header.ensure_untouched(arena, "the header")
 }
 
-fn header_offset(arena: &Arena, draft: &Draft) -> usize {
-    arena.offset(draft.header_at).unwrap_or(0)
+fn header_offset(arena: &Arena, argument: &Argument) -> usize {
+    arena.offset(argument.header_at).unwrap_or(0)
 }
 
-/// Whether header and array, margins included, have a byte in common.
-fn overlap(draft: &Draft, entries: usize) -> bool {
+/// Whether header and array overlap, including their margins.
+fn overlap(argument: &Argument, entries: usize) -> bool {
     let margin = MARGIN as u64;
-    let header_end = draft
+    let header_end = argument
         .header_at
-        .saturating_add((KNOWN + draft.tail.len()) as u64 + 2 * margin);
-    let array_end = draft
+        .saturating_add((KNOWN + argument.tail.len()) as u64 + 2 * margin);
+    let array_end = argument
         .array_at
         .saturating_add((entries * ENTRY) as u64 + 2 * margin);
-    draft.array_at <= header_end && draft.header_at <= array_end
+    argument.array_at <= header_end && argument.header_at <= array_end
 }

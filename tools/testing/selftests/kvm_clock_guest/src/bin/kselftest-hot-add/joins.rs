@@ -1,39 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What holds of a vCPU that was just added.
+//! The expected clocks of a vCPU that was just added.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
-use kvm_clock_guest_selftests::{
-    clocks::{function, pages},
-    fixture::{get, run_a_little, vcpu_transform},
-    halting,
-};
-use kvm_ioctls::{Kvm, VcpuFd};
-use pvclock::abi::STATUS_PINNED;
+use kvm_clock_guest_selftests::{prelude::*, snippet};
 
-/// Fails unless a vCPU that is added to the stopped `vm` joins vCPU 0, before and after it and the
-/// others run.
-pub(crate) fn ensure_joins(kvm: &Kvm, vm: &Vm) -> Result<()> {
+/// Fails unless a vCPU that is added to the stopped `vm` has vCPU 0's clocks, before and after it
+/// and the others run.
+pub(crate) fn ensure_joins(vm: &Vm) -> Result<()> {
     let record = get(vm)?.header.record;
-    let mut added = halting::add_vcpu(kvm, vm)?;
+    let mut added = snippet::add_vcpu(vm)?;
     ensure_joined(vm, &added).context("before its first KVM_RUN")?;
 
-    let page = halting::record(vm, &mut added)?;
+    let page = snippet::record_in_real_mode(vm, &mut added)?;
     ensure_joined(vm, &added).context("after its first KVM_RUN")?;
     run_a_little(vm)?;
     let after = ensure_joined(vm, &added).context("after the others ran")?;
-    ensure!(
-        function(after.header.record) == function(record),
-        "GET reported {record:x?} before, reports {:x?} with the new vCPU",
-        after.header.record
+    ensure_eq_hex!(
+        function(after.header.record),
+        function(record),
+        "GET's record with the new vCPU"
     );
     let expected = pages(vm)[0];
-    ensure!(
-        function(page) == function(expected),
-        "the new vCPU reads {page:x?}, vCPU 0 {expected:x?}"
-    );
+    ensure_eq_hex!(function(page), function(expected), "the new vCPU's record");
     Ok(())
 }
 
@@ -41,18 +29,10 @@ pub(crate) fn ensure_joins(kvm: &Kvm, vm: &Vm) -> Result<()> {
 fn ensure_joined(vm: &Vm, added: &VcpuFd) -> Result<VmClock> {
     let first = vcpu_transform(&vm.vcpus()[0].fd())?;
     let observed = vcpu_transform(added)?;
-    ensure!(
-        observed.scale == first.scale,
-        "the new vCPU's ratio is {:#x}, vCPU 0's is {:#x}",
-        observed.scale.ratio(),
-        first.scale.ratio()
-    );
+    ensure_eq!(observed.scale, first.scale, "the new vCPU's ratio");
     // CAST: the signed difference of values mod 2^64.
     let ahead = observed.offset.wrapping_sub(first.offset) as i64;
-    ensure!(
-        ahead == 0,
-        "the new vCPU's TSC is {ahead} ticks ahead of vCPU 0's"
-    );
+    ensure_eq!(ahead, 0, "ticks by which the new vCPU's TSC is ahead");
     let clock = get(vm).context("with the new vCPU")?;
     ensure!(
         clock.header.status & STATUS_PINNED != 0,

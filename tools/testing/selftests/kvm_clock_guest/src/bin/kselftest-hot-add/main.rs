@@ -8,24 +8,13 @@ mod joins;
 mod moved;
 mod rates;
 
-use kvm_clock_guest_selftests::{
-    ktap::{self, note},
-    require,
-};
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 fn main() -> ExitCode {
-    let scales = require::vendor_kvm().is_ok_and(|kvm| require::scales(&kvm));
+    let scales = require::host_scales();
     let mut cases = moved::cases();
     if scales {
         cases.extend(rates::cases());
     }
-    let requirements = || {
-        let kvm = require::clock_guest()?;
-        if !scales {
-            note("this host does not scale a guest's TSC: rates other than its own are left out");
-        }
-        Ok(kvm)
-    };
-    ktap::main(requirements, cases)
+    ktap::main(require::clock_guest_of_any_rate, cases)
 }

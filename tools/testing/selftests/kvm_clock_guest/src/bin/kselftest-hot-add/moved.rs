@@ -3,28 +3,14 @@
 //! At the host's rate, after SET, the guest or the VMM moved TSCs.
 
 use crate::joins::ensure_joins;
-use anyhow::Result;
-use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    fixture::{get, move_to_domain, pinned, run_a_little, set},
-    ktap::Case,
-    time::HOUR_NS,
+    prelude::*,
     tsc_writes::{TscWrite, TSC_WRITES},
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
 const VCPUS: u32 = 2;
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
 /// How far a TSC moves, ticks: days.
 const TICKS: u64 = 1 << 50;
-
-const MODES: [(&str, u32); 3] = [
-    ("EXACT", MODE_EXACT),
-    ("ADVANCE", MODE_ADVANCE),
-    ("FREEZE", MODE_FREEZE),
-];
 
 /// Which vCPUs' TSCs move.
 const MOVED: [(&str, &[usize]); 3] = [
@@ -54,13 +40,12 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     cases
 }
 
-/// In another VM than the one that was saved.
+/// In a new VM.
 fn after_set(kvm: &Kvm, mode: u32, runs: bool) -> Result<()> {
     let source = pinned(kvm, VCPUS)?;
     let mut clock = get(&source)?;
     if mode != MODE_EXACT {
-        move_to_domain(&mut clock, OTHER_DOMAIN);
-        clock.header.tai_ns -= HOUR_NS;
+        move_to_other_host(&mut clock);
     }
     let vm = Vm::empty(kvm, VCPUS)?;
     vm.load(&source.save()?)?;
@@ -68,7 +53,7 @@ fn after_set(kvm: &Kvm, mode: u32, runs: bool) -> Result<()> {
     if runs {
         run_a_little(&vm)?;
     }
-    ensure_joins(kvm, &vm)
+    ensure_joins(&vm)
 }
 
 fn after_write(kvm: &Kvm, write: TscWrite, vcpus: &[usize]) -> Result<()> {
@@ -77,5 +62,5 @@ fn after_write(kvm: &Kvm, write: TscWrite, vcpus: &[usize]) -> Result<()> {
         (write.add)(&vm, vcpu, TICKS)?;
     }
     run_a_little(&vm)?;
-    ensure_joins(kvm, &vm)
+    ensure_joins(&vm)
 }

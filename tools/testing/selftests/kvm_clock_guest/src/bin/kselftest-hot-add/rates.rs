@@ -1,28 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! At rates that the hardware scales to, however the other vCPUs came by theirs.
+//! At scaled rates, in whatever way the other vCPUs' rates were set.
 
 use crate::joins::ensure_joins;
-use anyhow::{Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
-use kvm_clock_guest_selftests::{
-    fixture::{get, make_consistent, move_to_domain, set, settle},
-    ktap::Case,
-    time::HOUR_NS,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
+use kvm_clock_guest_selftests::prelude::*;
 
 const VCPUS: u32 = 2;
 /// The guest's rate as a fraction of the host's.
 const RATE: (u32, u32) = (7, 10);
 /// A ratio grows by its 2^14th part, 61 ppm: another calibration of the same TSC.
 const CALIBRATION_SHIFT: u32 = 14;
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
-
-/// Who set the rate.
+/// How the rate was set.
 #[derive(Clone, Copy)]
 enum By {
     Vm,
@@ -37,7 +25,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     ] {
         cases.extend([
             Case::new(
-                format!("a vCPU joins after SET EXACT of another boot's ratio, {name}"),
+                format!("a vCPU joins after SET exact of another boot's ratio, {name}"),
                 move |kvm| other_ratio(kvm, by, true),
             ),
             Case::new(
@@ -45,11 +33,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
                 move |kvm| other_ratio(kvm, by, false),
             ),
         ]);
-        for (mode_name, mode) in [
-            ("EXACT", MODE_EXACT),
-            ("ADVANCE", MODE_ADVANCE),
-            ("FREEZE", MODE_FREEZE),
-        ] {
+        for (mode_name, mode) in MODES {
             cases.push(Case::new(
                 format!("a vCPU joins after SET {mode_name} of this boot's ratio, {name}"),
                 move |kvm| same_ratio(kvm, by, mode),
@@ -67,15 +51,13 @@ fn at_rate(kvm: &Kvm, by: By) -> Result<Vm> {
     match by {
         By::Vm => Ok(Vm::at_rate(kvm, VCPUS, khz)?),
         By::EachVcpu => {
-            for vcpu in vm.vcpus() {
-                vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ")?;
-            }
+            set_tsc_khz(&vm, 0, khz)?;
             Ok(vm)
         }
     }
 }
 
-/// What a host of the same domain, whose calibration differs, saved.
+/// `clock` as saved on a host of the same domain whose calibration differs.
 fn of_other_boot(mut clock: VmClock) -> VmClock {
     clock.header.tsc_ratio += clock.header.tsc_ratio >> CALIBRATION_SHIFT;
     make_consistent(&mut clock);
@@ -92,7 +74,7 @@ fn other_ratio(kvm: &Kvm, by: By, runs: bool) -> Result<()> {
     if runs {
         settle(&vm)?;
     }
-    ensure_joins(kvm, &vm)
+    ensure_joins(&vm)
 }
 
 fn same_ratio(kvm: &Kvm, by: By, mode: u32) -> Result<()> {
@@ -100,10 +82,9 @@ fn same_ratio(kvm: &Kvm, by: By, mode: u32) -> Result<()> {
     settle(&vm)?;
     let mut clock = get(&vm)?;
     if mode != MODE_EXACT {
-        move_to_domain(&mut clock, OTHER_DOMAIN);
-        clock.header.tai_ns -= HOUR_NS;
+        move_to_other_host(&mut clock);
     }
     set(&vm, &mut clock, mode)?;
     settle(&vm)?;
-    ensure_joins(kvm, &vm)
+    ensure_joins(&vm)
 }

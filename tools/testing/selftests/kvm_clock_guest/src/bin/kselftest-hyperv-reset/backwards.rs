@@ -1,18 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! ADVANCE takes a guest that booted a moment ago back to before its record, which moves back along
-//! its lattice, below TSC 0.
+//! ADVANCE moves a guest that just booted back to before its record, which moves back along its
+//! lattice, below TSC 0.
 
-use crate::state::{ensure_goes_on, prepare, Function, Page};
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    fixture::{get, make_consistent, set, settle},
-    ktap::Case,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE};
-use std::{thread::sleep, time::Duration};
+use crate::state::{ensure_continues, prepare, Function, Page};
+use kvm_clock_guest_selftests::prelude::*;
 
 /// The guest's age when it makes its record.
 const UPTIME: Duration = Duration::from_millis(500);
@@ -23,7 +15,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
         for vcpus in [1, 2] {
             cases.push(Case::new(
                 format!(
-                    "the reference counter is the record's after ADVANCE backwards near boot, \
+                    "the reference counter is the record's after advance backwards near boot, \
                      {when}, {vcpus} vCPUs"
                 ),
                 move |kvm| near_boot(kvm, vcpus, page),
@@ -35,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 
 fn near_boot(kvm: &Kvm, vcpus: u32, page: Page) -> Result<()> {
     let vm = Vm::new(kvm, vcpus)?;
-    // KVM makes the record when the guest first runs: a moment that SET has to be quicker than.
+    // KVM makes the record when the guest first runs; SET must follow within this time.
     sleep(UPTIME);
     settle(&vm)?;
     prepare(&vm, page)?;
@@ -60,8 +52,8 @@ fn near_boot(kvm: &Kvm, vcpus: u32, page: Page) -> Result<()> {
         after.header.record,
         after.header.guest_tsc
     );
-    // The record as it was saved, which lies ahead of the TSC.
+    // The saved record, which is ahead of the TSC.
     let mut function = Function::of(&after)?;
     function.record = record;
-    ensure_goes_on(&vm, page, &function)
+    ensure_continues(&vm, page, &function)
 }

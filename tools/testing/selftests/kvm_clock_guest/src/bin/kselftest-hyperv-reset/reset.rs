@@ -2,27 +2,17 @@
 
 //! The TSC falls to near 0.
 
-use crate::state::{ensure_counter, ensure_goes_on, prepare, Function, Page};
-use anyhow::{ensure, Result};
-use clockguest::{
-    host::rdtsc_ordered,
-    vmm::{
-        vm::{set_msr, MSR_IA32_TSC},
-        Vm,
-    },
-};
+use crate::state::{ensure_continues, ensure_counter, prepare, Function, Page};
 use kvm_clock_guest_selftests::{
-    fixture::{get, pinned, run_a_little, set, vcpu_transform},
-    ktap::Case,
+    msr::{set_msr, MSR_IA32_TSC},
+    prelude::*,
     snippet,
-    tsc_writes::{TscWrite, BY_GUEST_ADJUST, BY_OFFSET},
+    tsc_writes::{self, TscWrite, BY_GUEST_ADJUST, BY_OFFSET},
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
 
-/// A guest has run for so long, ticks, when it is reset.
+/// How long a guest has run when it is reset, ticks.
 const UPTIME: u64 = 1 << 42;
-/// What a VMM's reset writes to the TSC.
+/// The TSC that a VMM's reset writes.
 const RESET_TSC: u64 = 1;
 
 /// A way to reset TSCs.
@@ -43,19 +33,13 @@ const RESETS: [(&str, u32, Reset); 5] = [
     }),
 ];
 
-const MODES: [(&str, u32); 3] = [
-    ("EXACT", MODE_EXACT),
-    ("ADVANCE", MODE_ADVANCE),
-    ("FREEZE", MODE_FREEZE),
-];
-
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
     for (name, vcpus, reset) in RESETS {
         for (when, page) in Page::ALL {
             cases.push(Case::new(
-                format!("the reference counter goes on: {name}, {when}"),
-                move |kvm| goes_on(kvm, vcpus, reset, page),
+                format!("the reference counter continues: {name}, {when}"),
+                move |kvm| continues(kvm, vcpus, reset, page),
             ));
         }
         cases.push(Case::new(
@@ -66,7 +50,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     for (name, mode) in MODES {
         for (when, page) in Page::ALL {
             cases.push(Case::new(
-                format!("a guest that was reset is SET {name} in a new VM, {when}"),
+                format!("SET {name} of a guest that was reset, in a new VM, {when}"),
                 move |kvm| in_new_vm(kvm, mode, page),
             ));
         }
@@ -81,12 +65,8 @@ fn by_vmm(vm: &Vm) -> Result<()> {
 
 /// Moves all TSCs by what vCPU 0's is above [`RESET_TSC`].
 fn move_to_reset(vm: &Vm, write: TscWrite) -> Result<()> {
-    let ticks = RESET_TSC.wrapping_sub(first_tsc(vm)?);
+    let ticks = RESET_TSC.wrapping_sub(tsc_writes::now(vm, 0)?);
     (0..vm.vcpus().len()).try_for_each(|index| (write.add)(vm, index, ticks))
-}
-
-fn first_tsc(vm: &Vm) -> Result<u64> {
-    Ok(vcpu_transform(&vm.vcpus()[0].fd())?.guest_tsc(rdtsc_ordered()))
 }
 
 /// A stopped VM with a pinned clock that has run for a while.
@@ -100,7 +80,7 @@ fn long_running(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
 }
 
 fn ensure_reset(vm: &Vm) -> Result<()> {
-    let guest_tsc = first_tsc(vm)?;
+    let guest_tsc = tsc_writes::now(vm, 0)?;
     ensure!(
         guest_tsc < UPTIME,
         "the guest's TSC is {guest_tsc} after the reset"
@@ -108,14 +88,14 @@ fn ensure_reset(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-fn goes_on(kvm: &Kvm, vcpus: u32, reset: Reset, page: Page) -> Result<()> {
+fn continues(kvm: &Kvm, vcpus: u32, reset: Reset, page: Page) -> Result<()> {
     let vm = long_running(kvm, vcpus)?;
     prepare(&vm, page)?;
-    // A reset of the TSC leaves kvmclock as a function of the host's TSC.
+    // A reset of the TSC does not change kvmclock as a function of the host TSC.
     let function = Function::of(&get(&vm)?)?;
     reset(&vm)?;
     ensure_reset(&vm)?;
-    ensure_goes_on(&vm, page, &function)
+    ensure_continues(&vm, page, &function)
 }
 
 /// KVM computes the MSR from the page once that is enabled, and writes the page when the guest
@@ -133,13 +113,12 @@ fn in_new_vm(kvm: &Kvm, mode: u32, page: Page) -> Result<()> {
     by_vmm(&source)?;
     run_a_little(&source)?;
     let mut clock = get(&source)?;
-    let vm = Vm::empty(kvm, 1)?;
-    vm.load(&source.save()?)?;
+    let vm = successor(kvm, source)?;
     prepare(&vm, page)?;
     set(&vm, &mut clock, mode)?;
     ensure_reset(&vm)?;
-    // Where the TSC is near 0, the record's timestamp is below it, modulo 2^64.
+    // If the TSC is near 0, the record's timestamp is below it, modulo 2^64.
     let mut function = Function::of(&get(&vm)?)?;
     function.record = clock.header.record;
-    ensure_goes_on(&vm, page, &function)
+    ensure_continues(&vm, page, &function)
 }

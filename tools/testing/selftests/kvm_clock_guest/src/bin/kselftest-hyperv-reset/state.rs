@@ -2,15 +2,11 @@
 
 //! The reference counter, and what it should be.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
     expect::kvmclock_ns,
-    fixture::{get, reference_transform, run_a_little, vcpu_transform},
-    hyperv::{enable, enable_tsc_page, reference_count, TscPage, UNIT_NS},
+    hyperv::{enable, enable_valid_tsc_page, reference_count, TscPage, UNIT_NS},
+    prelude::*,
 };
-use pvclock::{abi::ClockGuest, tsc::TscTransform};
 
 /// When the guest enables the TSC page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +27,8 @@ impl Page {
 /// In a page that `clockguest::guest::layout` leaves free.
 const PAGE: u64 = 0x6000;
 const CALLS: usize = 100;
-/// The page counts from TSC 0 with a factor of its own, and rounds three times, each time by less
-/// than a unit.
+/// The page counts from TSC 0 with its own factor, and rounds three times, each time by less than a
+/// unit.
 const TOLERANCE: u64 = 2;
 
 /// kvmclock as a function of the host's TSC.
@@ -57,33 +53,25 @@ impl Function {
     }
 }
 
-/// Makes the guest one of Hyper-V's, and enables the page where it is due before.
+/// Makes the guest one of Hyper-V's, and enables the page for [`Page::Before`].
 pub(crate) fn prepare(vm: &Vm, page: Page) -> Result<()> {
     enable(&vm.vcpus()[0].fd())?;
     if page == Page::Before {
-        enable_page(vm)?;
+        enable_valid_tsc_page(vm, PAGE)?;
     }
     Ok(())
 }
 
-fn enable_page(vm: &Vm) -> Result<()> {
-    enable_tsc_page(&vm.vcpus()[0].fd(), PAGE)?;
-    run_a_little(vm)?;
-    let page = TscPage::of(vm, PAGE);
-    ensure!(page.sequence != 0, "KVM wrote no TSC page: {page:x?}");
-    Ok(())
-}
-
 /// Fails unless the reference counter of the stopped `vm` is `function`, before and after it runs,
-/// and after the page is enabled where it is due now.
-pub(crate) fn ensure_goes_on(vm: &Vm, page: Page, function: &Function) -> Result<()> {
+/// and after the page is enabled for [`Page::After`].
+pub(crate) fn ensure_continues(vm: &Vm, page: Page, function: &Function) -> Result<()> {
     if page != Page::Before {
         ensure_counter(vm, function).context("before the guest runs")?;
     }
     run_a_little(vm)?;
     ensure_counter(vm, function).context("after the guest ran")?;
     if page == Page::After {
-        enable_page(vm)?;
+        enable_valid_tsc_page(vm, PAGE)?;
         ensure_counter(vm, function).context("after the page was enabled")?;
     }
     if page != Page::Never {
@@ -94,7 +82,8 @@ pub(crate) fn ensure_goes_on(vm: &Vm, page: Page, function: &Function) -> Result
     Ok(())
 }
 
-/// Fails unless the MSR of the stopped `vm` is `function`, which it is read between two values of.
+/// Fails unless the MSR of the stopped `vm` is between the values of `function` before and after it
+/// is read.
 pub(crate) fn ensure_counter(vm: &Vm, function: &Function) -> Result<()> {
     for _ in 0..CALLS {
         let before = rdtsc_ordered();
@@ -103,13 +92,13 @@ pub(crate) fn ensure_counter(vm: &Vm, function: &Function) -> Result<()> {
         let [least, most] = [before, after].map(|host_tsc| function.ns(host_tsc) / UNIT_NS);
         ensure!(
             (least.saturating_sub(TOLERANCE)..=most + TOLERANCE).contains(&count),
-            "the reference counter is {count}, by the record it was {least} to {most} meanwhile"
+            "the reference counter is {count}, expected {least} to {most} from the record"
         );
     }
     Ok(())
 }
 
-/// The page says what the record says, at the TSC of now and of later.
+/// Fails unless the page agrees with the record, at the present TSC and later ones.
 fn ensure_page(vm: &Vm) -> Result<()> {
     /// Guest ticks from now on, up to some years.
     const LATER: [u64; 5] = [0, 1, 1_000_000_007, 1 << 42, 1 << 57];
@@ -125,7 +114,7 @@ fn ensure_page(vm: &Vm) -> Result<()> {
             let ns = record.kvmclock_ns(guest_tsc);
             ensure!(
                 count.abs_diff(ns / UNIT_NS) <= TOLERANCE,
-                "at TSC {guest_tsc} the TSC page says {count}, the record {ns} ns"
+                "at TSC {guest_tsc} the TSC page gives {count}, the record {ns} ns"
             );
         }
     }

@@ -1,102 +1,92 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is done to a stopped guest.
+//! Actions on a stopped guest.
 
 use crate::armed::Armed;
-use anyhow::{ensure, Context, Result};
-use kvm_clock::set_clock_guest;
-use kvm_clock_guest_selftests::{
-    fixture::{make_consistent, move_to_domain},
-    time::HOUR_NS,
-};
-use pvclock::abi::{FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
-use std::{thread::sleep, time::Duration};
+use kvm_clock_guest_selftests::{fixture::add_to_offsets, prelude::*};
 
-/// A timer armed so far ahead fires in no case unless it goes by the new clock.
+/// A timer armed so far ahead fires in no case unless it uses the new clock.
 const FAR_NS: u64 = 60_000_000_000;
-/// How far ahead a timer is armed that is to fire later than it would by the former clock.
+/// How far ahead a timer is armed that must fire later than with the former clock.
 pub(crate) const NEAR_NS: u64 = 1_000_000_000;
-/// What a SET leaves until a timer is due.
+/// The time from a SET to a deadline.
 const LEFT_NS: u64 = 1_000_000_000;
-/// How long the guest is stopped, or goes back, with a timer armed that is near.
+/// How long the guest is stopped, or goes back, with a timer that is near.
 const PAUSE_NS: u64 = 600_000_000;
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
-
-/// What is done.
+/// An action.
 pub(crate) type Act = fn(&mut Armed) -> Result<()>;
 
-/// Name, how far ahead the timers are armed (ns), and what is done then.
+/// Name, how far ahead the timers are armed (ns), and what happens then.
 pub(crate) type Row = (&'static str, u64, Act);
 
-const ADVANCE_SHORT: Row = ("ADVANCE short of the deadline", FAR_NS, advance_short);
-const FREEZE_AFTER_PAUSE: Row = ("FREEZE after a pause", NEAR_NS, freeze_after_pause);
+const ADVANCE_SHORT: Row = ("advance short of the deadline", FAR_NS, advance_short);
+const FREEZE_AFTER_PAUSE: Row = ("freeze after a pause", NEAR_NS, freeze_after_pause);
 
-/// One takes the deadline nearer, the other away.
+/// One brings the deadline nearer, the other moves it away.
 pub(crate) const SHORT_LIST: &[Row] = &[ADVANCE_SHORT, FREEZE_AFTER_PAUSE];
 
 /// All of them.
 pub(crate) const BEFORE: &[Row] = &[
     ("nothing is SET", NEAR_NS, |_| Ok(())),
-    ("EXACT", NEAR_NS, |armed| armed.set(MODE_EXACT)),
-    ("EXACT, kvmclock 59 s ahead", FAR_NS, |armed| {
+    ("exact", NEAR_NS, |armed| armed.set(MODE_EXACT)),
+    ("exact, kvmclock 59 s ahead", FAR_NS, |armed| {
         armed.saved.header.record.system_time += FAR_NS - LEFT_NS;
         make_consistent(&mut armed.saved);
         armed.set(MODE_EXACT)
     }),
     (
-        "EXACT after a pause, kvmclock as saved",
+        "exact after a pause, kvmclock as saved",
         NEAR_NS,
         exact_back,
     ),
     ADVANCE_SHORT,
-    ("ADVANCE past the deadline", FAR_NS, |armed| {
-        move_to_domain(&mut armed.saved, OTHER_DOMAIN);
-        armed.saved.header.tai_ns -= HOUR_NS;
+    ("advance past the deadline", FAR_NS, |armed| {
+        move_to_other_host(&mut armed.saved);
         armed.set(MODE_ADVANCE)
     }),
-    ("ADVANCE backwards", NEAR_NS, advance_backwards),
+    ("advance backwards", NEAR_NS, advance_backwards),
     FREEZE_AFTER_PAUSE,
-    ("FREEZE near the deadline", FAR_NS, |armed| {
+    ("freeze near the deadline", FAR_NS, |armed| {
         go_on(armed, FAR_NS - LEFT_NS)?;
         move_to_domain(&mut armed.saved, OTHER_DOMAIN);
         armed.set(MODE_FREEZE)
     }),
-    ("KVM_SET_CLOCK_GUEST, kvmclock 59 s ahead", FAR_NS, by_vcpu),
+    (
+        "KVM_SET_CLOCK_GUEST, kvmclock 59 s ahead",
+        FAR_NS,
+        through_vcpu,
+    ),
 ];
 
 /// With timers armed afterwards, before the guest runs.
 pub(crate) const AFTER: &[(&str, Act)] = &[
-    ("EXACT, kvmclock an hour ahead", |armed| {
+    ("exact, kvmclock an hour ahead", |armed| {
         armed.saved.header.record.system_time += HOUR_NS.unsigned_abs();
         make_consistent(&mut armed.saved);
         armed.set(MODE_EXACT)
     }),
-    ("ADVANCE by an hour", |armed| {
-        move_to_domain(&mut armed.saved, OTHER_DOMAIN);
-        armed.saved.header.tai_ns -= HOUR_NS;
+    ("advance by an hour", |armed| {
+        move_to_other_host(&mut armed.saved);
         armed.set(MODE_ADVANCE)
     }),
-    ("FREEZE an hour ahead", |armed| {
+    ("freeze an hour ahead", |armed| {
         go_on(armed, HOUR_NS.unsigned_abs())?;
         move_to_domain(&mut armed.saved, OTHER_DOMAIN);
         armed.set(MODE_FREEZE)
     }),
 ];
 
-/// Makes the saved clock that of a guest that has gone on by so many ns.
+/// Makes the saved clock that of a guest that ran `ns` longer.
 fn go_on(armed: &mut Armed, ns: u64) -> Result<()> {
     let ticks = armed.ticks(ns)?;
-    for vcpu in &mut armed.saved.vcpus {
-        vcpu.tsc_offset = vcpu.tsc_offset.wrapping_add(ticks);
-    }
+    add_to_offsets(&mut armed.saved, ticks);
     make_consistent(&mut armed.saved);
     Ok(())
 }
 
-/// Saved as long ago as takes the guest near its deadline.
+/// Saved so long ago that the guest gets near its deadline.
 fn advance_short(armed: &mut Armed) -> Result<()> {
-    let ahead = armed.due_ns() - armed.saved.header.kvmclock_ns;
+    let ahead = armed.deadline_ns() - armed.saved.header.kvmclock_ns;
     move_to_domain(&mut armed.saved, OTHER_DOMAIN);
     armed.saved.header.tai_ns -= i64::try_from(ahead - LEFT_NS)?;
     armed.set(MODE_ADVANCE)
@@ -111,14 +101,14 @@ fn advance_backwards(armed: &mut Armed) -> Result<()> {
 
 fn freeze_after_pause(armed: &mut Armed) -> Result<()> {
     sleep(Duration::from_nanos(PAUSE_NS));
-    ensure_not_due(armed)?;
+    ensure_not_late(armed)?;
     armed.set(MODE_FREEZE)
 }
 
-/// kvmclock goes back by the pause, by the record alone.
+/// kvmclock goes back by the pause, and the TSC does not.
 fn exact_back(armed: &mut Armed) -> Result<()> {
     sleep(Duration::from_nanos(PAUSE_NS));
-    ensure_not_due(armed)?;
+    ensure_not_late(armed)?;
     let was_ns = armed.saved.header.kvmclock_ns;
     armed.save()?;
     let header = &mut armed.saved.header;
@@ -129,18 +119,18 @@ fn exact_back(armed: &mut Armed) -> Result<()> {
 }
 
 /// A slow host may not get here in time.
-fn ensure_not_due(armed: &Armed) -> Result<()> {
-    let now_ns = armed.machine.clock()?.header.kvmclock_ns;
+fn ensure_not_late(armed: &Armed) -> Result<()> {
+    let now_ns = get(&armed.vm)?.header.kvmclock_ns;
     ensure!(
-        now_ns + 50_000_000 < armed.due_ns(),
-        "this host is too slow: kvmclock is {now_ns} ns, the timers are due at {} ns",
-        armed.due_ns()
+        now_ns + 50_000_000 < armed.deadline_ns(),
+        "this host is too slow: kvmclock is {now_ns} ns, the deadline is {} ns",
+        armed.deadline_ns()
     );
     Ok(())
 }
 
-fn by_vcpu(armed: &mut Armed) -> Result<()> {
+fn through_vcpu(armed: &mut Armed) -> Result<()> {
     let mut record = armed.saved.header.record;
     record.system_time += FAR_NS - LEFT_NS;
-    set_clock_guest(&armed.machine.vcpus()[0].fd(), &record).context("KVM_SET_CLOCK_GUEST")
+    set_clock_guest(&armed.vm.vcpus()[0].fd(), &record).context("KVM_SET_CLOCK_GUEST")
 }

@@ -4,24 +4,17 @@
 //! guest time after every mode of SET: not before it, not long after it, and once, or with their
 //! period.
 //!
-//! How far a SET takes the guest follows from when the timer is due, so that a timer which goes by
-//! the former clock is off by much more than any bound here, however slow the host.
+//! How far a SET moves the guest depends on the deadline, so that a timer which uses the former
+//! clock exceeds all bounds here, however slow the host is.
 
 mod acts;
 mod armed;
-mod guest;
 mod periodic;
 mod timer;
 
 use acts::{Act, AFTER, BEFORE, SHORT_LIST};
-use anyhow::Result;
 use armed::Armed;
-use kvm_clock_guest_selftests::{
-    ktap::{self, Case},
-    require,
-};
-use kvm_ioctls::Kvm;
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 use timer::Timer;
 
 fn main() -> ExitCode {

@@ -2,11 +2,11 @@
 
 //! The timers, and how they are armed.
 
-use crate::guest::VECTOR;
-use anyhow::{ensure, Result};
+use clockguest::vmm::code_guest::FREE;
 use kvm_clock_guest_selftests::{
     hyperv::{self, Stimer, UNIT_NS},
-    machine::{Machine, FREE},
+    prelude::*,
+    timer_guest::VECTOR,
     xen,
 };
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 pub(crate) enum Timer {
     /// Hyper-V's first synthetic timer, once.
     HyperV,
-    /// The same in a VM with a TSC page, which the reference counter goes by then.
+    /// The same in a VM with a TSC page, from which the reference counter is then computed.
     HyperVWithPage,
     Xen,
 }
@@ -40,22 +40,22 @@ impl Timer {
         }
     }
 
-    /// Makes what the timer needs, before `machine` first runs.
-    pub(crate) fn prepare(self, machine: &Machine) -> Result<()> {
+    /// Enables what the timer needs, before `vm` first runs.
+    pub(crate) fn prepare(self, vm: &Vm) -> Result<()> {
         match self {
             Self::HyperV | Self::HyperVWithPage => {
-                for vcpu in machine.vcpus() {
+                for vcpu in vm.vcpus() {
                     hyperv::enable_synthetic_interrupts(&vcpu.fd())?;
                     hyperv::enable(&vcpu.fd())?;
                 }
                 if self == Self::HyperVWithPage {
-                    hyperv::enable_tsc_page(&machine.vcpus()[0].fd(), HYPERV_PAGE)?;
+                    hyperv::enable_tsc_page(&vm.vcpus()[0].fd(), HYPERV_PAGE)?;
                 }
             }
             Self::Xen => {
-                xen::enable(machine.fd())?;
-                xen::set_shared_info(machine.fd(), SHARED_INFO)?;
-                for vcpu in machine.vcpus() {
+                xen::enable(vm.fd())?;
+                xen::set_shared_info(vm.fd(), SHARED_INFO)?;
+                for vcpu in vm.vcpus() {
                     let gpa = VCPU_INFOS + vcpu.index() as u64 * PAGE_SIZE;
                     xen::set_vcpu_info(&vcpu.fd(), gpa)?;
                     xen::set_upcall_vector(&vcpu.fd(), VECTOR)?;
@@ -65,26 +65,26 @@ impl Timer {
         Ok(())
     }
 
-    /// Fails unless the stopped `machine`, which ran, has what [`prepare`](Self::prepare) made.
-    pub(crate) fn ensure_prepared(self, machine: &Machine) -> Result<()> {
+    /// Fails unless the stopped `vm`, which ran, has what [`prepare`](Self::prepare) enabled.
+    pub(crate) fn ensure_prepared(self, vm: &Vm) -> Result<()> {
         if self == Self::HyperVWithPage {
-            let sequence = machine.memory().word(HYPERV_PAGE).load(Ordering::Acquire);
+            let sequence = vm.memory().word(HYPERV_PAGE).load(Ordering::Acquire);
             // CAST: The word's lower half.
             ensure!(sequence as u32 != 0, "KVM wrote no TSC page");
         }
         Ok(())
     }
 
-    /// Arms the timer of a vCPU of the stopped `machine` for kvmclock `due_ns` (ns).
-    pub(crate) fn arm(self, machine: &Machine, vcpu: usize, due_ns: u64) -> Result<()> {
-        let fd = machine.vcpus()[vcpu].fd();
+    /// Arms the timer of a vCPU of the stopped `vm` for kvmclock `deadline_ns` (ns).
+    pub(crate) fn arm(self, vm: &Vm, vcpu: usize, deadline_ns: u64) -> Result<()> {
+        let fd = vm.vcpus()[vcpu].fd();
         match self {
             Self::HyperV | Self::HyperVWithPage => {
-                hyperv::arm_stimer(&fd, Stimer::At(due_ns.div_ceil(UNIT_NS)), VECTOR)
+                hyperv::arm_stimer(&fd, Stimer::At(deadline_ns.div_ceil(UNIT_NS)), VECTOR)
             }
             // All vCPUs share the events.
             // CAST: a few.
-            Self::Xen => xen::set_timer(&fd, PORT + vcpu as u32, due_ns),
+            Self::Xen => xen::set_timer(&fd, PORT + vcpu as u32, deadline_ns),
         }
     }
 }

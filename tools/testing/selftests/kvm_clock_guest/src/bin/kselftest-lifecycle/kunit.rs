@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The module without the KUnit tests of its arithmetic, which would be most of the time of a load.
+//! Loads without the module's KUnit tests, which take most of the time of a load.
 
-use anyhow::{Context, Result};
+use kvm_clock_guest_selftests::prelude::*;
 use std::{fs, path::Path};
 
 const FILTER: &str = "/sys/module/kunit/parameters/filter_glob";
 const NONE: &str = "none-of-them";
 const ALL: &str = "*";
-/// What an unset parameter reads.
+/// The text of an unset parameter.
 const UNSET: &str = "(null)";
 
-/// As long as it lives, modules are loaded without running tests.
+/// While this exists, loading a module runs no tests.
 pub(crate) struct WithoutTests(Option<String>);
 
 impl WithoutTests {
-    /// Nothing to do where the kernel has no KUnit.
+    /// Has no effect on a kernel without KUnit.
     pub(crate) fn new() -> Result<Self> {
         if !Path::new(FILTER).exists() {
             return Ok(Self(None));

@@ -1,39 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Unloads and loads while callers of every kind call all the time: each call is served, or meets
-//! no module at all.
+//! Unloads and loads while threads make all calls in loops: each call succeeds, or finds no module.
 
 use crate::{kunit::WithoutTests, Host};
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    descriptors,
-    fixture::{get, pinned},
-    ktap::{note, option, Case},
-    require, threads,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::MODE_EXACT;
+use kvm_clock_guest_selftests::{descriptors, prelude::*, threads};
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    thread::{scope, sleep},
-    time::{Duration, Instant},
+    thread::scope,
 };
 use vmm_sys_util::errno;
 
 /// Unloads and loads, by default: `--rounds=N`.
 const ROUNDS: u32 = 20;
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Sleep between two looks at the callers, and between two calls of a caller.
+/// Sleep between two checks of the callers, and between two calls of a caller.
 const POLL: Duration = Duration::from_micros(100);
-/// What is called, each by a thread of its own.
+/// The calls, each made by its own thread.
 const CALLS: [&str; 5] = [
-    "GET by the VM",
-    "SET by the VM",
-    "GET by a vCPU",
-    "SET by a vCPU",
+    "GET of the VM",
+    "SET of the VM",
+    "GET of a vCPU",
+    "SET of a vCPU",
     "KVM_CHECK_EXTENSION",
 ];
 
@@ -44,7 +31,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     )]
 }
 
-/// What one caller saw.
+/// The results of one caller.
 #[derive(Default)]
 struct Seen {
     served: AtomicU64,
@@ -52,7 +39,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Counts `result`, or says why it must not be.
+    /// Counts `result`; fails if it is unexpected.
     fn count(&self, result: errno::Result<()>) -> Result<()> {
         match result {
             Ok(()) => self.served.fetch_add(1, Ordering::Relaxed),
@@ -71,20 +58,20 @@ struct Callers {
 }
 
 impl Callers {
-    /// Makes call `index` until told to stop; if it does anything unexpected, all stop.
+    /// Makes call `index` until all stop; an unexpected result stops all.
     fn repeat(&self, index: usize, mut call: impl FnMut() -> errno::Result<()>) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             self.seen[index]
                 .count(call())
                 .inspect_err(|_| self.stop.store(true, Ordering::Relaxed))
                 .context(CALLS[index])?;
-            // There has to be a moment at which no call is in progress, or it never goes.
+            // The module can only be unloaded while no call is in progress.
             sleep(POLL);
         }
         Ok(())
     }
 
-    /// Returns when every caller saw one more of what `which` tells, or all stop.
+    /// Returns when every caller's count `which` has grown, or all stop.
     fn wait(&self, which: impl Fn(&Seen) -> &AtomicU64, what: &str) -> Result<()> {
         let now = || {
             self.seen
@@ -122,13 +109,13 @@ fn under_load(host: &Host) -> Result<()> {
         }
         callers.wait(|seen| &seen.served, "served")
     })?;
-    note(&format!(
+    note!(
         "{rounds} rounds in {:.1?}; calls (served, without the module):",
         start.elapsed()
-    ));
+    );
     for (name, seen) in CALLS.iter().zip(callers.seen) {
         let (served, absent) = (seen.served.into_inner(), seen.absent.into_inner());
-        note(&format!("{name}: {served}, {absent}"));
+        note!("{name}: {served}, {absent}");
     }
     before.ensure_unchanged(&vm)
 }
@@ -148,9 +135,9 @@ fn call_during(
     scope(|scope| {
         let (first, second) = (&vcpus[0], &vcpus[1]);
         let threads = [
-            scope.spawn(|| callers.repeat(0, || get_vm_clock_guest(vm.fd()).map(|_| ()))),
+            scope.spawn(|| callers.repeat(0, || get_vm_clock_guest(vm.fd()).map(drop))),
             scope.spawn(move || callers.repeat(1, || set_vm_clock_guest(vm.fd(), &mut clock))),
-            scope.spawn(|| callers.repeat(2, || get_clock_guest(second).map(|_| ()))),
+            scope.spawn(|| callers.repeat(2, || get_clock_guest(second).map(drop))),
             scope.spawn(|| callers.repeat(3, || set_clock_guest(first, &record))),
             scope.spawn(|| {
                 callers.repeat(4, || match require::capability(kvm) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The module comes and goes, and so do KVM's; needs root, and leaves all of them loaded.
+//! Loads and unloads the module and KVM's modules; needs root, and leaves all of them loaded.
 //!
-//! `--rounds=N`: unloads and loads while ioctls are made.
+//! `--rounds=N`: number of unloads and loads during ioctls.
 
 mod kunit;
 mod load;
@@ -11,20 +11,8 @@ mod order;
 mod other_layout;
 mod running;
 
-use anyhow::{ensure, Context, Result};
-use kvm_clock::{get_clock_guest, get_vm_clock_guest, set_clock_guest, set_vm_clock_guest};
-use kvm_clock_guest_selftests::{
-    clocks::{pages, Clocks},
-    fixture::{derived, get, pinned, run_a_little, set},
-    halting,
-    ktap::{self, Case},
-    refusal::ensure_errno,
-    require,
-};
-use kvm_ioctls::Kvm;
+use kvm_clock_guest_selftests::{prelude::*, snippet};
 use module::Module;
-use pvclock::abi::MODE_EXACT;
-use std::process::ExitCode;
 
 struct Host {
     module: Module,
@@ -38,7 +26,7 @@ impl Host {
         Ok(Self { module })
     }
 
-    /// Each case's own, as an open `/dev/kvm` keeps KVM's modules from going.
+    /// A new descriptor for each case: an open `/dev/kvm` keeps KVM's modules loaded.
     fn kvm(&self) -> Result<Kvm> {
         require::clock_guest()
     }
@@ -48,7 +36,10 @@ fn main() -> ExitCode {
     let mut cases = vec![
         Case::new("absent: capability 0, ENOTTY on VM and vCPU fd", absent),
         Case::new("a pinned record outlives the module", pinned_record),
-        Case::new("a VM that saw no module can use it", loaded_later),
+        Case::new(
+            "a VM created without the module can use it later",
+            loaded_later,
+        ),
     ];
     cases.extend(running::cases());
     cases.extend(load::cases());
@@ -66,26 +57,20 @@ fn absent(host: &Host) -> Result<()> {
 
     let unloaded = host.module.unload()?;
     let cap = require::capability(&kvm);
-    ensure!(
-        cap == 0,
-        "KVM_CAP_VM_CLOCK_GUEST is {cap:#x} without the module"
-    );
-    ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(|_| ())).context("GET, VM fd")?;
+    ensure_eq_hex!(cap, 0, "KVM_CAP_VM_CLOCK_GUEST without the module");
+    ensure_errno(libc::ENOTTY, get_vm_clock_guest(vm.fd()).map(drop)).context("GET, VM fd")?;
     ensure_errno(libc::ENOTTY, set_vm_clock_guest(vm.fd(), &mut clock)).context("SET, VM fd")?;
     let (vcpu, record) = (&vm.vcpus()[0], clock.header.record);
     ensure_errno(libc::ENOTTY, set_clock_guest(&vcpu.fd(), &record)).context("SET, vCPU fd")?;
-    ensure_errno(libc::ENOTTY, get_clock_guest(&vcpu.fd()).map(|_| ())).context("GET, vCPU fd")?;
+    ensure_errno(libc::ENOTTY, get_clock_guest(&vcpu.fd()).map(drop)).context("GET, vCPU fd")?;
     unloaded.load()?;
 
     let after = require::capability(&kvm);
-    ensure!(
-        after == before,
-        "KVM_CAP_VM_CLOCK_GUEST was {before:#x}, is {after:#x}"
-    );
+    ensure_eq_hex!(after, before, "KVM_CAP_VM_CLOCK_GUEST");
     Ok(())
 }
 
-/// KVM keeps it, not the module.
+/// KVM keeps the record, not the module.
 fn pinned_record(host: &Host) -> Result<()> {
     let kvm = host.kvm()?;
     let vm = pinned(&kvm, 2)?;
@@ -94,14 +79,14 @@ fn pinned_record(host: &Host) -> Result<()> {
     let unloaded = host.module.unload()?;
     run_a_little(&vm)?;
     // Makes KVM update the clocks of all vCPUs.
-    let mut added = halting::add_vcpu(&kvm, &vm)?;
-    halting::run(&vm, &mut added)?;
+    let mut added = snippet::add_vcpu(&vm)?;
+    snippet::halt_in_real_mode(&vm, &mut added)?;
     run_a_little(&vm)?;
     let observed = pages(&vm);
-    ensure!(
-        observed == before.pages,
-        "without the module the guest reads {observed:x?}, before {:x?}",
-        before.pages
+    ensure_eq_hex!(
+        observed,
+        before.pages,
+        "the guest's records without the module"
     );
     unloaded.load()?;
 
@@ -117,9 +102,5 @@ fn loaded_later(host: &Host) -> Result<()> {
     unloaded.load()?;
     let before = Clocks::of(&vm)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
-    Clocks {
-        pinned: true,
-        ..before
-    }
-    .ensure_unchanged(&vm)
+    before.as_pinned().ensure_unchanged(&vm)
 }

@@ -2,10 +2,9 @@
 
 //! Loads and unloads KVM's modules and the one under test.
 
-use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
     host_module,
-    ktap::Skip,
+    prelude::*,
     references::{is_loaded, vendor, CLOCK_GUEST, KVM},
 };
 use std::{
@@ -13,11 +12,9 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::Command,
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
-/// How long a call into the module may keep it from going.
+/// How long a call into the module may delay the unload.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A module and its file.
@@ -28,11 +25,9 @@ pub(crate) struct Module {
 }
 
 impl Module {
-    /// The one under test: by `$CLOCK_GUEST_MODULE`, or else where modprobe would find it.
+    /// The module under test: `$CLOCK_GUEST_MODULE`, or else the one that modprobe would load.
     ///
-    /// # Errors
-    ///
-    /// [`Skip`] if there is none.
+    /// Fails with [`Skip`] if there is none.
     pub(crate) fn under_test() -> Result<Self> {
         Self::find(
             CLOCK_GUEST,
@@ -40,20 +35,16 @@ impl Module {
         )
     }
 
-    /// KVM's own: in `$CLOCK_GUEST_KDIR`, or else where modprobe would find it.
+    /// `kvm`: in `$CLOCK_GUEST_KDIR`, or else the one that modprobe would load.
     ///
-    /// # Errors
-    ///
-    /// [`Skip`] if there is none.
+    /// Fails with [`Skip`] if there is none.
     pub(crate) fn kvm() -> Result<Self> {
         Self::of_kernel(KVM)
     }
 
-    /// KVM's for the host's CPU, likewise.
+    /// KVM's module for the host's CPU vendor, found in the same way.
     ///
-    /// # Errors
-    ///
-    /// [`Skip`] if there is none.
+    /// Fails with [`Skip`] if there is none.
     pub(crate) fn vendor() -> Result<Self> {
         Self::of_kernel(vendor()?)
     }
@@ -81,17 +72,13 @@ impl Module {
         }
     }
 
-    /// Its name.
+    /// The module's name.
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Unloads it, as soon as no call into it is in progress; dropping what is returned loads it
+    /// Unloads the module as soon as no call into it is in progress. Dropping the result loads it
     /// again.
-    ///
-    /// # Errors
-    ///
-    /// That of `delete_module()`.
     pub(crate) fn unload(&self) -> Result<Unloaded<'_>> {
         let start = Instant::now();
         loop {
@@ -113,11 +100,7 @@ impl Module {
         }
     }
 
-    /// Fails unless it cannot be unloaded, as something uses it.
-    ///
-    /// # Errors
-    ///
-    /// Says what happened instead.
+    /// Fails unless the module cannot be unloaded because it is in use.
     pub(crate) fn ensure_in_use(&self) -> Result<()> {
         let name = self.name;
         match host_module::unload(self.name) {
@@ -129,7 +112,10 @@ impl Module {
                 bail!("{name} could be unloaded");
             }
         }
-        ensure!(is_loaded(name), "{name} is gone though it was in use");
+        ensure!(
+            is_loaded(name),
+            "{name} was unloaded although it was in use"
+        );
         Ok(())
     }
 
@@ -148,10 +134,6 @@ pub(crate) struct Unloaded<'a> {
 
 impl Unloaded<'_> {
     /// Loads the module again.
-    ///
-    /// # Errors
-    ///
-    /// That of `finit_module()`.
     pub(crate) fn load(mut self) -> Result<()> {
         self.module.take().map_or(Ok(()), Module::load)
     }

@@ -1,39 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM's modules go and come in every order that the kernel allows, and in no other.
+//! Unloads and loads KVM's modules in every order that the kernel allows, and in no other.
 //!
-//! `kvm_clock_guest` needs `kvm` alone; without the vendor's module nobody can reach it.
+//! `kvm_clock_guest` only needs `kvm`; without the vendor's module it cannot be called.
 
 use crate::{module::Module, Host};
-use anyhow::{ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{derived, get, pinned, set},
-    ktap::Case,
+    prelude::*,
     references::{self, is_loaded, References},
 };
-use pvclock::abi::MODE_EXACT;
-use std::{
-    path::Path,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::path::Path;
 
 const DEVICE: &str = "/dev/kvm";
-/// devtmpfs makes the node at once; udev may set its mode later.
+/// devtmpfs makes the node immediately; udev may set its mode later.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
-        Case::new("kvm cannot go while the module is loaded", needed),
-        Case::new("KVM's modules cannot go while a VM exists", vm_exists),
-        Case::new("the vendor's module goes and comes meanwhile", vendor_alone),
-        Case::new("all go, and come in order", all),
-        Case::new("all go, and the vendor's module comes last", vendor_last),
+        Case::new("kvm cannot be unloaded while the module is loaded", needed),
+        Case::new(
+            "KVM's modules cannot be unloaded while a VM exists",
+            vm_exists,
+        ),
+        Case::new(
+            "the vendor's module is unloaded and loaded while the module stays",
+            vendor_alone,
+        ),
+        Case::new("all modules are unloaded, and loaded in order", all),
+        Case::new(
+            "all modules are unloaded, and the vendor's module is loaded last",
+            vendor_last,
+        ),
     ]
 }
 
-/// KVM's modules and the one under test, none of which is used by anybody but the others.
+/// KVM's modules; only they and the module under test may use each other.
 fn modules() -> Result<(Module, Module)> {
     let (kvm, vendor) = (Module::kvm()?, Module::vendor()?);
     let count = references::count(vendor.name())?;
@@ -67,7 +68,7 @@ fn needed(host: &Host) -> Result<()> {
     kvm.ensure_in_use()?;
     ensure_works(host)?;
     let _vendor = vendor.unload()?;
-    // The module under test alone holds it now.
+    // Now only the module under test uses it.
     kvm.ensure_in_use()
 }
 
@@ -91,7 +92,7 @@ fn vendor_alone(host: &Host) -> Result<()> {
     ensure_gone(vendor.name())?;
     ensure!(!Path::new(DEVICE).exists(), "{DEVICE} is still there");
     {
-        // It needs no CPU that could run a guest.
+        // The module loads without support for guests.
         let unloaded = host.module.unload()?;
         unloaded.load().context("without the vendor's module")?;
     }

@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A module that was built for another KVM, whose structures have another layout: KVM refuses it,
-//! and says why.
+//! A module that was built for another KVM, with another layout of its structures: KVM refuses it
+//! and reports the reason.
 //!
 //! `scripts/build-other-layout` builds it; `--other-layout=FILE` names it.
 
 use crate::{kunit::WithoutTests, Host};
-use anyhow::{bail, ensure, Context, Result};
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::pinned,
     host_module,
-    ktap::{note, option, Case, Skip},
+    prelude::*,
     references::{is_loaded, CLOCK_GUEST},
-    require,
 };
 use std::{
     env,
@@ -42,7 +38,7 @@ impl Messages {
         Ok(this)
     }
 
-    /// What came since; each read gives one record, until there is none.
+    /// The messages since the last call; each read returns one.
     fn take(&mut self) -> String {
         let (mut text, mut record) = (String::new(), [0; 8192]);
         while let Ok(len @ 1..) = self.0.read(&mut record) {
@@ -52,7 +48,7 @@ impl Messages {
     }
 }
 
-/// Beside the one under test, which is `make modules`' own, if it is not named.
+/// The file that the option names, or else the one beside `make modules`' module under test.
 fn file() -> Result<PathBuf> {
     let own = env::var_os("CLOCK_GUEST_MODULE").unwrap_or_default();
     let beside = Path::new(&own)
@@ -84,24 +80,27 @@ fn refused(host: &Host) -> Result<()> {
     let (unloaded, _without_tests) = (host.module.unload()?, WithoutTests::new()?);
     let mut messages = Messages::from_now()?;
     let result = host_module::load(&other, "");
-    let said = messages.take();
-    for line in said.lines() {
-        note(line);
+    let text = messages.take();
+    for line in text.lines() {
+        note!("{line}");
     }
     if result.is_ok() {
         host_module::unload(CLOCK_GUEST)?;
         unloaded.load()?;
-        bail!("it was loaded");
+        bail!("the module was loaded");
     }
-    ensure!(!is_loaded(CLOCK_GUEST), "it is there, though {result:?}");
-    let cap = require::capability(&kvm);
-    ensure!(cap == 0, "the capability is {cap:#x}");
     ensure!(
-        said.lines()
-            .any(|line| line.contains("kvm") && line.contains("built for")),
-        "{result:?}, but the kernel did not say what it was built for"
+        !is_loaded(CLOCK_GUEST),
+        "the module is loaded, although the result was {result:?}"
     );
-    // The right one is not.
+    let cap = require::capability(&kvm);
+    ensure_eq_hex!(cap, 0, "KVM_CAP_VM_CLOCK_GUEST");
+    ensure!(
+        text.lines()
+            .any(|line| line.contains("kvm") && line.contains("built for")),
+        "{result:?}, but the kernel did not report the reason"
+    );
+    // KVM accepts the right module.
     unloaded.load()?;
     before.ensure_unchanged(&vm)
 }

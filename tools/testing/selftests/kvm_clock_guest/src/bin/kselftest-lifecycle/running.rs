@@ -1,16 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The module goes and comes while vCPUs run: their guest notices nothing.
+//! Unloads and loads the module while vCPUs run; their guest must not notice.
 
 use crate::Host;
-use anyhow::{ensure, Result};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{derived, get, pinned, set},
-    flat_out::Progress,
-    ktap::{note, Case},
-};
-use pvclock::abi::MODE_EXACT;
+use kvm_clock_guest_selftests::{prelude::*, progress::Progress};
 
 const VCPUS: u32 = 2;
 const ROUNDS: u32 = 5;
@@ -20,23 +13,23 @@ const READINGS: u64 = 3;
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
         Case::new(
-            "vCPUs with a pinned record run through it",
-            |host: &Host| run_through(host, true),
+            "vCPUs with a pinned record run during unload and load",
+            |host: &Host| run_during(host, true),
         ),
         Case::new(
-            "vCPUs with KVM's own clock run through it",
-            |host: &Host| run_through(host, false),
+            "vCPUs with a derived clock run during unload and load",
+            |host: &Host| run_during(host, false),
         ),
     ]
 }
 
-fn run_through(host: &Host, keep: bool) -> Result<()> {
+fn run_during(host: &Host, keep: bool) -> Result<()> {
     let kvm = host.kvm()?;
     let vm = if keep { pinned } else { derived }(&kvm, VCPUS)?;
-    // Another VM, for which nothing was ever asked.
+    // Another VM, for which the module was never called.
     let other = derived(&kvm, 1)?;
     let (before, of_other) = (Clocks::of(&vm)?, Clocks::of(&other)?);
-    ensure!(before.pinned == keep, "pinned: {}", before.pinned);
+    ensure_eq!(before.pinned, keep, "whether the clock is pinned");
     let first = Progress::of(&vm);
     vm.run()?;
     other.run()?;
@@ -46,25 +39,14 @@ fn run_through(host: &Host, keep: bool) -> Result<()> {
         unloaded.load()?;
         Progress::of(&vm).wait(&vm, READINGS)?;
         let record = get(&vm)?.header.record;
-        ensure!(
-            record == before.record,
-            "the record was {:x?}, is {record:x?}",
-            before.record
-        );
+        ensure_eq_hex!(record, before.record, "the record");
     }
     vm.stop()?;
     other.stop()?;
-    note(&format!(
-        "readings by vCPU: {:?}",
-        Progress::of(&vm).since(&first)
-    ));
+    note!("readings by vCPU: {:?}", Progress::of(&vm).since(&first));
     first.ensure_none_went_back(&vm, true)?;
     before.ensure_unchanged(&vm)?;
     of_other.ensure_unchanged(&other)?;
     set(&vm, &mut get(&vm)?, MODE_EXACT)?;
-    Clocks {
-        pinned: true,
-        ..before
-    }
-    .ensure_unchanged(&vm)
+    before.as_pinned().ensure_unchanged(&vm)
 }

@@ -1,30 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Connections that go wrong: the guest goes on at the source, exact, or runs at the destination,
-//! and never at both; and the destination takes the next guest.
+//! Connections that fail: the guest continues exactly at the source, or runs at the destination,
+//! and never at both. The destination accepts the next guest.
 
 use crate::{
     proxy::{is_kind, Damage, Fault, Proxy, Sender},
     run, send, Destination,
 };
-use anyhow::{bail, ensure, Context, Result};
 use clockguest::stream::Kind;
-use kvm_clock_guest_selftests::ktap::{note, Case};
+use kvm_clock_guest_selftests::prelude::*;
 use std::{
     io::{Read, Write},
     net::TcpStream,
 };
 
-/// What becomes of the guest.
+/// Where the guest runs afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// Never stopped, goes on at the source.
+    /// At the source, which never stopped it.
     Runs,
-    /// Stopped, and goes on at the source with its clocks put back.
+    /// At the source, which stopped it and then restored its clocks.
     Resumes,
-    /// The source does not know, and lets it be; it runs at the destination.
+    /// At the destination; the source does not know this, and does not run it.
     Gone,
-    /// The source does not know, and lets it be; it does not run at the destination.
+    /// Nowhere; the source does not know this, and does not run it.
     Lost,
 }
 
@@ -32,7 +31,7 @@ struct Row {
     sender: Sender,
     kind: Kind,
     damage: fn() -> Damage,
-    /// In the reason that the source gives.
+    /// A part of the reason that the source reports.
     why: &'static str,
     fate: Fate,
 }
@@ -96,11 +95,11 @@ const ROWS: &[Row] = &[
         Resumes,
     ),
     row(Dst, Kind::Restored, HANG_UP, "truncated", Resumes),
-    // The destination says that it does not run it.
+    // The destination reports that it does not run the guest.
     row(Src, Kind::Go, CUT, "truncated", Resumes),
     row(Src, Kind::Go, FLIP, "corrupted", Resumes),
     row(Src, Kind::Go, HANG_UP, "may run there", Lost),
-    // Its answer cannot be sent.
+    // The destination cannot send its answer.
     row(Src, Kind::Go, RESET, "may run there", Gone),
     row(Dst, Kind::Running, FLIP, "may run there", Gone),
     row(Dst, Kind::Running, HANG_UP, "may run there", Gone),
@@ -110,12 +109,12 @@ pub(crate) fn cases() -> Vec<Case<Destination>> {
     let mut cases: Vec<_> = ROWS
         .iter()
         .map(|row| {
-            let who = match row.sender {
+            let sender = match row.sender {
                 Src => "the source's",
                 Dst => "the destination's",
             };
             let damage = (row.damage)();
-            let name = format!("{who} {:?}: {damage:?}: {:?}", row.kind, row.fate);
+            let name = format!("{sender} {:?}: {damage:?}: {:?}", row.kind, row.fate);
             Case::new(name, |destination| check(destination, row))
         })
         .collect();
@@ -135,13 +134,13 @@ fn check(destination: &Destination, row: &Row) -> Result<()> {
     fails(destination, fault, row.why, row.fate)
 }
 
-/// A guest that meets `fault` has `fate`, and the next one arrives.
+/// Fails unless a guest whose connection has `fault` meets `fate`, and the next one arrives.
 fn fails(destination: &Destination, fault: Fault, why: &str, fate: Fate) -> Result<()> {
     destination.forget();
     let proxy = Proxy::new(destination.address, Some(fault))?;
     let summary = run(&send(proxy.address))?;
-    note(&summary.to_text(false));
-    let aborted = summary.aborted.context("it was not aborted")?;
+    note!("{}", summary.to_text(false));
+    let aborted = summary.aborted.context("the migration was not aborted")?;
     ensure!(
         aborted.why.contains(why),
         "aborted because '{}'; '{why}' was expected",
@@ -159,16 +158,12 @@ fn fails(destination: &Destination, fault: Fault, why: &str, fate: Fate) -> Resu
         aborted.guest
     );
     let is_exact = (fate == Resumes).then_some(true);
-    ensure!(
-        aborted.exact == is_exact,
-        "exact: {:?}, {is_exact:?} was expected",
-        aborted.exact
-    );
-    let said = destination.line()?;
-    let runs_there = said.contains("runs here");
+    ensure_eq!(aborted.exact, is_exact, "exact");
+    let line = destination.line()?;
+    let runs_there = line.contains("runs here");
     ensure!(
         runs_there == (fate == Gone),
-        "the guest {}, and the destination says '{said}'",
+        "the guest {}, and the destination reports '{line}'",
         aborted.guest
     );
     next_arrives(destination)
@@ -179,12 +174,12 @@ fn next_arrives(destination: &Destination) -> Result<()> {
     if let Some(error) = summary.first_error {
         bail!("the next guest: {error}");
     }
-    // What there is left to say about the connection before comes first.
+    // Lines about the former connection come first.
     while !destination.line()?.contains("runs here") {}
     Ok(())
 }
 
-/// What the source sends in a session that succeeds.
+/// The frames that the source sends in a successful session.
 fn recorded(destination: &Destination) -> Result<Vec<Vec<u8>>> {
     let proxy = Proxy::new(destination.address, None)?;
     let summary = run(&send(proxy.address))?;
@@ -208,21 +203,24 @@ fn state_of_another(destination: &Destination) -> Result<()> {
     fails(destination, fault, "replayed", Resumes)
 }
 
-/// Nobody sends a guest here: it is what somebody recorded, byte for byte.
+/// Sends the recorded bytes of a former session, without a guest.
 fn session_replayed(destination: &Destination) -> Result<()> {
     destination.forget();
     let frames = recorded(destination)?;
-    let said = destination.line()?;
-    ensure!(said.contains("runs here"), "the destination says '{said}'");
+    let line = destination.line()?;
+    ensure!(
+        line.contains("runs here"),
+        "the destination reports '{line}'"
+    );
 
     let mut stream = TcpStream::connect(destination.address)?;
     stream.write_all(&frames.concat())?;
     // Until the destination hangs up.
     let _ = stream.read_to_end(&mut Vec::new());
-    let said = destination.line()?;
+    let line = destination.line()?;
     ensure!(
-        said.contains("the stream was replayed"),
-        "the destination says '{said}'"
+        line.contains("the stream was replayed"),
+        "the destination reports '{line}'"
     );
     next_arrives(destination)
 }

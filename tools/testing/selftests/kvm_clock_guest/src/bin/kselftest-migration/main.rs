@@ -1,33 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `clockguest migrate` and `serve`: a guest that moves arrives with its clocks, and one that
-//! cannot goes on where it was, exactly, whatever happened to the connection.
+//! `clockguest migrate` and `serve`: a guest arrives with its clocks, or continues exactly at the
+//! source if the connection fails.
 //!
-//! Source and destination are one host here, so that its TSC is ground truth; between hosts it is
-//! tools/vm/pair that tells.
+//! Source and destination are the same host, whose TSC is ground truth. tools/vm/pair tests
+//! migration between hosts.
 
 mod faults;
 mod moves;
 mod proxy;
 
-use anyhow::{Context, Result};
 use clockguest::{
     method::Method,
     migration::{migrate, serve, ClockSource, MigrateConfig, ModeChoice, ServeConfig, Summary},
     progress::Progress,
 };
-use kvm_clock_guest_selftests::{ktap, require};
+use kvm_clock_guest_selftests::prelude::*;
 use std::{
     net::SocketAddr,
-    process::ExitCode,
     sync::mpsc::{channel, Receiver},
     thread::spawn,
-    time::Duration,
 };
 
 /// vCPUs of the guests.
 const VCPUS: u32 = 2;
-/// How long the destination may take to say something.
+/// How long the destination may take to report.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -41,7 +38,7 @@ fn requirements() -> Result<Destination> {
     Destination::new()
 }
 
-/// `clockguest serve` on a thread; it goes on until the program ends.
+/// `clockguest serve` on a thread, until the program ends.
 pub(crate) struct Destination {
     pub(crate) address: SocketAddr,
     lines: Receiver<String>,
@@ -57,10 +54,10 @@ impl Destination {
                 trace_clock: true,
                 any_kvm: false,
             };
-            // Who stopped listening has got what it wanted.
-            let mut tell = |line| drop(sender.send(line));
-            if let Err(error) = serve(&config, &mut tell) {
-                tell(format!("{error:#}"));
+            // The receiver may be gone.
+            let mut report = |line| drop(sender.send(line));
+            if let Err(error) = serve(&config, &mut report) {
+                report(format!("{error:#}"));
             }
         });
         let first = lines.recv_timeout(PATIENCE)?;
@@ -71,20 +68,20 @@ impl Destination {
         Ok(Self { address, lines })
     }
 
-    /// Forgets what it said.
+    /// Drops the lines reported so far.
     pub(crate) fn forget(&self) {
         while self.lines.try_recv().is_ok() {}
     }
 
-    /// The next thing that it says.
+    /// The next line that it reports.
     pub(crate) fn line(&self) -> Result<String> {
         self.lines
             .recv_timeout(PATIENCE)
-            .context("the destination says nothing")
+            .context("the destination reports nothing")
     }
 }
 
-/// Moves a new guest to `to`, and no further.
+/// Moves a new guest to `to`, one way.
 pub(crate) fn send(to: SocketAddr) -> MigrateConfig {
     MigrateConfig {
         to: to.to_string(),

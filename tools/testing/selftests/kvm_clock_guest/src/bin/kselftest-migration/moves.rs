@@ -1,28 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guests that arrive.
+//! Successful migrations.
 
 use crate::{run, send, Destination};
-use anyhow::{ensure, Context, Result};
 use clockguest::{
     method::Method,
     migration::{ClockSource, MigrateConfig, ModeChoice, Summary},
 };
-use kvm_clock_guest_selftests::ktap::{note, Case};
+use kvm_clock_guest_selftests::prelude::*;
 
 const ROUND_TRIPS: u32 = 2;
 
-/// Own part of an advance's error, ticks: its product is floored, as is the TSC.
+/// SET's own part of ADVANCE's error, ticks: its product is rounded down, and so is the TSC.
 const OWN_TICKS: f64 = 1.0;
 
 pub(crate) fn cases() -> Vec<Case<Destination>> {
     vec![
         Case::new("there and back on one host is exact", exact),
         Case::new(
-            "advance is off by the hosts' clocks and 1 tick at most",
+            "advance: the error is at most that of the hosts' clocks and 1 tick",
             |destination: &Destination| advance(destination, ClockSource::Exchange),
         ),
-        Case::new("advance by the hosts' own clocks", |destination| {
+        Case::new("advance with the hosts' own clocks", |destination| {
             advance(destination, ClockSource::Hosts)
         }),
         Case::new("freeze hides the downtime", freeze),
@@ -30,7 +29,7 @@ pub(crate) fn cases() -> Vec<Case<Destination>> {
     ]
 }
 
-/// Moves a guest there and back, all of which must succeed.
+/// Moves a guest there and back; all moves must succeed.
 fn round_trips(
     destination: &Destination,
     change: impl FnOnce(&mut MigrateConfig),
@@ -42,15 +41,11 @@ fn round_trips(
     };
     change(&mut config);
     let summary = run(&config)?;
-    note(&summary.to_text(true));
+    note!("{}", summary.to_text(true));
     if let Some(error) = &summary.first_error {
         anyhow::bail!("{error}");
     }
-    ensure!(
-        summary.moves_done == 2 * ROUND_TRIPS,
-        "{} moves",
-        summary.moves_done
-    );
+    ensure_eq!(summary.moves_done, 2 * ROUND_TRIPS, "moves");
     Ok(summary)
 }
 
@@ -63,7 +58,7 @@ fn exact(destination: &Destination) -> Result<()> {
     ensure!(summary.record_bit_identical, "the record changed");
     ensure!(
         summary.tsc_error_ticks_max == Some(0) && summary.kvmclock_error_ns_max == Some(0),
-        "not exact"
+        "the clocks are not exact"
     );
     Ok(())
 }
@@ -74,23 +69,26 @@ fn advance(destination: &Destination, sync: ClockSource) -> Result<()> {
         config.sync = sync;
     })?;
     ensure!(summary.record_bit_identical, "the record changed");
-    ensure!(
-        summary.tsc_kvmclock_skew_ns_max == 0,
-        "kvmclock was set against the TSC by {} ns",
-        summary.tsc_kvmclock_skew_ns_max
+    ensure_eq!(
+        summary.tsc_kvmclock_skew_ns_max,
+        0,
+        "skew of kvmclock against the TSC, ns"
     );
     let own = summary.own_error_ticks_max.context("SET was not traced")?;
-    ensure!(own <= OWN_TICKS, "SET was off by {own} ticks");
+    ensure!(own <= OWN_TICKS, "SET's own error is {own} ticks");
     for one in &summary.per_move {
         let (error, difference) = (one.tsc_error_ticks, one.clock_difference);
         let ticks = error.context("no error")?.unsigned_abs();
         let uncertainty_ns = difference.map_or(0, |difference| difference.uncertainty_ns);
-        // On one host both clocks are the same clock, which counts at the guest's rate to 1 tick in
-        // a ns, and to the slewing of a few ppm.
+        // On one host both clocks are the same clock. It counts at the guest's rate to within 1
+        // tick in a ns, and a slew of a few ppm.
         let khz = u64::from(summary.tsc_khz);
         let slewed_ns = one.downtime_ns.unsigned_abs() / 100_000;
         let bound = (uncertainty_ns + slewed_ns + 2) * khz / 1_000_000;
-        ensure!(ticks <= bound, "TSC off by {ticks} ticks, {bound} expected");
+        ensure!(
+            ticks <= bound,
+            "the error of the TSC is {ticks} ticks, expected at most {bound}"
+        );
     }
     Ok(())
 }
@@ -100,14 +98,15 @@ fn freeze(destination: &Destination) -> Result<()> {
     for one in &summary.per_move {
         let lost = -one.tsc_error_ticks.context("no error")?;
         let down = one.downtime_ns * i64::from(summary.tsc_khz) / 1_000_000;
-        // SET comes after the clocks were saved, and before the guest runs.
+        // SET is between the save of the clocks and the guest's next run.
         ensure!(
             lost > 0 && lost <= down,
             "the guest lost {lost} ticks of {down} that it was down"
         );
-        ensure!(
-            one.tsc_kvmclock_skew_ns == 0,
-            "the two clocks were set apart"
+        ensure_eq!(
+            one.tsc_kvmclock_skew_ns,
+            0,
+            "skew of kvmclock against the TSC, ns"
         );
     }
     Ok(())
@@ -126,7 +125,7 @@ fn legacy(destination: &Destination) -> Result<()> {
         );
         ensure!(
             !summary.record_bit_identical,
-            "{} pinned a record: this is not the method",
+            "{} pinned a record, which the old methods do not",
             method.name()
         );
     }

@@ -2,8 +2,8 @@
 
 //! A connection between source and destination, which damages one frame on the way.
 
-use anyhow::{Context, Result};
 use clockguest::stream::{Kind, VERSION};
+use kvm_clock_guest_selftests::prelude::*;
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -18,33 +18,33 @@ const VERSION_AT: usize = 8;
 const KIND_AT: usize = 12;
 const LENGTH_AT: usize = 28;
 
-/// Who sends the frame.
+/// The frame's sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sender {
     Source,
     Destination,
 }
 
-/// What is done to it.
+/// How the proxy damages a frame.
 #[derive(Clone, Debug)]
 pub(crate) enum Damage {
     /// The sender's direction ends in the middle of the frame.
     Cut,
-    /// The connection ends before it, in both directions.
+    /// The connection ends before the frame, in both directions.
     HangUp,
-    /// It arrives, and nothing after it: the connection is reset.
+    /// The frame arrives, then the connection is reset.
     Reset,
-    /// One bit of its last byte is another.
+    /// One bit of its last byte is flipped.
     Flip,
-    /// It is of the next version of the format.
+    /// The frame has the format's next version.
     Version,
-    /// It comes twice.
+    /// The frame arrives twice.
     Twice,
-    /// It is that of another session.
+    /// A frame of another session replaces it.
     Replayed(Vec<u8>),
 }
 
-/// One frame, the first of its kind, and what is done to it.
+/// A damage to the first frame of a kind.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
     pub(crate) sender: Sender,
@@ -52,7 +52,7 @@ pub(crate) struct Fault {
     pub(crate) damage: Damage,
 }
 
-/// All frames of one direction, as they came.
+/// All frames of one direction.
 type Record = Arc<Mutex<Vec<Vec<u8>>>>;
 
 /// A listening proxy, for one connection.
@@ -62,7 +62,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Passes one connection on to `destination`; `fault` happens on the way.
+    /// Forwards one connection to `destination`, with `fault`.
     pub(crate) fn new(destination: SocketAddr, fault: Option<Fault>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("proxy: listen")?;
         let address = listener.local_addr()?;
@@ -76,7 +76,7 @@ impl Proxy {
                 destination.set_nodelay(true)?;
                 Ok((source, destination))
             };
-            // The source finds out by itself.
+            // The source notices the failure itself.
             let Ok((source, destination)) = connect() else {
                 return;
             };
@@ -99,7 +99,7 @@ impl Proxy {
         })
     }
 
-    /// What the source sent, frame by frame.
+    /// The frames that the source sent.
     pub(crate) fn recorded(&self) -> Vec<Vec<u8>> {
         self.from_source.lock().expect("the proxy panicked").clone()
     }
@@ -128,7 +128,7 @@ impl Pump {
         })
     }
 
-    /// Until an end closes its side, or the fault does.
+    /// Forwards frames until a side or the fault closes the connection.
     fn run(mut self) {
         while let Some(frame) = self.next_frame() {
             self.record
@@ -137,11 +137,11 @@ impl Pump {
                 .push(frame.clone());
             let kind = number_at(&frame, KIND_AT);
             let hit = self.fault.take_if(|fault| fault.kind as u32 == kind);
-            let goes_on = match hit {
+            let continues = match hit {
                 Some(fault) => self.pass_damaged(&fault.damage, frame),
                 None => self.to.write_all(&frame).is_ok(),
             };
-            if !goes_on {
+            if !continues {
                 break;
             }
         }
@@ -149,7 +149,7 @@ impl Pump {
         let _ = self.to.shutdown(Shutdown::Write);
     }
 
-    /// Whether the direction goes on.
+    /// Forwards a frame with damage; returns whether the direction stays open.
     fn pass_damaged(&mut self, damage: &Damage, mut frame: Vec<u8>) -> bool {
         match damage {
             Damage::Cut => {
@@ -192,7 +192,7 @@ impl Pump {
     }
 }
 
-/// Ends a connection so that the other end can no longer send: connecting it to nowhere resets it.
+/// Resets a connection, so that the other end can no longer send.
 fn reset(stream: &TcpStream) {
     let nowhere = libc::sockaddr {
         // CAST: 0.

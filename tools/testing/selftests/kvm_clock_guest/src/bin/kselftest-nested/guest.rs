@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest, L1, runs a guest of its own, L2, which reads its TSC for ever. When told to, L2 calls
+//! The guest, L1, runs a guest of its own, L2, which reads its TSC in a loop. On request, L2 calls
 //! L1, which reads its TSC and resumes L2.
 
-use clockguest::guest::layout::{CODE, PAGE_SIZE};
-use kvm_clock_guest_selftests::machine::Machine;
+use clockguest::{
+    guest::{
+        code::between,
+        layout::{CODE, PAGE_SIZE},
+    },
+    vmm::code_guest::area_word,
+};
+use kvm_clock_guest_selftests::prelude::*;
 use std::{arch::global_asm, sync::atomic::Ordering};
 
-// In a vCPU's page. In: its VMCB. In and out: not 0 = L2 is to call L1; L2 clears it.
+// In a vCPU's page. In: its VMCB. In and out: not 0 = L2 must call L1; L2 clears it.
 const VMCB: usize = 0;
 const CALL: usize = 8;
-// Out: the TSC before L1 entered L2, and how often it did; readings of L2, its latest ones, and how
-// often one was below the one before.
+// Out: the TSC before L1 last entered L2, and the number of entries; the number of L2's readings,
+// the latest of them, and how many were below the previous one.
 const L1_TSC: usize = 16;
 const L1_COUNT: usize = 24;
 const L2_COUNT: usize = 32;
@@ -44,7 +50,7 @@ clockguest_nested_start:
     // Past the VMMCALL.
     add qword ptr [rbx + {VMCB_RIP}], 3
     jmp 2b
-    // Without a handler this shuts the vCPU down, which the test reports.
+    // Without a handler this shuts the vCPU down, which fails the test.
 3:  ud2
 
     .globl clockguest_nested_l2
@@ -106,7 +112,7 @@ pub(crate) fn code() -> &'static [u8] {
     let end = &raw const clockguest_nested_end;
     // SAFETY: Both symbols are defined by the one assembly block above, `end` after `start` in the
     // same section, and what lies between is never written.
-    unsafe { clockguest::guest::code::between(start, end) }
+    unsafe { between(start, end) }
 }
 
 /// Guest physical address of the entry point of L2.
@@ -116,36 +122,32 @@ pub(crate) fn l2_entry() -> u64 {
     CODE + (l2.addr() - start.addr()) as u64
 }
 
-/// What a vCPU is told and tells.
+/// The input and output of a vCPU.
 pub(crate) struct Nested<'a> {
-    pub(crate) machine: &'a Machine,
+    pub(crate) vm: &'a Vm,
     pub(crate) vcpu: usize,
 }
 
 impl Nested<'_> {
     fn load(&self, offset: usize) -> u64 {
-        self.machine
-            .area_word(self.vcpu, offset)
-            .load(Ordering::Acquire)
+        area_word(self.vm, self.vcpu, offset).load(Ordering::Acquire)
     }
 
     fn store(&self, offset: usize, value: u64) {
-        self.machine
-            .area_word(self.vcpu, offset)
-            .store(value, Ordering::Release);
+        area_word(self.vm, self.vcpu, offset).store(value, Ordering::Release);
     }
 
-    /// Before it runs: where its VMCB is.
+    /// Sets the address of its VMCB, before it runs.
     pub(crate) fn prepare(&self, vmcb: u64) {
         self.store(VMCB, vmcb);
     }
 
-    /// Tells L2 to call L1.
+    /// Requests that L2 calls L1.
     pub(crate) fn call_l1(&self) {
         self.store(CALL, 1);
     }
 
-    /// How often L1 entered L2, and the L1 TSC (ticks) just before it last did.
+    /// How often L1 entered L2, and the L1 TSC (ticks) just before the last time.
     pub(crate) fn l1_entry(&self) -> (u64, u64) {
         loop {
             let entry = (self.load(L1_COUNT), self.load(L1_TSC));
@@ -160,20 +162,20 @@ impl Nested<'_> {
         self.load(L2_COUNT)
     }
 
-    /// The TSC (ticks) of the latest complete reading of L2, if it made one.
+    /// The TSC (ticks) of L2's latest complete reading.
     pub(crate) fn l2_tsc(&self) -> Option<u64> {
         loop {
             let number = self.l2_count().checked_sub(1)?;
             // CAST: below RING_LEN.
             let tsc = self.load(L2_RING + 8 * (number % RING_LEN) as usize);
-            // The guest did not even begin to overwrite it.
+            // The guest did not begin to overwrite it.
             if self.l2_count() < number + RING_LEN {
                 return Some(tsc);
             }
         }
     }
 
-    /// How often a reading of L2 was below the one before.
+    /// How often a reading of L2 was below the previous one.
     pub(crate) fn l2_backwards(&self) -> u64 {
         self.load(L2_BACKWARDS)
     }

@@ -1,43 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET while a guest runs a guest of its own (AMD: SVM): L2's TSC is L1's plus the offset that L1
-//! gave it, whatever SET made of L1's.
+//! SET while a guest runs a guest of its own (AMD: SVM): L2's TSC is L1's TSC after SET, plus the
+//! offset that L1 chose.
 
 mod guest;
 mod l2;
 mod svm;
 
-use anyhow::{bail, ensure, Result};
 use clockguest::host::Vendor;
-use kvm_clock::VmClock;
-use kvm_clock_guest_selftests::{
-    fixture::move_to_domain,
-    ktap::{self, Case, Skip},
-    require,
-    time::HOUR_NS,
-};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_clock_guest_selftests::{fixture::shift, prelude::*};
+use kvm_ioctls::Cap;
 use l2::Running;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
-use std::{iter::zip, process::ExitCode};
-
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
+use std::iter::zip;
 
 /// What L1 adds to its TSC for its guest, by vCPU, ticks.
 const L2_OFFSETS: [u64; 2] = [0x0001_2345_6789_abcd, (1u64 << 50).wrapping_neg()];
 
-/// Name, mode, whether L1's offsets change, and what is done to the saved clock.
+/// Name, mode, whether L1's offsets change, and the change of the saved clock.
 type Row = (&'static str, u32, bool, fn(&mut VmClock));
 
 const ROWS: &[Row] = &[
     ("exact", MODE_EXACT, false, |_| ()),
     ("exact, other TSC in between", MODE_EXACT, true, |clock| {
-        move_on(clock, 1 << 45);
+        shift(clock, 1 << 45);
     }),
     ("advance", MODE_ADVANCE, true, |clock| {
-        move_to_domain(clock, OTHER_DOMAIN);
-        clock.header.tai_ns -= HOUR_NS;
+        move_to_other_host(clock);
     }),
     ("freeze", MODE_FREEZE, true, |clock| {
         move_to_domain(clock, OTHER_DOMAIN);
@@ -68,22 +56,12 @@ fn requirements() -> Result<Kvm> {
     Ok(kvm)
 }
 
-/// Makes `clock` one whose vCPUs' TSCs, and whose record with them, were `ticks` further.
-fn move_on(clock: &mut VmClock, ticks: u64) {
-    for vcpu in &mut clock.vcpus {
-        vcpu.tsc_offset = vcpu.tsc_offset.wrapping_add(ticks);
-    }
-    let header = &mut clock.header;
-    header.guest_tsc = header.guest_tsc.wrapping_add(ticks);
-    header.record = header.record.shifted_by(ticks);
-}
-
 fn set_while_active(kvm: &Kvm, mode: u32, moves: bool, edit: fn(&mut VmClock)) -> Result<()> {
     let running = Running::new(kvm, &L2_OFFSETS)?;
     let mut clock = running.stop_in_l2()?;
     let before = running.l1_offsets()?;
     edit(&mut clock);
-    running.machine.set_clock(&mut clock, mode)?;
+    set(&running.vm, &mut clock, mode)?;
     let after = running.l1_offsets()?;
     let shifts: Vec<_> = zip(&before, &after)
         .map(|(before, after)| after.wrapping_sub(*before))
@@ -102,7 +80,7 @@ fn new_vm(kvm: &Kvm) -> Result<()> {
     let before = running.l1_offsets()?;
     let running = running.into_new_vm(kvm)?;
     let fresh = running.l1_offsets()?;
-    running.machine.set_clock(&mut clock, MODE_EXACT)?;
+    set(&running.vm, &mut clock, MODE_EXACT)?;
     let after = running.l1_offsets()?;
     ensure!(
         after == before && fresh != before,

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What L1 hands to the CPU to run L2 by: a VMCB, as AMD's manual volume 2, appendix B has it.
+//! The VMCB with which L1 runs L2; see AMD's manual, volume 2, appendix B.
 
-use anyhow::{Context, Result};
 use clockguest::{
     guest::layout::{PAGE_SIZE, PML4},
-    vmm::vm::set_msr,
+    vmm::{
+        code_guest::{CODE_SELECTOR, FREE},
+        long_mode::{CR0_PE_MP_ET_NE_PG, CR4_PAE, EFER_LME_LMA},
+    },
 };
-use kvm_clock_guest_selftests::machine::{
-    Machine, CODE_SELECTOR, CR0_PE_MP_ET_NE_PG, CR4_PAE, EFER_LME_LMA, FREE,
-};
+use kvm_clock_guest_selftests::{msr::set_msr, prelude::*};
 use std::sync::atomic::Ordering;
 
-/// `VM_HSAVE_PA`: where the CPU saves L1's state while L2 runs.
+/// `VM_HSAVE_PA`: the address at which the CPU saves L1's state while L2 runs.
 pub(crate) const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 const EFER_SVME: u64 = 1 << 12;
 
@@ -36,7 +36,7 @@ const CR0: u64 = 0x558;
 const DR7: u64 = 0x560;
 const DR6: u64 = 0x568;
 const RFLAGS: u64 = 0x570;
-/// Where L2 goes on.
+/// Where L2 continues.
 pub(crate) const RIP: u32 = 0x578;
 const PAT: u64 = 0x668;
 
@@ -44,15 +44,15 @@ const PAT: u64 = 0x668;
 const CODE_ATTRIBUTES: u64 = 0xa9b;
 const DATA_ATTRIBUTES: u64 = 0xc93;
 
-/// Guest physical address of the VMCB of a vCPU; the page where L1's state is saved follows.
+/// Guest physical address of the VMCB of a vCPU; the page for L1's state follows.
 pub(crate) fn vmcb(vcpu: usize) -> u64 {
     FREE + vcpu as u64 * 2 * PAGE_SIZE
 }
 
-/// Lets L1 on a vCPU, which never ran, run an L2 that starts at `entry` in L1's address space, with
-/// an offset of `tsc_offset` ticks to L1's TSC. L1 intercepts nothing but what L2 asks it for.
-pub(crate) fn prepare(machine: &Machine, vcpu: usize, entry: u64, tsc_offset: u64) -> Result<()> {
-    let fd = machine.vcpus()[vcpu].fd();
+/// Lets L1 on a vCPU that never ran run an L2 that starts at `entry` in L1's address space, with an
+/// offset of `tsc_offset` ticks to L1's TSC. L1 intercepts only L2's calls.
+pub(crate) fn prepare(vm: &Vm, vcpu: usize, entry: u64, tsc_offset: u64) -> Result<()> {
+    let fd = vm.vcpus()[vcpu].fd();
     let mut sregs = fd.get_sregs().context("KVM_GET_SREGS")?;
     sregs.efer |= EFER_SVME;
     fd.set_sregs(&sregs).context("KVM_SET_SREGS with SVM")?;
@@ -60,10 +60,8 @@ pub(crate) fn prepare(machine: &Machine, vcpu: usize, entry: u64, tsc_offset: u6
     set_msr(&fd, MSR_VM_HSAVE_PA, vmcb + PAGE_SIZE)?;
 
     let store = |offset, value| {
-        machine
-            .memory()
-            .word(vmcb + offset)
-            .store(value, Ordering::Relaxed);
+        let word = vm.memory().word(vmcb + offset);
+        word.store(value, Ordering::Relaxed);
     };
     let segment = |offset, selector: u16, attributes: u64| {
         let limit = u64::from(u32::MAX) << 32;
@@ -71,7 +69,7 @@ pub(crate) fn prepare(machine: &Machine, vcpu: usize, entry: u64, tsc_offset: u6
     };
     store(INTERCEPTS, INTERCEPT_VMRUN_VMMCALL);
     store(TSC_OFFSET, tsc_offset);
-    // Any but the host's, 0.
+    // Any except 0, the host's.
     store(ASID, 1);
     segment(CS, CODE_SELECTOR, CODE_ATTRIBUTES);
     for offset in [ES, SS, DS] {

@@ -1,55 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What makes KVM compute clocks anew.
+//! Events that make KVM recompute clocks.
 
-use crate::host_cpu::change_cpu;
-use anyhow::{ensure, Context, Result};
-use clockguest::{
-    guest::{code::MSR_KVM_SYSTEM_TIME_NEW, layout},
-    vmm::{
-        vm::{get_msr, set_msr, MSR_IA32_TSC},
-        Vm,
-    },
-};
-use kvm_clock::{set_tsc_offset, tsc_offset};
+use clockguest::guest::layout;
 use kvm_clock_guest_selftests::{
-    clocks::{function, pages},
-    fixture::run_a_little,
-    hyperv, snippet,
+    affinity::change_cpu,
+    clocks::PVCLOCK_GUEST_STOPPED,
+    hyperv,
+    msr::{
+        get_msr, set_msr, ENABLE, MSR_IA32_TSC, MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME_NEW,
+        MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW,
+    },
+    prelude::*,
+    snippet::{self, record_at},
     trace::Updates,
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{ClockGuest, PVCLOCK_TSC_STABLE};
 use std::sync::atomic::Ordering;
-
-/// `MSR_KVM_WALL_CLOCK` and `MSR_KVM_SYSTEM_TIME`, as guests of long ago know them.
-const MSR_KVM_WALL_CLOCK: u32 = 0x11;
-const MSR_KVM_SYSTEM_TIME: u32 = 0x12;
-const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
-/// Enables kvmclock, in `MSR_KVM_SYSTEM_TIME*`.
-const ENABLE: u64 = 1;
-/// pvclock flag that tells the guest it was stopped.
-const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
 
 // Parts of a page that `clockguest::guest::layout` leaves free.
 const HYPERV_PAGE: u64 = 0x6000;
 const OTHER_RECORDS: u64 = 0x6400;
 const WALL_CLOCKS: [u64; 2] = [0x6c00, 0x6c40];
 
-/// Something that makes KVM compute clocks anew.
+/// An event that makes KVM recompute clocks.
 pub(crate) struct Cause {
     pub(crate) name: &'static str,
-    /// Does it to a stopped VM.
+    /// Causes it in a stopped VM.
     pub(crate) make: fn(&Kvm, &Vm) -> Result<()>,
-    /// Whether these updates, with as many vCPUs, prove it; a run of the VM included.
+    /// Whether these updates, including those of a run of so many vCPUs, prove it.
     pub(crate) is_proof: fn(Updates, usize) -> bool,
-    /// What becomes of a record's flags.
+    /// Its effect on a record's flags.
     pub(crate) flags: fn(u8) -> u8,
     /// Whether it moves TSCs.
     pub(crate) moves_tsc: bool,
 }
 
-/// Each leaves the VM as the next may find it.
+/// Each leaves the VM in a state from which the next one works.
 pub(crate) const CAUSES: &[Cause] = &[
     Cause {
         name: "KVM_SET_MSRS of kvmclock's MSR, same value",
@@ -87,7 +73,7 @@ pub(crate) const CAUSES: &[Cause] = &[
         ..CAUSE
     },
     Cause {
-        name: "the guest registers kvmclock by the old MSR",
+        name: "the guest registers kvmclock with the old MSR",
         make: |_, vm| guest_writes(vm, MSR_KVM_SYSTEM_TIME),
         is_proof: |updates, vcpus| updates.master_off > 0 && updates.records >= vcpus,
         flags: |flags| flags & !PVCLOCK_TSC_STABLE,
@@ -104,7 +90,7 @@ pub(crate) const CAUSES: &[Cause] = &[
         ..CAUSE
     },
     Cause {
-        name: "the guest goes from the old MSR to the new one",
+        name: "the guest changes from the old MSR to the new one",
         make: |_, vm| {
             guest_writes(vm, MSR_KVM_SYSTEM_TIME)?;
             run_a_little(vm)?;
@@ -124,14 +110,14 @@ pub(crate) const CAUSES: &[Cause] = &[
         make: |_, vm| {
             (0..20).try_for_each(|_| {
                 update_master_clock(vm)?;
-                run_a_little(vm).map(|_| ())
+                run_a_little(vm).map(drop)
             })
         },
         is_proof: |updates, vcpus| updates.master_on >= 20 && updates.records >= 20 * vcpus,
         ..CAUSE
     },
     Cause {
-        name: "a TSC offset apart and back",
+        name: "a TSC offset changed and restored",
         make: |_, vm| apart_and_back(vm),
         is_proof: |updates, _| updates.master_off > 0 && updates.master_on > 0,
         ..CAUSE
@@ -163,7 +149,7 @@ pub(crate) const CAUSES: &[Cause] = &[
     },
 ];
 
-/// What a cause is unless it says otherwise.
+/// The defaults of a cause.
 const CAUSE: Cause = Cause {
     name: "",
     make: |_, _| Ok(()),
@@ -176,14 +162,14 @@ fn each_record(updates: Updates, vcpus: usize) -> bool {
     updates.records >= vcpus
 }
 
-/// Requests a master clock update and nothing else: KVM wants it for Hyper-V's TSC page.
+/// Requests a master clock update and nothing else: Hyper-V's TSC page needs one.
 pub(crate) fn update_master_clock(vm: &Vm) -> Result<()> {
     let fd = vm.vcpus()[0].fd();
     hyperv::enable(&fd)?;
     hyperv::enable_tsc_page(&fd, HYPERV_PAGE)
 }
 
-/// KVM_SET_MSRS of what `writes` makes of kvmclock's MSR and its value.
+/// KVM_SET_MSRS with the `writes` for kvmclock's MSR and its value.
 fn for_each_msr(vm: &Vm, writes: fn(u32, u64) -> Vec<(u32, u64)>) -> Result<()> {
     for vcpu in vm.vcpus() {
         let fd = vcpu.fd();
@@ -196,7 +182,7 @@ fn for_each_msr(vm: &Vm, writes: fn(u32, u64) -> Vec<(u32, u64)>) -> Result<()> 
     Ok(())
 }
 
-/// The record is the same there; and back, for the guest knows of no other place.
+/// The record is the same there. The address is restored, as the guest reads no other.
 fn other_address(vm: &Vm) -> Result<()> {
     let address = |index: usize| OTHER_RECORDS + 64 * index as u64;
 
@@ -209,15 +195,11 @@ fn other_address(vm: &Vm) -> Result<()> {
     }
     run_a_little(vm)?;
     for (index, page) in pages(vm).into_iter().enumerate() {
-        let word = |offset| {
-            let word = vm.memory().word(address(index) + offset);
-            word.load(Ordering::Acquire)
-        };
-        let words = [0, 8, 16, 24].map(word);
-        let there: ClockGuest = zerocopy::transmute!(words);
-        ensure!(
-            function(there) == function(page),
-            "vCPU {index}'s record is {there:x?} at another address, was {page:x?}"
+        let there = record_at(vm, address(index));
+        ensure_eq_hex!(
+            function(there),
+            function(page),
+            "vCPU {index}'s record at another address"
         );
         let own = layout::pvclock_page(index) | ENABLE;
         set_msr(&vm.vcpus()[index].fd(), MSR_KVM_SYSTEM_TIME_NEW, own)?;
@@ -247,7 +229,8 @@ fn guest_writes(vm: &Vm, msr: u32) -> Result<()> {
     Ok(())
 }
 
-/// KVM loses the master clock over it, and takes another when all offsets were written together.
+/// KVM then stops using the master clock, and uses one again after all offsets were written
+/// together.
 fn apart_and_back(vm: &Vm) -> Result<()> {
     const APART: u64 = 1 << 30;
 
@@ -255,7 +238,7 @@ fn apart_and_back(vm: &Vm) -> Result<()> {
     let offsets = vm.tsc_offsets()?;
     let was = pages(vm)[last.index()];
     let offset = tsc_offset(&last.fd()).context("KVM_VCPU_TSC_OFFSET")?;
-    set_tsc_offset(&last.fd(), offset.wrapping_add(APART)).context("KVM_VCPU_TSC_OFFSET")?;
+    vm.set_tsc_offset(last.index(), offset.wrapping_add(APART))?;
     run_a_little(vm)?;
     let is = pages(vm)[last.index()];
     let expected = ClockGuest {
@@ -263,26 +246,23 @@ fn apart_and_back(vm: &Vm) -> Result<()> {
         flags: was.flags & !PVCLOCK_TSC_STABLE,
         ..was
     };
-    ensure!(
-        is == expected,
-        "with its TSC {APART:#x} ticks ahead, the last vCPU's record is {is:x?}, not {expected:x?}"
-    );
+    ensure_eq_hex!(is, expected, "the last vCPU's record");
     for (vcpu, offset) in vm.vcpus().iter().zip(offsets) {
-        set_tsc_offset(&vcpu.fd(), offset).context("KVM_VCPU_TSC_OFFSET")?;
+        vm.set_tsc_offset(vcpu.index(), offset)?;
     }
     Ok(())
 }
 
-/// The TSC is another then, and kvmclock goes on.
+/// The TSC changes, and kvmclock continues.
 fn set_tscs(vm: &Vm) -> Result<()> {
-    // Days from what it is, or else KVM thinks that it should not change.
+    // Days from its value, or KVM assumes that it should not change.
     let value = vm.tsc_offsets()?[0].wrapping_neg().wrapping_add(1 << 50);
     vm.vcpus()
         .iter()
         .try_for_each(|vcpu| Ok(set_msr(&vcpu.fd(), MSR_IA32_TSC, value)?))
 }
 
-/// As a VMM does it: memory, registers, kvmclock off; the guest then boots and enables it.
+/// As a VMM does it: memory, registers, kvmclock off; the guest then boots and enables kvmclock.
 fn reset(kvm: &Kvm, vm: &Vm) -> Result<()> {
     let vcpus = u32::try_from(vm.vcpus().len())?;
     Ok(vm.load(&Vm::new(kvm, vcpus)?.save()?)?)

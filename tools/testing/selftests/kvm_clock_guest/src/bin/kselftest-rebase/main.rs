@@ -1,33 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Nothing re-bases a pinned record: whatever makes KVM compute a clock anew, the record's bits do
+//! Nothing re-bases a pinned record: if anything makes KVM recompute a clock, the record's bits do
 //! not change, and the guest reads the same function as before, to the ns.
 //!
-//! The record runs at another rate than the host's and was saved an hour of ticks ago, so that no clock of
-//! KVM's own making could be mistaken for it. What makes KVM compute clocks anew is only believed
-//! to have done so if a tracepoint says so.
+//! The record has another rate than the host's and was saved an hour of ticks ago, so that no
+//! derived clock can be mistaken for it. A tracepoint must confirm that KVM recomputed a clock.
 
 mod causes;
 mod first_run;
-mod host_cpu;
 mod hot_add;
 mod replaced;
 
-use anyhow::{ensure, Context, Result};
 use causes::{Cause, CAUSES};
-use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    clocks::{function, Clocks},
     expect,
-    fixture::{at_another_rate, derived, get, make_consistent, run_a_little, set, settle},
-    ktap::{self, note, Case},
-    require,
+    fixture::{at_another_rate, pinned_with},
+    prelude::*,
     trace::Trace,
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{ClockGuest, MODE_EXACT, PVCLOCK_TSC_STABLE};
-use std::{process::ExitCode, thread::sleep, time::Duration};
 
 fn main() -> ExitCode {
     let mut cases: Vec<_> = CAUSES
@@ -44,7 +34,7 @@ fn main() -> ExitCode {
     ktap::main(require::clock_guest, cases)
 }
 
-/// `clock` with a record that runs at another rate than the host's since an hour.
+/// `clock` with a record that has had another rate than the host's for an hour.
 fn hour_old_at_another_rate(clock: VmClock) -> VmClock {
     const HOUR_MS: u64 = 3_600_000;
     const SYSTEM_TIME_NS: u64 = 5_000_000_000;
@@ -58,18 +48,10 @@ fn hour_old_at_another_rate(clock: VmClock) -> VmClock {
     clock
 }
 
-/// A VM that has run and is stopped, and has such a record pinned.
+/// A VM that has run and is stopped, with such a record pinned.
 fn pinned(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
-    let vm = derived(kvm, vcpus)?;
-    let mut clock = hour_old_at_another_rate(get(&vm)?);
-    set(&vm, &mut clock, MODE_EXACT)?;
-    run_a_little(&vm)?;
-    let clocks = Clocks::of(&vm)?;
-    let record = function(clock.header.record);
-    ensure!(
-        clocks.pinned && clocks.pages.iter().all(|&page| function(page) == record),
-        "SET was {record:x?}, clocks are {clocks:x?}"
-    );
+    let (vm, clock) = pinned_with(kvm, vcpus, hour_old_at_another_rate)?;
+    Clocks::of(&vm)?.ensure_pinned_to(clock.header.record)?;
     Ok(vm)
 }
 
@@ -85,27 +67,22 @@ fn all(kvm: &Kvm) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless `cause` makes KVM compute clocks anew, and they come out as they were.
+/// Fails unless `cause` makes KVM recompute clocks, with the same result.
 fn undisturbed(kvm: &Kvm, vm: &Vm, cause: &Cause) -> Result<()> {
     let trace = Trace::new()?;
     let before = Clocks::of(vm)?;
     (cause.make)(kvm, vm)?;
     let reading = settle(vm)?;
     let updates = trace.take()?;
-    note(&format!("{updates:?}"));
+    note!("{updates:?}");
     ensure!(
         (cause.is_proof)(updates, vm.vcpus().len()),
-        "that is not what should have happened: {updates:?}"
+        "unexpected updates: {updates:?}"
     );
 
     let after = Clocks::of(vm)?;
     let moved = after.offsets != before.offsets;
-    ensure!(
-        moved == cause.moves_tsc,
-        "offsets were {:x?}, are {:x?}",
-        before.offsets,
-        after.offsets
-    );
+    ensure_eq!(moved, cause.moves_tsc, "whether TSC offsets changed");
     let expected = Clocks {
         pages: by_vcpu(&before, &before.pages, &after)
             .map(|record| with_flags(record, cause.flags))
@@ -145,7 +122,7 @@ fn with_flags(record: ClockGuest, flags: impl Fn(u8) -> u8) -> ClockGuest {
     }
 }
 
-/// By now KVM's own clock would differ by what the host's TSC drifted in an hour.
+/// KVM's own clock would differ by the drift of the host's TSC in an hour.
 fn hour_old(kvm: &Kvm) -> Result<()> {
     const RUN: Duration = Duration::from_secs(1);
 

@@ -3,39 +3,27 @@
 //! `KVM_SET_CLOCK` replaces the pinned record, as documented.
 
 use crate::{causes::update_master_clock, pinned};
-use anyhow::{ensure, Context, Result};
-use kvm_bindings::kvm_clock_data;
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{derived, get, run_a_little},
-    ktap::Case,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::STATUS_PINNED;
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
-    vec![Case::new("KVM_SET_CLOCK replaces the record", set_clock)]
+    vec![Case::new("KVM_SET_CLOCK replaces the record", replaced)]
 }
 
-/// From then on the clock is KVM's own: from the value that was set, at the host's rate.
-fn set_clock(kvm: &Kvm) -> Result<()> {
+/// From then on KVM derives the clock: from the value that was set, at the host's rate.
+fn replaced(kvm: &Kvm) -> Result<()> {
     const NEW_NS: u64 = 1_000_000_000_000;
     const MINUTE_NS: u64 = 60_000_000_000;
 
     let vm = pinned(kvm, 2)?;
     let before = Clocks::of(&vm)?;
-    let data = kvm_clock_data {
-        clock: NEW_NS,
-        ..kvm_clock_data::default()
-    };
-    vm.fd().set_clock(&data).context("KVM_SET_CLOCK")?;
+    set_clock(&vm, NEW_NS)?;
     let status = get(&vm)?.header.status;
     ensure!(
         status & STATUS_PINNED == 0,
         "a record is still pinned: status {status:#x}"
     );
     run_a_little(&vm)?;
-    // It stays so whatever happens.
+    // It stays derived.
     update_master_clock(&vm)?;
     run_a_little(&vm)?;
     let after = Clocks::of(&vm)?;

@@ -1,16 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Factors that KVM never makes: their highest bit is 0.
+//! Factors that KVM never computes: their highest bit is 0.
 
-use crate::record::{for_mode, Start, MODES, STARTS, VCPUS};
-use anyhow::Result;
-use kvm_clock::set_vm_clock_guest;
-use kvm_clock_guest_selftests::{
-    fixture::{get, make_consistent},
-    ktap::Case,
-    refusal::ensure_refused,
-};
-use kvm_ioctls::Kvm;
+use crate::record::{for_mode, Start, STARTS, VCPUS};
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
@@ -19,7 +12,9 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
             let start_name = start.0;
             for shift in [1, 16] {
                 cases.push(Case::new(
-                    format!("EINVAL SET {name}: the right rate by `mul` >> {shift}, {start_name}"),
+                    format!(
+                        "EINVAL SET {name}: the right rate with `mul` >> {shift}, {start_name}"
+                    ),
                     move |kvm| {
                         refused(kvm, start, mode, |mul, by| (mul >> shift, by + shift as i8))
                     },
@@ -34,7 +29,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     cases
 }
 
-/// `change` makes of KVM's factor and shift those of the record.
+/// `change` computes the record's factor and shift from KVM's.
 fn refused(
     kvm: &Kvm,
     (_, start): Start,

@@ -1,31 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET judges the record itself: one whose implied rate is more than 250 ppm from the rate of the
-//! TSC that it is for is ERANGE in every mode, and one with a factor that KVM never makes is
-//! EINVAL. So the error of a clock that goes from host to host stays bounded.
+//! SET checks the record's rate: if it differs by more than 250 ppm from its TSC's rate, SET fails
+//! with ERANGE in every mode, and with EINVAL for a factor that KVM never computes. So the error of
+//! a clock that moves from host to host is bounded.
 
 mod factor;
 mod hops;
 mod rates;
 mod record;
 
-use kvm_clock_guest_selftests::{
-    ktap::{self, note},
-    require,
-};
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 fn main() -> ExitCode {
-    let scales = require::vendor_kvm().is_ok_and(|kvm| require::scales(&kvm));
+    let scales = require::host_scales();
     let mut cases = rates::cases();
     cases.extend(factor::cases());
     cases.extend(hops::cases(scales));
-    let requirements = || {
-        let kvm = require::clock_guest()?;
-        if !scales {
-            note("this host does not scale a guest's TSC: hosts of other rates are left out");
-        }
-        Ok(kvm)
-    };
-    ktap::main(requirements, cases)
+    ktap::main(require::clock_guest_of_any_rate, cases)
 }

@@ -1,21 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Records just inside the tolerance, just outside, and far off.
+//! Records just within the tolerance, just beyond it, and far beyond it.
 
-use crate::record::{at_rate, ensure_has_record, for_mode, ppm, Start, MODES, STARTS, VCPUS};
-use anyhow::Result;
-use kvm_clock::set_vm_clock_guest;
-use kvm_clock_guest_selftests::{
-    fixture::{get, set},
-    ktap::Case,
-    refusal::ensure_refused,
-};
-use kvm_ioctls::Kvm;
+use crate::record::{at_rate, ensure_has_record, for_mode, ppm, Start, STARTS, VCPUS};
+use kvm_clock_guest_selftests::prelude::*;
 
-/// KVM's own record is off as well, by up to a kHz: 20 ppm of a slow TSC.
+/// KVM's own record has an error of up to a kHz, too: 20 ppm of a slow TSC.
 const INSIDE: [i64; 2] = [-200, 200];
 const OUTSIDE: [i64; 2] = [-300, 300];
-/// kvmclock's rate as a fraction of what it should be.
+/// kvmclock's rate as a fraction of the right one.
 const FAR_OFF: [(u64, u64); 4] = [(2, 3), (3, 2), (2, 1), (1, 1 << 14)];
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
@@ -26,7 +19,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
             for parts in INSIDE {
                 cases.push(Case::new(
                     format!("SET {name} of a record {parts} ppm off, {start_name}"),
-                    move |kvm| taken(kvm, start, mode, parts),
+                    move |kvm| accepted(kvm, start, mode, parts),
                 ));
             }
             for parts in OUTSIDE {
@@ -49,7 +42,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     cases
 }
 
-fn taken(kvm: &Kvm, (_, start): Start, mode: u32, parts: i64) -> Result<()> {
+fn accepted(kvm: &Kvm, (_, start): Start, mode: u32, parts: i64) -> Result<()> {
     let vm = start(kvm, VCPUS)?;
     let mut clock = for_mode(at_rate(get(&vm)?, ppm(parts))?, mode);
     set(&vm, &mut clock, mode)?;

@@ -2,26 +2,9 @@
 
 //! Records of other rates.
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
-use kvm_clock_guest_selftests::{
-    clocks::{function, pages},
-    fixture::{derived, get, make_consistent, move_to_domain, pinned, run_a_little},
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_PINNED};
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) const VCPUS: u32 = 2;
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
-
-pub(crate) const MODES: [(&str, u32); 3] = [
-    ("EXACT", MODE_EXACT),
-    ("ADVANCE", MODE_ADVANCE),
-    ("FREEZE", MODE_FREEZE),
-];
-
 /// The VM that SET is called on.
 pub(crate) type Start = (&'static str, fn(&Kvm, u32) -> Result<Vm>);
 pub(crate) const STARTS: [Start; 2] = [("derived", derived), ("pinned", pinned)];
@@ -51,8 +34,7 @@ pub(crate) fn at_rate(mut clock: VmClock, (num, den): (u64, u64)) -> Result<VmCl
     Ok(clock)
 }
 
-/// `clock` as a SET with `mode` takes it: those that need no host TSC of here have one of
-/// elsewhere.
+/// `clock` for a SET with `mode`: unless that is exact, with a host TSC of another domain.
 pub(crate) fn for_mode(mut clock: VmClock, mode: u32) -> VmClock {
     clock.header.mode = mode;
     if mode != MODE_EXACT {
@@ -61,7 +43,7 @@ pub(crate) fn for_mode(mut clock: VmClock, mode: u32) -> VmClock {
     clock
 }
 
-/// Fails unless the stopped `vm` has the record of `clock`, pinned, and so has its guest when it
+/// Fails unless the stopped `vm` has the record of `clock` pinned, and so has its guest when it
 /// runs.
 pub(crate) fn ensure_has_record(vm: &Vm, clock: &VmClock) -> Result<()> {
     run_a_little(vm)?;
@@ -72,10 +54,7 @@ pub(crate) fn ensure_has_record(vm: &Vm, clock: &VmClock) -> Result<()> {
         "SET had {expected:x?}, GET reports {header:x?}"
     );
     for page in pages(vm) {
-        ensure!(
-            function(page) == expected,
-            "SET had {expected:x?}, the guest has {page:x?}"
-        );
+        ensure_eq_hex!(function(page), expected, "the guest's record");
     }
     Ok(())
 }

@@ -1,27 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! RESLOPE: a record whose slope is not that of the guest's TSC here. kvmclock continues from its
-//! value at the anchor, and runs at the rate of the host's raw clock from then on.
+//! RESLOPE with a record whose slope differs from that of the guest's TSC on this host: kvmclock
+//! continues from its value at the anchor and then runs at the rate of the host's raw clock.
 
 mod slope;
 
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::{function, Clocks},
-    fixture::{derived, get, make_consistent, reference_transform, set, settle},
-    ktap::{self, note, Case},
-    refusal::ensure_refused,
-    require,
-    time::SECOND_NS,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{
-    CAP_RESLOPE, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
-};
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::abi::{CAP_RESLOPE, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE};
 use slope::{ensure_continues, ensure_runs_at_1, times};
-use std::process::ExitCode;
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;
@@ -29,13 +15,7 @@ const VCPUS: u32 = 2;
 const DOWNTIME_NS: i64 = 5 * SECOND_NS;
 const HOPS: u32 = 8;
 
-const MODES: [(&str, u32); 3] = [
-    ("exact", MODE_EXACT),
-    ("advance", MODE_ADVANCE),
-    ("freeze", MODE_FREEZE),
-];
-
-/// Slopes of records, as multiples of what KVM derives here.
+/// Slopes of records, as multiples of the slope that KVM derives.
 const SLOPES: [(&str, u64, u64); 4] = [
     ("200 ppm too steep", 1_000_200, 1_000_000),
     ("200 ppm too flat", 999_800, 1_000_000),
@@ -80,7 +60,7 @@ fn capability(kvm: &Kvm) -> Result<()> {
     Ok(())
 }
 
-/// What the stopped `vm` has, with a record of another slope, to be SET with RESLOPE.
+/// The clocks of the stopped `vm` with a record of another slope, for SET with RESLOPE.
 fn saved(vm: &Vm, mode: u32, numerator: u64, denominator: u64) -> Result<VmClock> {
     let mut clock = get(vm)?;
     clock.header.flags = FLAG_RESLOPE;
@@ -95,29 +75,29 @@ fn saved(vm: &Vm, mode: u32, numerator: u64, denominator: u64) -> Result<VmClock
 
 fn continued(vm: &Vm, mode: u32, numerator: u64, denominator: u64) -> Result<()> {
     let mut clock = saved(vm, mode, numerator, denominator)?;
-    let asked = clock.clone();
+    let requested = clock.clone();
     let before = get(vm)?.header;
     set(vm, &mut clock, mode)?;
     let after = get(vm)?;
     let precision_ns = clock.header.precision_ns;
-    ensure!(precision_ns == 1, "precision_ns is {precision_ns}");
-    ensure_continues(&asked, &before, &after)?;
+    ensure_eq!(precision_ns, 1, "precision_ns");
+    ensure_continues(&requested, &before, &after)?;
     ensure_runs_at_1(vm)
 }
 
 fn scaled(kvm: &Kvm, mode: u32) -> Result<()> {
     if !require::scales(kvm) {
-        note("this host does not scale a guest's TSC");
+        note!("this host does not scale a guest's TSC");
         return Ok(());
     }
     let khz = Vm::empty(kvm, 1)?.tsc_khz()?;
-    // No whole number of kHz comes out of the ratio.
+    // The ratio gives no whole number of kHz.
     let vm = Vm::at_rate(kvm, VCPUS, khz / 7 * 5 + 1)?;
     settle(&vm)?;
     continued(&vm, mode, 2, 3)
 }
 
-/// As without the flag.
+/// The flag has no effect.
 fn kept(kvm: &Kvm, mode: u32) -> Result<()> {
     let vm = derived(kvm, VCPUS)?;
     let mut clock = get(&vm)?;
@@ -125,7 +105,7 @@ fn kept(kvm: &Kvm, mode: u32) -> Result<()> {
     let record = clock.header.record;
     set(&vm, &mut clock, mode)?;
     let precision_ns = clock.header.precision_ns;
-    ensure!(precision_ns == 0, "precision_ns is {precision_ns}");
+    ensure_eq!(precision_ns, 0, "precision_ns");
     settle(&vm)?;
     let now = Clocks::of(&vm)?;
     ensure!(
@@ -140,7 +120,7 @@ fn kept(kvm: &Kvm, mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// The TSC cannot run at the rate that the guest had; kvmclock can.
+/// The TSC cannot run at the guest's former rate, but kvmclock can.
 fn another_model(kvm: &Kvm) -> Result<()> {
     let vm = derived(kvm, VCPUS)?;
     let mut clock = saved(&vm, MODE_ADVANCE, 3, 2)?;
@@ -159,14 +139,14 @@ fn another_model(kvm: &Kvm) -> Result<()> {
     .context("without RESLOPE")?;
 
     clock.header.flags = FLAG_ALLOW_RATE_MISMATCH | FLAG_RESLOPE;
-    let asked = clock.clone();
+    let requested = clock.clone();
     let before = get(&vm)?.header;
     set(&vm, &mut clock, MODE_ADVANCE)?;
-    ensure_continues(&asked, &before, &get(&vm)?)?;
+    ensure_continues(&requested, &before, &get(&vm)?)?;
     ensure_runs_at_1(&vm)
 }
 
-/// Each time the record comes from a host that calibrated its TSC otherwise.
+/// Each record comes from a host with another calibration of its TSC.
 fn hops(kvm: &Kvm) -> Result<()> {
     let vm = derived(kvm, VCPUS)?;
     let first = get(&vm)?.header.record;
@@ -176,16 +156,13 @@ fn hops(kvm: &Kvm) -> Result<()> {
         let header = &mut clock.header;
         let (_, numerator, denominator) = SLOPES[hop as usize % 2];
         header.record = times(header.record, numerator, denominator)?;
-        // kvmclock at the anchor is what it is.
+        // kvmclock keeps its value at the anchor.
         header.record.tsc_timestamp = header.guest_tsc;
         header.record.system_time = header.kvmclock_ns;
         (header.flags, header.precision_ns) = (FLAG_RESLOPE, precision_ns);
         set(&vm, &mut clock, MODE_EXACT).with_context(|| format!("hop {hop}"))?;
         precision_ns = clock.header.precision_ns;
-        ensure!(
-            precision_ns == hop,
-            "hop {hop}: precision_ns is {precision_ns}"
-        );
+        ensure_eq!(precision_ns, hop, "hop {hop}: precision_ns");
     }
     let after = get(&vm)?;
     let guest_tsc = reference_transform(&after)?.guest_tsc(after.header.host_tsc);
@@ -193,7 +170,7 @@ fn hops(kvm: &Kvm) -> Result<()> {
     let late_ns = first
         .kvmclock_ns(guest_tsc)
         .wrapping_sub(after.header.kvmclock_ns) as i64;
-    note(&format!("kvmclock is {late_ns} ns late after {HOPS} hops"));
+    note!("kvmclock is {late_ns} ns late after {HOPS} hops");
     ensure!(
         (0..=i64::from(precision_ns)).contains(&late_ns),
         "kvmclock is {late_ns} ns late, precision_ns is {precision_ns}"

@@ -1,28 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Records of other slopes, and what becomes of kvmclock.
+//! Records of other slopes, and checks of kvmclock.
 
-use anyhow::{ensure, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    clocks::{function, pages},
     continued::kvm_ahead_of_raw,
-    expect::{elapsed_ns, ensure_kvm_tells, kvmclock_ns, ticks},
-    fixture::{get, reference_transform, run_a_little},
-    ktap::note,
+    expect::{elapsed_ns, ensure_kvm_agrees, kvmclock_ns, ticks},
+    prelude::*,
 };
-use pvclock::{
-    abi::{ClockGuest, VmClockGuest, MODE_ADVANCE, MODE_EXACT},
-    rate::{Factor, GuestRate},
-};
-use std::{thread::sleep, time::Duration};
+use pvclock::rate::{Factor, GuestRate};
 
-/// How long a clock's rate is watched.
+/// The time over which a clock's rate is measured.
 const WATCH: Duration = Duration::from_secs(3);
 
-/// `record` with a slope of `numerator / denominator` of its own, as KVM would write that: `mul` has
-/// all of its 32 bits.
+/// `record` with `numerator / denominator` of its slope, normalised as KVM does: `mul` has all 32
+/// bits.
 pub(crate) fn times(record: ClockGuest, numerator: u64, denominator: u64) -> Result<ClockGuest> {
     let mut mul = u64::from(record.tsc_to_system_mul) * numerator / denominator;
     let mut shift = record.tsc_shift;
@@ -41,35 +32,31 @@ pub(crate) fn times(record: ClockGuest, numerator: u64, denominator: u64) -> Res
     })
 }
 
-/// Fails unless kvmclock of `after` was, where the guest's TSC continued, what it was by `asked`, plus
-/// the TAI that passed until a SET in mode advance, which came between `before` and `after`.
+/// Fails unless kvmclock and TSC of `after` continue from those of `request`; in mode advance plus
+/// the TAI that passed until SET, which was between `before` and `after`.
 pub(crate) fn ensure_continues(
-    asked: &VmClock,
+    request: &VmClock,
     before: &VmClockGuest,
     after: &VmClock,
 ) -> Result<()> {
-    let (saved, record) = (&asked.header, after.header.record);
+    let (saved, record) = (&request.header, after.header.record);
     let guest_tsc = match saved.mode {
         MODE_EXACT => reference_transform(after)?.guest_tsc(saved.host_tsc),
         MODE_ADVANCE => record.tsc_timestamp,
         _ => saved.guest_tsc,
     };
-    ensure!(
-        record.tsc_timestamp == guest_tsc,
-        "the record begins at TSC {:#x}, expected {guest_tsc:#x}",
-        record.tsc_timestamp
+    ensure_eq_hex!(
+        record.tsc_timestamp,
+        guest_tsc,
+        "the TSC at which the record begins"
     );
     let rate = GuestRate {
         host_khz: after.header.host_tsc_khz,
         scale: reference_transform(after)?.scale,
     };
-    // To the Hz, where KVM's own is of whole kHz.
+    // Exact to the Hz; KVM's own factor is for whole kHz.
     let slope = Factor::of_hz(rate.hz());
-    ensure!(
-        Some(record.factor()) == slope,
-        "the record is {record:x?}, a TSC of {} Hz has {slope:x?}",
-        rate.hz()
-    );
+    ensure_eq_hex!(Some(record.factor()), slope, "the record's factor");
     let elapsed = i128::from(kvmclock_ns(&record, guest_tsc)) - i128::from(saved.kvmclock_ns);
     let bounds = match saved.mode {
         MODE_ADVANCE => [elapsed_ns(saved, before), elapsed_ns(saved, &after.header)],
@@ -79,13 +66,10 @@ pub(crate) fn ensure_continues(
         (bounds[0]..=bounds[1]).contains(&elapsed),
         "kvmclock advanced by {elapsed} ns, expected {bounds:?}"
     );
-    // The TSC by as much, at the rate that it had.
+    // The TSC advanced by the same time, at its saved rate.
     // CAST: mod 2^64.
-    let due = saved.guest_tsc.wrapping_add(ticks(saved, elapsed) as u64);
-    ensure!(
-        guest_tsc == due,
-        "the guest's TSC continues from {guest_tsc:#x}, expected {due:#x}"
-    );
+    let expected = saved.guest_tsc.wrapping_add(ticks(saved, elapsed) as u64);
+    ensure_eq_hex!(guest_tsc, expected, "the guest's TSC");
     Ok(())
 }
 
@@ -94,36 +78,34 @@ pub(crate) fn ensure_continues(
 pub(crate) fn ensure_runs_at_1(vm: &Vm) -> Result<()> {
     run_a_little(vm)?;
     let first = get(vm)?;
-    let told_first = kvm_ahead_of_raw(vm)?;
+    let reported_first = kvm_ahead_of_raw(vm)?;
     sleep(WATCH);
     let last = get(vm)?;
-    let told_last = kvm_ahead_of_raw(vm)?;
+    let reported_last = kvm_ahead_of_raw(vm)?;
 
     let record = function(first.header.record);
     ensure!(
         pages(vm).into_iter().all(|page| function(page) == record),
-        "the guest has {:x?}, GET says {record:x?}",
+        "the guest has {:x?}, GET reports {record:x?}",
         pages(vm)
     );
-    ensure_kvm_tells(vm, &last, &record)?;
+    ensure_kvm_agrees(vm, &last, &record)?;
     // CAST: below 292 years.
     let gained = |header: &VmClockGuest| header.kvmclock_ns as i64 - header.monotonic_raw_ns;
-    let watched = last.header.monotonic_raw_ns - first.header.monotonic_raw_ns;
+    let elapsed_ns = last.header.monotonic_raw_ns - first.header.monotonic_raw_ns;
     let by = gained(&last.header) - gained(&first.header);
-    note(&format!(
-        "kvmclock gained {by} ns on the raw clock in {watched} ns"
-    ));
-    // Both are rounded to a ns.
-    let limit = watched / 1_000_000;
+    note!("kvmclock gained {by} ns on the raw clock in {elapsed_ns} ns");
+    // Both clocks are rounded to a ns.
+    let limit = elapsed_ns / 1_000_000;
     ensure!(
         by.abs() <= limit + 2,
-        "kvmclock gained {by} ns on the raw clock in {watched} ns"
+        "kvmclock gained {by} ns on the raw clock in {elapsed_ns} ns"
     );
-    let least = told_last.least - told_first.most;
-    let most = told_last.most - told_first.least;
+    let least = reported_last.least - reported_first.most;
+    let most = reported_last.most - reported_first.least;
     ensure!(
         least <= limit && most >= -limit,
-        "KVM_GET_CLOCK gained {least} to {most} ns on the raw clock in {watched} ns"
+        "KVM_GET_CLOCK gained {least} to {most} ns on the raw clock in {elapsed_ns} ns"
     );
     Ok(())
 }

@@ -1,22 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What KVM, the attribute KVM_VCPU_TSC_SCALE and GET say about the ratio, and what the guest
-//! reads.
+//! The ratio in KVM, in the attribute KVM_VCPU_TSC_SCALE and in GET, and the guest's readings.
 
 use crate::{
     tsc::{ensure_on_function, excludes_host_rate, Tsc},
     Host, Rate, RATES,
 };
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::{host::Vendor, vmm::Vm};
+use clockguest::host::Vendor;
 use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL};
-use kvm_clock_guest_selftests::{
-    fixture::{get, run_a_little},
-    ktap::Case,
-    refusal::{ensure_changes_nothing, ensure_errno},
-};
+use kvm_clock_guest_selftests::prelude::*;
 use pvclock::abi::{VcpuTscScale, KVM_VCPU_TSC_SCALE};
-use std::time::{Duration, Instant};
 use vmm_sys_util::{errno, ioctl::ioctl_with_ref};
 
 /// Request numbers.
@@ -30,7 +23,7 @@ mod nr {
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 }
 
-/// How long it may take until a guest's TSC has moved apart from one at the host's rate.
+/// How long it may take until a guest's TSC differs measurably from one at the host's rate.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -47,33 +40,34 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         ]);
     }
     cases.push(Case::new(
-        "KVM_VCPU_TSC_SCALE cannot be set, nor read to nowhere",
+        "KVM_VCPU_TSC_SCALE is read-only, and not written to address 0",
         refused,
     ));
     cases
 }
 
-/// Attribute and header say the same, and what the rates call for.
+/// Attribute and header have the ratio of the rates.
 fn ratio(host: &Host, rate: &Rate) -> Result<()> {
     let frac_bits = Vendor::loaded()
         .context("neither kvm_amd nor kvm_intel is loaded")?
         .tsc_frac_bits();
     // CAST: Rates of a few GHz and 48 bits.
-    let due = ((u128::from(rate.khz(host)) << frac_bits) / u128::from(host.khz)) as u64;
+    let expected = ((u128::from(rate.khz(host)) << frac_bits) / u128::from(host.khz)) as u64;
     for vm in [rate.derived(host)?, rate.pinned(host)?] {
         let header = get(&vm)?.header;
-        let told = [header.tsc_ratio, header.tsc_frac_bits.into()];
+        let reported = [header.tsc_ratio, header.tsc_frac_bits.into()];
         ensure!(
-            told == [due, frac_bits.into()] && header.host_tsc_khz == host.khz,
-            "GET tells {told:x?} and host {} kHz, expected {due:#x}, {frac_bits} bits and {} kHz",
+            reported == [expected, frac_bits.into()] && header.host_tsc_khz == host.khz,
+            "GET reports {reported:x?} and host {} kHz, expected {expected:#x}, {frac_bits} bits and {} kHz",
             header.host_tsc_khz,
             host.khz
         );
         for index in 0..vm.vcpus().len() {
             let tsc = Tsc::of(&vm, index)?;
-            ensure!(
-                [tsc.ratio, tsc.frac_bits.into()] == told,
-                "vCPU {index}: KVM_VCPU_TSC_SCALE tells {tsc:x?}, GET {told:x?}"
+            ensure_eq_hex!(
+                [tsc.ratio, tsc.frac_bits.into()],
+                reported,
+                "vCPU {index}'s ratio and GET's"
             );
         }
     }

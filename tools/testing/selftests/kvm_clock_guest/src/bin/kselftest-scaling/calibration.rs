@@ -1,23 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Mode exact after a live update: the same counter, of which KVM makes another ratio.
+//! Mode exact after a live update: the same counter, for which KVM computes another ratio.
 
 use crate::{exact::ensure_pinned, Host, Rate, RATES, VCPUS};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_vm_clock_guest, tsc_scale};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{get, run_a_little, set},
-    ktap::{note, Case},
-    refusal::ensure_refused,
-};
-use pvclock::{
-    abi::MODE_EXACT,
-    tsc::{Scale, TscTransform},
-};
+use kvm_clock::tsc_scale;
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::tsc::Scale;
 
-/// Fraction bits of SVM's ratio, and the bits that it has in all; the others are reserved.
+/// Fraction bits of SVM's ratio, and its total bits; the others are reserved.
 const SVM_BITS: (u32, u32) = (32, 40);
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -37,8 +27,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
-/// KVM computes a ratio from the rate that it was told and the one that the host calibrated. Here
-/// the former is off, as the latter would be after a live update.
+/// KVM computes a ratio from the requested rate and the one that the host calibrated. Here the
+/// former changes, as the latter would after a live update.
 fn recalibrated(host: &Host, rate: &Rate) -> Result<()> {
     let mut vm = rate.derived(host)?;
     let before = Clocks::of(&vm)?;
@@ -47,12 +37,12 @@ fn recalibrated(host: &Host, rate: &Rate) -> Result<()> {
         let (state, mut clock) = (vm.save()?, get(&vm)?);
         drop(vm);
         // At least a kHz, which is 10 ppm of the slowest.
-        let off_by = match i64::from(rate.khz(host)) * ppm / 1_000_000 {
+        let change = match i64::from(rate.khz(host)) * ppm / 1_000_000 {
             0 => ppm.signum(),
             khz => khz,
         };
         // CAST: A few kHz.
-        let khz = rate.khz(host).wrapping_add_signed(off_by as i32);
+        let khz = rate.khz(host).wrapping_add_signed(change as i32);
         vm = Vm::empty_at_rate(&host.kvm, VCPUS, khz)?;
         vm.load(&state)?;
         let made = get(&vm)?.header.tsc_ratio;
@@ -66,18 +56,18 @@ fn recalibrated(host: &Host, rate: &Rate) -> Result<()> {
         ensure_pinned(&vm, &before, &when)?;
         for vcpu in vm.vcpus() {
             let scale = tsc_scale(&vcpu.fd()).context("KVM_VCPU_TSC_SCALE")?;
-            ensure!(
-                scale.tsc_ratio == ratio,
-                "{when} the ratio of vCPU {} is {:#x}, it was {ratio:#x}",
-                vcpu.index(),
-                scale.tsc_ratio
+            ensure_eq_hex!(
+                scale.tsc_ratio,
+                ratio,
+                "{when}, the ratio of vCPU {}",
+                vcpu.index()
             );
         }
     }
     Ok(())
 }
 
-/// A ratio one above the largest, to a VM whose own is almost as large.
+/// A ratio one above the largest, SET in a VM whose own is almost as large.
 fn beyond_hardware(host: &Host) -> Result<()> {
     let (frac_bits, bits) = SVM_BITS;
     if get(&Vm::at_rate(&host.kvm, 1, host.khz)?)?
@@ -85,7 +75,7 @@ fn beyond_hardware(host: &Host) -> Result<()> {
         .tsc_frac_bits
         != frac_bits
     {
-        note("VMX takes any ratio that 64 bits can hold");
+        note!("VMX takes any ratio that 64 bits can hold");
         return Ok(());
     }
     let limit = 1u64 << bits;

@@ -1,27 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Mode exact at any ratio: all comes back bit for bit, and KVM_GET_CLOCK is the record's function.
+//! Mode exact at any ratio: it restores all bits, and KVM_GET_CLOCK is the record's function.
 
 use crate::{
     tsc::{ensure_on_function, move_to_domain, Tsc},
     Host, Rate, RATES, VCPUS,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_bindings::KVM_CLOCK_HOST_TSC;
-use kvm_clock::{get_clock_guest, set_clock_guest, set_vm_clock_guest};
 use kvm_clock_guest_selftests::{
-    clocks::{function, Clocks},
-    expect::kvmclock_ns,
-    fixture::{get, run_a_little, set},
-    halting,
-    ktap::Case,
-    refusal::{ensure_changes_nothing, ensure_errno, ensure_refused},
+    expect::get_clock_and_host_tsc, expect::kvmclock_ns, prelude::*, snippet,
 };
-use pvclock::{
-    abi::{ClockGuest, MODE_EXACT},
-    rate::Factor,
-};
+use pvclock::rate::Factor;
 
 /// Save and restore, over and over.
 const CYCLES: u32 = 5;
@@ -47,7 +35,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
             ),
             Case::new(
                 format!(
-                    "exact from a TSC that this host never reached, {}",
+                    "exact with an anchor that this host never reached, {}",
                     rate.name
                 ),
                 |host| stale(host, rate),
@@ -57,40 +45,30 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
                 |host| hot_add(host, rate),
             ),
             Case::new(
-                format!("the record alone, by vCPU, {}", rate.name),
-                |host| by_vcpu(host, rate),
+                format!("the record alone, through a vCPU, {}", rate.name),
+                |host| through_vcpu(host, rate),
             ),
         ]);
     }
     cases
 }
 
-/// Fails unless `KVM_GET_CLOCK` of the stopped `vm` is what `record`, for vCPU 0, says at its host
-/// TSC, to the bit.
-pub(crate) fn ensure_kvm_tells(vm: &Vm, record: &ClockGuest) -> Result<()> {
+/// Fails unless `KVM_GET_CLOCK` of the stopped `vm` is the value of `record`, for vCPU 0, at its
+/// host TSC, to the ns.
+pub(crate) fn ensure_kvm_agrees(vm: &Vm, record: &ClockGuest) -> Result<()> {
     let tsc = Tsc::of(vm, 0)?;
     for _ in 0..100 {
-        let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
-        ensure!(
-            data.flags & KVM_CLOCK_HOST_TSC != 0,
-            "KVM_GET_CLOCK tells no host TSC: flags {:#x}",
-            data.flags
-        );
-        let due = kvmclock_ns(record, tsc.at(data.host_tsc));
-        ensure!(
-            data.clock == due,
-            "KVM_GET_CLOCK is {} ns at host TSC {}, by the record it is {due} ns",
-            data.clock,
-            data.host_tsc
-        );
+        let data = get_clock_and_host_tsc(vm)?;
+        let expected = kvmclock_ns(record, tsc.at(data.host_tsc));
+        ensure_eq!(data.clock, expected, "KVM_GET_CLOCK, ns");
     }
     Ok(())
 }
 
-/// Fails unless the stopped `vm` has the clocks `before`, now pinned, its guest reads them, and KVM
-/// tells them.
+/// Fails unless the stopped `vm` has the clocks `before`, now pinned, and so have its guest and
+/// KVM_GET_CLOCK.
 pub(crate) fn ensure_pinned(vm: &Vm, before: &Clocks, when: &str) -> Result<()> {
-    ensure_kvm_tells(vm, &before.record)?;
+    ensure_kvm_agrees(vm, &before.record)?;
     let reading = run_a_little(vm)?;
     let expected = Clocks {
         pinned: true,
@@ -100,7 +78,7 @@ pub(crate) fn ensure_pinned(vm: &Vm, before: &Clocks, when: &str) -> Result<()> 
     expected.ensure_is(&Clocks::of(vm)?, when)?;
     expected.ensure_reads(&reading)?;
     ensure_on_function(vm, &reading)?;
-    ensure_kvm_tells(vm, &before.record)
+    ensure_kvm_agrees(vm, &before.record)
 }
 
 /// `guest_tsc` and `kvmclock_ns` follow from the transform.
@@ -109,18 +87,15 @@ fn anchor(host: &Host, rate: &Rate) -> Result<()> {
         let clock = get(&vm)?;
         let header = &clock.header;
         let guest_tsc = Tsc::of(&vm, 0)?.at(header.host_tsc);
-        let due = [guest_tsc, kvmclock_ns(&header.record, guest_tsc)];
+        let expected = [guest_tsc, kvmclock_ns(&header.record, guest_tsc)];
         ensure!(
-            header.ref_vcpu_id == 0 && [header.guest_tsc, header.kvmclock_ns] == due,
-            "guest TSC and kvmclock at host TSC {} are {due:?}, GET says {header:?}",
+            header.ref_vcpu_id == 0 && [header.guest_tsc, header.kvmclock_ns] == expected,
+            "guest TSC and kvmclock at host TSC {} are {expected:?}, GET reports {header:?}",
             header.host_tsc
         );
-        let offsets: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
-        let due = vm.tsc_offsets()?;
-        ensure!(
-            offsets == due,
-            "TSC offsets are {due:x?}, GET says {offsets:x?}"
-        );
+        let offsets = offsets(&clock);
+        let expected = vm.tsc_offsets()?;
+        ensure_eq_hex!(offsets, expected, "TSC offsets of GET");
     }
     Ok(())
 }
@@ -157,14 +132,8 @@ fn before_first_run(host: &Host, rate: &Rate) -> Result<()> {
     let record = clock.header.record;
     set(&target, &mut clock, MODE_EXACT)?;
 
-    let offsets: Vec<_> = clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect();
-    let before = Clocks {
-        offsets,
-        pages: vec![record; VCPUS as usize],
-        record,
-        pinned: true,
-        clock_diff_ns: Some(0),
-    };
+    let offsets = offsets(&clock);
+    let before = Clocks::pinned_to(record, offsets);
     ensure_pinned(&target, &before, "after SET and KVM_RUN")
 }
 
@@ -180,27 +149,19 @@ fn stale(host: &Host, rate: &Rate) -> Result<()> {
 fn hot_add(host: &Host, rate: &Rate) -> Result<()> {
     let vm = rate.pinned(host)?;
     let before = Clocks::of(&vm)?;
-    let page = halting::record(&vm, &mut halting::add_vcpu(&host.kvm, &vm)?)?;
+    let page = snippet::record_in_real_mode(&vm, &mut snippet::add_vcpu(&vm)?)?;
     let expected = before.pages[0];
-    ensure!(
-        function(page) == function(expected),
-        "the new vCPU reads {page:x?}, the others {expected:x?}"
-    );
+    ensure_eq_hex!(function(page), function(expected), "the new vCPU's record");
     before.ensure_unchanged(&vm)
 }
 
 /// KVM_GET_CLOCK_GUEST and KVM_SET_CLOCK_GUEST: the record of a vCPU, and the rate it must be for.
-fn by_vcpu(host: &Host, rate: &Rate) -> Result<()> {
+fn through_vcpu(host: &Host, rate: &Rate) -> Result<()> {
     let vm = rate.derived(host)?;
     let before = Clocks::of(&vm)?;
     for vcpu in vm.vcpus() {
         let record = get_clock_guest(&vcpu.fd()).context("KVM_GET_CLOCK_GUEST")?;
-        ensure!(
-            record == before.record,
-            "vCPU {} has {record:x?}, GET says {:x?}",
-            vcpu.index(),
-            before.record
-        );
+        ensure_eq_hex!(record, before.record, "vCPU {}'s record", vcpu.index());
     }
     ensure_changes_nothing(&vm, |_| {
         for other in RATES

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Guests whose TSC the hardware scales: the same promises at ratios below and above 1, of round
-//! and of unround numbers. Needs such hardware: `make check-scaling` has it emulated.
+//! and other numbers. Needs such hardware, which `make check-scaling` emulates.
 
 mod attribute;
 mod calibration;
@@ -10,17 +10,8 @@ mod migration;
 mod moved;
 mod tsc;
 
-use anyhow::{bail, ensure, Result};
-use clockguest::vmm::Vm;
 use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL};
-use kvm_clock_guest_selftests::{
-    fixture::{get, run_a_little, set},
-    ktap::{self, Skip},
-    require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::MODE_EXACT;
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;
@@ -71,35 +62,28 @@ impl Rate {
 
     /// A VM that has run at this rate and is stopped, its clocks derived by KVM.
     pub(crate) fn derived(&self, host: &Host) -> Result<Vm> {
-        let vm = Vm::at_rate(&host.kvm, VCPUS, self.khz(host))?;
-        // As `fixture::derived()`.
-        run_a_little(&vm)?;
-        run_a_little(&vm)?;
-        ensure!(
-            vm.tsc_khz()? == self.khz(host),
-            "the guest's TSC rate is {} kHz, {} was asked for",
-            vm.tsc_khz()?,
-            self.khz(host)
-        );
+        let vm = derived_at_rate(&host.kvm, VCPUS, self.khz(host))?;
+        ensure_eq!(vm.tsc_khz()?, self.khz(host), "the guest's TSC rate, kHz");
         Ok(vm)
     }
 
     /// The same with a pinned record.
     pub(crate) fn pinned(&self, host: &Host) -> Result<Vm> {
         let vm = self.derived(host)?;
-        set(&vm, &mut get(&vm)?, MODE_EXACT)?;
-        run_a_little(&vm)?;
+        pin(&vm, |clock| clock)?;
         Ok(vm)
     }
 }
 
 fn main() -> ExitCode {
-    let mut cases = attribute::cases();
-    cases.extend(exact::cases());
-    cases.extend(calibration::cases());
-    cases.extend(moved::cases());
-    cases.extend(migration::cases());
-    ktap::main(requirements, cases)
+    let cases = [
+        attribute::cases(),
+        exact::cases(),
+        calibration::cases(),
+        moved::cases(),
+        migration::cases(),
+    ];
+    ktap::main(requirements, ktap::all(cases))
 }
 
 fn requirements() -> Result<Host> {
@@ -110,7 +94,7 @@ fn requirements() -> Result<Host> {
         .any(|&cap| kvm.check_extension_raw(cap.into()) <= 0)
     {
         bail!(Skip(
-            "the hardware cannot scale a guest's TSC (make check-scaling has it emulated)".into()
+            "the hardware cannot scale a guest's TSC (make check-scaling emulates that)".into()
         ));
     }
     let khz = Vm::empty(&kvm, 1)?.tsc_khz()?;

@@ -1,23 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Between guests of different TSC rates: refused, with the difference to the Hz, unless the VMM
-//! takes it or it is within KVM's own tolerance.
+//! Between guests of different TSC rates: ERANGE, with the difference to the Hz, unless the VMM
+//! allows it or it is within KVM's own tolerance.
 
 use crate::{moved::ensure_moved_as_one, tsc::move_to_domain, Host, Rate, RATES, VCPUS};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_vm_clock_guest, VmClock};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{get, run_a_little, set},
-    ktap::{note, Case},
-    refusal::{ensure_changes_nothing, ensure_errno},
-};
-use pvclock::abi::{
-    VmClockGuest, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
-};
-
-const MODES: [u32; 3] = [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE];
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::abi::{FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE};
 
 /// The other host's TSC at the anchor.
 const DOMAIN: u64 = u64::MAX - 1_000_000_007;
@@ -54,15 +42,7 @@ fn hz(header: &VmClockGuest) -> i128 {
     (product >> header.tsc_frac_bits) as i128
 }
 
-fn at_rate(host: &Host, khz: u32) -> Result<Vm> {
-    let vm = Vm::at_rate(&host.kvm, VCPUS, khz)?;
-    run_a_little(&vm)?;
-    run_a_little(&vm)?;
-    Ok(vm)
-}
-
-/// What a VM at `RATES[index]` has, as if saved on another host; mode exact needs one of this
-/// host's.
+/// The clocks of a VM at `RATES[index]`, as if saved on another host, except for mode exact.
 fn saved(host: &Host, index: usize, mode: u32) -> Result<VmClock> {
     let mut clock = get(&RATES[index].derived(host)?)?;
     if mode != MODE_EXACT {
@@ -72,20 +52,20 @@ fn saved(host: &Host, index: usize, mode: u32) -> Result<VmClock> {
     Ok(clock)
 }
 
-/// Fails unless SET told by how much the rate of `vm` exceeds that of `clock`.
-fn ensure_tells(vm: &Vm, clock: &VmClock) -> Result<()> {
-    let due = hz(&get(vm)?.header) - hz(&clock.header);
-    ensure!(
-        i128::from(clock.header.rate_diff_hz) == due,
-        "the rates differ by {due} Hz, SET says {}",
-        clock.header.rate_diff_hz
+/// Fails unless SET reported how far the rate of `vm` exceeds that of `clock`.
+fn ensure_rate_diff(vm: &Vm, clock: &VmClock) -> Result<()> {
+    let expected = hz(&get(vm)?.header) - hz(&clock.header);
+    ensure_eq!(
+        i128::from(clock.header.rate_diff_hz),
+        expected,
+        "rate_diff_hz"
     );
     Ok(())
 }
 
 fn refused(host: &Host, index: usize) -> Result<()> {
     let mut clocks = Vec::new();
-    for mode in MODES {
+    for (_, mode) in MODES {
         clocks.push(saved(host, index, mode)?);
     }
     for (other, rate) in others(host, index) {
@@ -99,15 +79,15 @@ fn refused(host: &Host, index: usize) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless SET refuses `clocks`, tells the difference and changes nothing.
+/// Fails unless SET of `clocks` fails, reports the difference and changes nothing.
 fn ensure_out_of_range(vm: &Vm, clocks: &mut [VmClock]) -> Result<()> {
     ensure_changes_nothing(vm, |fd| {
         for clock in clocks {
-            // Not what the kernel is to write.
+            // A value that the kernel does not write.
             clock.header.rate_diff_hz = i64::MIN;
             ensure_errno(libc::ERANGE, set_vm_clock_guest(fd, clock))
                 .with_context(|| format!("mode {}", clock.header.mode))?;
-            ensure_tells(vm, clock)?;
+            ensure_rate_diff(vm, clock)?;
         }
         Ok(())
     })
@@ -121,7 +101,7 @@ fn others(host: &Host, index: usize) -> impl Iterator<Item = (usize, &'static Ra
         .filter(move |(_, rate)| rate.khz(host) != RATES[index].khz(host))
 }
 
-/// The record cannot come along as it is. With RESLOPE kvmclock continues from its value, with the
+/// The record cannot be used unchanged. With RESLOPE, kvmclock continues from its value, with the
 /// slope of a TSC of another rate.
 fn allowed(host: &Host, index: usize) -> Result<()> {
     for (_, rate) in others(host, index) {
@@ -132,26 +112,23 @@ fn allowed(host: &Host, index: usize) -> Result<()> {
             .with_context(|| format!("to {}, without RESLOPE", rate.name))?;
         clock.header.flags = FLAG_ALLOW_RATE_MISMATCH | FLAG_RESLOPE;
         ensure_resloped(&vm, &mut clock).with_context(|| format!("to {}", rate.name))?;
-        ensure_tells(&vm, &clock)?;
+        ensure_rate_diff(&vm, &clock)?;
     }
     Ok(())
 }
 
-/// SET of `saved` in mode freeze: all is one move, and of the record its slope is another.
+/// SET of `saved` in mode freeze: all TSCs move alike, and the record's slope changes.
 fn ensure_resloped(vm: &Vm, saved: &mut VmClock) -> Result<()> {
     let clocks = Clocks::of(vm)?;
     let (guest_tsc, kvmclock_ns) = (saved.header.guest_tsc, saved.header.kvmclock_ns);
     set(vm, saved, MODE_FREEZE)?;
-    ensure!(
-        saved.header.precision_ns == 1,
-        "precision_ns is {}",
-        saved.header.precision_ns
-    );
+    ensure_eq!(saved.header.precision_ns, 1, "precision_ns");
     let header = get(vm)?.header;
     let record = header.record;
-    ensure!(
-        (record.tsc_timestamp, record.system_time) == (guest_tsc, kvmclock_ns),
-        "kvmclock was {kvmclock_ns} ns at TSC {guest_tsc:#x}, the record is {record:x?}"
+    ensure_eq_hex!(
+        (record.tsc_timestamp, record.system_time),
+        (guest_tsc, kvmclock_ns),
+        "TSC timestamp and system time"
     );
     // CAST: A few GHz.
     let is_close = record.factor().is_close_to(hz(&header) as u64, 1);
@@ -166,12 +143,12 @@ fn ensure_resloped(vm: &Vm, saved: &mut VmClock) -> Result<()> {
     ensure_moved_as_one(vm, &clocks, &moved)
 }
 
-/// A rate within the tolerance is taken; mode exact puts the saved ratio back.
+/// A rate within the tolerance is accepted; mode exact restores the saved ratio.
 fn nearly(host: &Host, index: usize) -> Result<()> {
     let khz = RATES[index].khz(host);
     for (ppm, is_within) in [(WITHIN_PPM, true), (BEYOND_PPM, false)] {
-        for mode in MODES {
-            let vm = at_rate(host, khz + khz / (1_000_000 / ppm))?;
+        for (_, mode) in MODES {
+            let vm = derived_at_rate(&host.kvm, VCPUS, khz + khz / (1_000_000 / ppm))?;
             let mut clock = saved(host, index, mode)?;
             let ratio = clock.header.tsc_ratio;
             // KVM does not scale for that little.
@@ -180,7 +157,7 @@ fn nearly(host: &Host, index: usize) -> Result<()> {
                     is_within && khz == host.khz,
                     "{ppm} ppm faster than {khz} kHz is the same ratio"
                 );
-                note(&format!("{ppm} ppm from the host's rate is not scaled"));
+                note!("{ppm} ppm from the host's rate is not scaled");
             }
             if !is_within {
                 ensure_out_of_range(&vm, &mut [clock]).with_context(|| format!("{ppm} ppm"))?;
@@ -193,7 +170,7 @@ fn nearly(host: &Host, index: usize) -> Result<()> {
                 "mode {mode}, {ppm} ppm: SET changed no offset"
             );
             if mode != MODE_EXACT {
-                ensure_tells(&vm, &clock)?;
+                ensure_rate_diff(&vm, &clock)?;
             }
         }
     }

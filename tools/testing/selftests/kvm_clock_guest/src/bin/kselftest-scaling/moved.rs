@@ -1,26 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Modes advance and freeze at any ratio, from host TSCs that this host never reached.
+//! Modes advance and freeze at any ratio, with anchors that this host's TSC never reached.
 
 use crate::{
-    exact::ensure_kvm_tells,
+    exact::ensure_kvm_agrees,
     tsc::{ensure_on_function, move_to_domain, Tsc},
     Host, Rate, RATES,
 };
-use anyhow::{ensure, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
-use kvm_clock::VmClock;
 use kvm_clock_guest_selftests::{
-    clocks::Clocks,
     expect::{error_ticks, ticks},
-    fixture::{get, run_a_little, set},
-    ktap::{note, Case},
-    time::SECOND_NS,
+    prelude::*,
 };
-use pvclock::abi::{MODE_ADVANCE, MODE_FREEZE};
 
-/// Anchors of the other domain: behind, and far ahead of, any host TSC of here. Scaled, the last
-/// two exceed 64 bits wherever the ratio is above 1.
+/// Anchors of the other domain: behind, and far ahead of, any host TSC of this host. Scaled by a
+/// ratio above 1, the last two exceed 64 bits.
 const DOMAINS: &[u64] = &[0, 1 << 63, u64::MAX - 1_000_000_007];
 
 /// Downtimes, ns.
@@ -52,26 +45,18 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 /// record is what `saved` has, to the guest and to KVM.
 pub(crate) fn ensure_moved_as_one(vm: &Vm, before: &Clocks, saved: &VmClock) -> Result<()> {
     let record = saved.header.record;
-    ensure_kvm_tells(vm, &record)?;
+    ensure_kvm_agrees(vm, &record)?;
     let reading = run_a_little(vm)?;
     let now = Clocks::of(vm)?;
-    let shift = now.offsets[0].wrapping_sub(before.offsets[0]);
-    let offsets = before.offsets.iter();
-    let expected = Clocks {
-        offsets: offsets.map(|offset| offset.wrapping_add(shift)).collect(),
-        pages: vec![record; before.pages.len()],
-        record,
-        pinned: true,
-        clock_diff_ns: Some(0),
-    };
+    let expected = before.moved_to(&now, record);
     expected.ensure_is(&now, "after SET")?;
     expected.ensure_reads(&reading)?;
     ensure_on_function(vm, &reading)?;
-    ensure_kvm_tells(vm, &record)
+    ensure_kvm_agrees(vm, &record)
 }
 
-/// SET does not tell its instant, but it is between the anchors of a GET before and after. At each
-/// of them the error is the same, but for drift between TAI and TSC and the granularity of a ns.
+/// SET does not report its instant, but it is between the anchors of a GET before and after. The
+/// error is the same at both, except for the drift between TAI and TSC and the granularity of a ns.
 fn advance(host: &Host, rate: &Rate, downtime_ns: i64) -> Result<()> {
     for &domain in DOMAINS {
         let vm = rate.derived(host)?;
@@ -93,7 +78,7 @@ fn advance(host: &Host, rate: &Rate, downtime_ns: i64) -> Result<()> {
         let tolerance = 1 + i64::try_from(ticks(&saved.header, 1))? + 1;
         let window = i128::from(after.header.tai_ns) - i128::from(before.tai_ns);
         let drift = i64::try_from(ticks(&saved.header, window))? / 1_000_000;
-        note(&format!("error {errors:?} ticks, tolerance {tolerance}"));
+        note!("error {errors:?} ticks, tolerance {tolerance}");
         ensure!(
             least <= tolerance && most >= -tolerance && most - least <= 2 * tolerance + drift,
             "guest TSC is {least} to {most} ticks off saved + elapsed TAI * rate, tolerance \
@@ -114,18 +99,18 @@ fn freeze(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// SET of `saved` in mode freeze: the guest TSC is the saved one to the tick, at a host TSC during
-/// the call; all else is one move.
+/// SET of `saved` in mode freeze: at a host TSC during the call, the guest TSC is the saved one to
+/// the tick; all TSCs move alike.
 pub(crate) fn ensure_freezes(vm: &Vm, saved: &mut VmClock) -> Result<()> {
     let clocks = Clocks::of(vm)?;
     let host_before = rdtsc_ordered();
     set(vm, saved, MODE_FREEZE)?;
     let window = [host_before, rdtsc_ordered()];
 
-    let (tsc, due) = (Tsc::of(vm, 0)?, saved.header.guest_tsc);
+    let (tsc, expected) = (Tsc::of(vm, 0)?, saved.header.guest_tsc);
     ensure!(
-        tsc.is_at_some_time(due, window),
-        "guest TSC {due} is not met during SET, host TSC {window:?}: it went from {} to {} by \
+        tsc.is_at_some_time(expected, window),
+        "guest TSC {expected} is not reached during SET, host TSC {window:?}: it went from {} to {} by \
          {tsc:x?}",
         tsc.at(window[0]),
         tsc.at(window[1])

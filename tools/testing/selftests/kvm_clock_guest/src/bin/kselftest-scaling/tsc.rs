@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A vCPU's TSC as a function of the host's, by arithmetic of the test's own, and from what KVM
-//! tells beside the ioctls under test.
+//! A vCPU's TSC as a function of the host's, in arithmetic of the test's own, from interfaces other
+//! than the ioctls under test.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{measure::Reading, vmm::Vm};
-use kvm_clock::{tsc_offset, tsc_scale, VmClock};
+use clockguest::measure::Reading;
+use kvm_clock::tsc_scale;
+use kvm_clock_guest_selftests::prelude::*;
 
 /// `((host TSC * ratio) >> frac_bits) + offset`, mod 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +40,12 @@ impl Tsc {
         self.scaled(host_tsc).wrapping_add(self.offset)
     }
 
-    /// Whether the vCPU's TSC is `guest_tsc`, to the tick, at some host TSC in `window`. Where the
-    /// ratio is above 1 it leaves values out.
+    /// Whether the vCPU's TSC is `guest_tsc`, to the tick, at some host TSC in `window`. With a
+    /// ratio above 1 it skips values.
     pub(crate) fn is_at_some_time(&self, guest_tsc: u64, window: [u64; 2]) -> bool {
-        let due = guest_tsc.wrapping_sub(self.at(window[0]));
-        // The window is short, so anything but a small distance is one backwards.
-        let ticks = (u128::from(due) << self.frac_bits) / u128::from(self.ratio);
+        let distance = guest_tsc.wrapping_sub(self.at(window[0]));
+        // The window is short, so a large distance is one backwards.
+        let ticks = (u128::from(distance) << self.frac_bits) / u128::from(self.ratio);
         let Ok(ticks) = u64::try_from(ticks) else {
             return false;
         };
@@ -62,8 +62,7 @@ impl Tsc {
     }
 }
 
-/// `clock` as if it had been saved where the host TSC was `host_tsc` at the anchor: as
-/// `fixture::move_to_domain()`, by the arithmetic of here.
+/// As `fixture::move_to_domain()`, in this module's arithmetic.
 pub(crate) fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
     let header = &mut clock.header;
     let tsc = Tsc {
@@ -96,8 +95,8 @@ pub(crate) fn ensure_on_function(vm: &Vm, reading: &Reading) -> Result<()> {
     Ok(())
 }
 
-/// Whether the readings `first` and `last` of vCPU 0 are too far apart, or too close, for a TSC
-/// that runs at the host's rate.
+/// Whether the readings `first` and `last` of vCPU 0 are impossible for a TSC that runs at the
+/// host's rate.
 pub(crate) fn excludes_host_rate(first: &Reading, last: &Reading) -> Option<bool> {
     let (first, last) = (
         first.vcpus[0].samples.first()?,

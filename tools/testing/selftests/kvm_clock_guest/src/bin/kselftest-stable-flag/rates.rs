@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A vCPU of another rate: its TSC is another function of the host's, even where the offsets are
-//! equal.
+//! A vCPU of another rate: its TSC is another function of the host TSC, even with equal offsets.
 
 use crate::state::ensure_pages;
-use anyhow::{Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{set_tsc_offset, tsc_offset};
-use kvm_clock_guest_selftests::{fixture::settle, ktap::Case};
-use kvm_ioctls::Kvm;
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     vec![
@@ -22,7 +17,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     ]
 }
 
-/// GET has no record to report for such a VM.
+/// GET cannot report a record for such a VM.
 fn other_rate(kvm: &Kvm, same_offset: bool) -> Result<()> {
     let vm = Vm::new(kvm, 2)?;
     settle(&vm)?;

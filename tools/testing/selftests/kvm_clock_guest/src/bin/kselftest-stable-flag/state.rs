@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! VMs, and the flag in them.
+//! VMs and checks of their flag.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    clocks::pages,
-    fixture::{derived, get, pinned, settle},
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{PVCLOCK_TSC_STABLE, STATUS_PINNED};
+use kvm_clock_guest_selftests::prelude::*;
 
-/// Whose clock a VM has.
+/// The kind of a VM's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
     Derived,
@@ -33,27 +26,23 @@ impl Clock {
     }
 }
 
-/// Lets `vm` run, and fails unless the flag is `expected` in every vCPU's page and in GET, which
-/// succeeds without FALLBACK, and the clock is what it was.
+/// Runs `vm`. Fails unless the flag is `expected` in every vCPU's page and in GET, which succeeds
+/// without FALLBACK, and the kind of the clock is unchanged.
 pub(crate) fn ensure_flag(vm: &Vm, expected: bool, clock: Clock) -> Result<()> {
     settle(vm)?;
     let header = get(vm)?.header;
     let is_pinned = header.status & STATUS_PINNED != 0;
-    ensure!(
-        is_pinned == (clock == Clock::Pinned),
-        "the clock was {clock:?}, GET's status is {:#x}",
-        header.status
+    ensure_eq!(
+        is_pinned,
+        (clock == Clock::Pinned),
+        "whether the clock is pinned"
     );
     let in_get = header.record.flags & PVCLOCK_TSC_STABLE;
-    ensure!(
-        in_get == flag(expected),
-        "GET's flag is {in_get}, expected {}",
-        flag(expected)
-    );
+    ensure_eq!(in_get, flag(expected), "the flag in GET's record");
     ensure_pages_are(vm, expected)
 }
 
-/// Lets `vm` run, and fails unless the flag is `expected` in every vCPU's page.
+/// Runs `vm`. Fails unless the flag is `expected` in every vCPU's page.
 pub(crate) fn ensure_pages(vm: &Vm, expected: bool) -> Result<()> {
     settle(vm)?;
     ensure_pages_are(vm, expected)
@@ -65,7 +54,7 @@ fn ensure_pages_are(vm: &Vm, expected: bool) -> Result<()> {
         .map(|page| page.flags & PVCLOCK_TSC_STABLE)
         .collect();
     ensure!(
-        flags.iter().all(|&is| is == flag(expected)),
+        flags.iter().all(|&observed| observed == flag(expected)),
         "the pages' flags are {flags:?}, expected {} in all",
         flag(expected)
     );

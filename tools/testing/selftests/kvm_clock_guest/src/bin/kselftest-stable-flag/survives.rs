@@ -1,31 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The flag comes back as it was, and SET honours it.
+//! GET and SET preserve the flag.
 
 use crate::state::{ensure_flag, Clock};
-use anyhow::{Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{get, move_to_domain, run_a_little, set},
-    ktap::Case,
-    tsc_writes::BY_GUEST_ADJUST,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, PVCLOCK_TSC_STABLE};
+use kvm_clock_guest_selftests::{fixture, prelude::*, tsc_writes::BY_GUEST_ADJUST};
 
 const VCPUS: u32 = 2;
 /// How far the guest moves vCPU 1's TSC, ticks.
 const TICKS: u64 = 1_000_000;
-/// A host TSC of another domain, far ahead of any of here.
-const OTHER_DOMAIN: u64 = 1 << 60;
 const CYCLES: u32 = 3;
-
-const MODES: [(&str, u32); 3] = [
-    ("EXACT", MODE_EXACT),
-    ("ADVANCE", MODE_ADVANCE),
-    ("FREEZE", MODE_FREEZE),
-];
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
@@ -68,9 +51,8 @@ fn cycles(kvm: &Kvm, clock: Clock, ticks: u64) -> Result<()> {
         ..Clocks::of(&vm)?
     };
     for cycle in 1..=CYCLES {
-        let (state, mut saved) = (vm.save()?, get(&vm)?);
-        vm = Vm::empty(kvm, VCPUS)?;
-        vm.load(&state)?;
+        let mut saved = get(&vm)?;
+        vm = fixture::successor(kvm, vm)?;
         set(&vm, &mut saved, MODE_EXACT)?;
         run_a_little(&vm)?;
         before.ensure_is(&Clocks::of(&vm)?, &format!("in cycle {cycle}"))?;
@@ -79,7 +61,7 @@ fn cycles(kvm: &Kvm, clock: Clock, ticks: u64) -> Result<()> {
     Ok(())
 }
 
-/// In a new VM; `ticks` is how far vCPU 1 is ahead, `given` the flag of the record.
+/// SET in a new VM. vCPU 1 is `ticks` ahead; `given` is the flag of the record.
 fn honoured(kvm: &Kvm, mode: u32, ticks: u64, given: bool) -> Result<()> {
     let source = Clock::Pinned.vm(kvm, VCPUS)?;
     let mut saved = get(&source)?;
@@ -92,8 +74,7 @@ fn honoured(kvm: &Kvm, mode: u32, ticks: u64, given: bool) -> Result<()> {
     if mode != MODE_EXACT {
         move_to_domain(&mut saved, OTHER_DOMAIN);
     }
-    let vm = Vm::empty(kvm, VCPUS)?;
-    vm.load(&source.save()?)?;
+    let vm = fixture::successor(kvm, source)?;
     set(&vm, &mut saved, mode)?;
     ensure_flag(&vm, given && ticks == 0, Clock::Pinned)
 }

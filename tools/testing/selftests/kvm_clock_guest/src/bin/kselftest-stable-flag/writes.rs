@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! TSCs go apart, and together again.
+//! Writes that make TSCs different, and equal again.
 
 use crate::state::{ensure_flag, ensure_pages, Clock};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
 use kvm_clock_guest_selftests::{
-    ktap::Case,
+    prelude::*,
     tsc_writes::{TscWrite, BY_GUEST_ADJUST, BY_OFFSET, TSC_WRITES},
 };
-use kvm_ioctls::Kvm;
 
 const VCPUS: u32 = 3;
-/// How far a guest moves a TSC, ticks: less than a ms.
+/// A small write, ticks: less than a ms.
 const LITTLE: u64 = 1_000_000;
-/// Farther than what KVM takes for an attempt to make TSCs equal, ticks.
+/// A large write, ticks: KVM does not treat it as an attempt to make TSCs equal.
 const FAR: u64 = 1 << 40;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
@@ -47,8 +44,8 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     cases
 }
 
-/// The writes that bring a TSC back to where it was. A VMM's end the master clock, which a derived
-/// clock does not go without.
+/// The writes that restore a TSC to the tick. A VMM's writes end the master clock, which a derived
+/// clock needs.
 fn to_the_tick(clock: Clock) -> &'static [TscWrite] {
     match clock {
         Clock::Derived => &[BY_GUEST_ADJUST],
@@ -95,10 +92,10 @@ fn all_follow(kvm: &Kvm, clock: Clock, write: TscWrite) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless the offsets are what the case is about.
+/// Fails unless the equality of the offsets is `expected`.
 fn ensure_equal(vm: &Vm, expected: bool) -> Result<()> {
     let offsets = vm.tsc_offsets()?;
     let equal = offsets.iter().all(|offset| *offset == offsets[0]);
-    ensure!(equal == expected, "TSC offsets are {offsets:x?}");
+    ensure_eq!(equal, expected, "whether TSC offsets are equal");
     Ok(())
 }

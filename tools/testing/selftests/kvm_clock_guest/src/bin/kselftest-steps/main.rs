@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A guest whose vCPUs read their clocks without a pause sees none of them go back, on a vCPU or
-//! between two, through a thousand SETs: no guest instruction runs between the first vCPU's change
-//! and the last one's.
+//! A guest whose vCPUs read their clocks continuously sees no step back, on one vCPU or between
+//! two, during a thousand SETs: no guest instruction runs between the changes of the first and the
+//! last vCPU.
 
 mod racing;
 mod record;
 mod rounds;
 
-use kvm_clock_guest_selftests::{ktap, require};
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 /// SETs of a case.
 const SETS: u32 = 1_000;

@@ -1,48 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET against vCPUs that leave and enter KVM_RUN as they please: it is refused, or it is done
-//! before the first of them gets on.
+//! SET while vCPUs leave and enter KVM_RUN at any time: it fails, or it is complete before the
+//! first vCPU continues.
 
 use crate::SETS;
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::set_vm_clock_guest;
-use kvm_clock_guest_selftests::{
-    fixture::{get, pinned},
-    flat_out::Progress,
-    ktap::{note, Case},
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::MODE_ADVANCE;
+use kvm_clock_guest_selftests::{prelude::*, progress::Progress};
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
 };
 
 const VCPUS: u32 = 4;
-/// How far each SET moves the guest forward, ns: a vCPU left behind would be caught by the others'
-/// next readings.
+/// The distance by which each SET moves the guest forward, ns: the next readings of the other vCPUs
+/// would reveal a vCPU that SET left behind.
 const LEAP_NS: i64 = 1_000_000;
-/// As many SETs must have been done, and as many refused, to say anything.
+/// The least number of successful SETs, and of refused ones, for a meaningful result.
 const LEAST: u32 = SETS / 10;
-/// Time for more than that.
+/// Time limit once [`LEAST`] is reached.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Time for that.
+/// Time limit to reach [`LEAST`].
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
-    vec![Case::new("SETs while vCPUs come and go", come_and_go)]
+    vec![Case::new(
+        "SETs while vCPUs enter and leave KVM_RUN",
+        enter_and_leave,
+    )]
 }
 
-/// What became of the SETs.
+/// Numbers of the SETs' results.
 #[derive(Debug, Default)]
 struct Outcomes {
     done: u32,
     busy: u32,
 }
 
-fn come_and_go(kvm: &Kvm) -> Result<()> {
+fn enter_and_leave(kvm: &Kvm) -> Result<()> {
     let vm = pinned(kvm, VCPUS)?;
     let record = get(&vm)?.header.record;
     let first = Progress::of(&vm);
@@ -54,23 +47,19 @@ fn come_and_go(kvm: &Kvm) -> Result<()> {
             outcomes
         });
         let controlled = start_and_stop(&vm, &enough);
-        // It ends by itself, whatever happened here.
+        // The thread of the SETs ends by itself.
         let outcomes = setter.join().expect("the thread of the SETs panicked");
         controlled.and(outcomes)
     })?;
     let read = Progress::of(&vm).since(&first);
-    note(&format!("SETs: {outcomes:?}; readings by vCPU: {read:?}"));
+    note!("SETs: {outcomes:?}; readings by vCPU: {read:?}");
     first.ensure_none_went_back(&vm, true)?;
     ensure!(
         outcomes.done >= LEAST && outcomes.busy >= LEAST,
-        "{outcomes:?} in {PATIENCE:?}: at least {LEAST} of each are needed"
+        "{outcomes:?} in {PATIENCE:?}, expected at least {LEAST} of each"
     );
     let now = get(&vm)?;
-    ensure!(
-        now.header.record == record,
-        "record was {record:x?}, is {:x?}",
-        now.header.record
-    );
+    ensure_eq_hex!(now.header.record, record, "the record");
     let offset = now.vcpus[0].tsc_offset;
     ensure!(
         now.vcpus.iter().all(|vcpu| vcpu.tsc_offset == offset),
@@ -80,7 +69,7 @@ fn come_and_go(kvm: &Kvm) -> Result<()> {
     Ok(())
 }
 
-/// Calls SET without a pause, each time with the present clocks and a leap forward.
+/// Calls SET continuously, each time with the present clocks and a leap forward.
 fn set_often(vm: &Vm) -> Result<Outcomes> {
     let start = Instant::now();
     let mut outcomes = Outcomes::default();
@@ -104,7 +93,7 @@ fn set_often(vm: &Vm) -> Result<Outcomes> {
     }
 }
 
-/// Stops the vCPUs, which lets a SET in, and lets them run until each has read.
+/// Stops the vCPUs, so that a SET can succeed, and runs them until each made readings.
 fn start_and_stop(vm: &Vm, enough: &AtomicBool) -> Result<()> {
     while !enough.load(Ordering::Relaxed) {
         let progress = Progress::of(vm);

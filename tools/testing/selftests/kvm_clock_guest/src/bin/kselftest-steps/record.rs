@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `KVM_SET_CLOCK_GUEST` on a vCPU, which puts back the record that it has, while all vCPUs run.
+//! `KVM_SET_CLOCK_GUEST` of a vCPU's own record while all vCPUs run.
 
 use crate::SETS;
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::{get_clock_guest, set_clock_guest};
 use kvm_clock_guest_selftests::{
     apart::{apart, AHEAD},
-    clocks::Clocks,
     descriptors,
-    fixture::pinned,
-    flat_out::Progress,
-    ktap::{note, Case},
+    prelude::*,
+    progress::Progress,
 };
-use kvm_ioctls::Kvm;
 
-/// SETs between two looks at whether every vCPU gets on.
+/// SETs between two checks that every vCPU makes progress.
 const AT_A_TIME: u32 = 10;
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
@@ -34,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     ]
 }
 
-/// `comparable`: whether the vCPUs' TSCs are the same.
+/// With `comparable`, the vCPUs' TSCs are the same.
 fn put_back(vm: &Vm, comparable: bool) -> Result<()> {
     let before = Clocks::of(vm)?;
     let fds = descriptors::of_vcpus(vm)?;
@@ -52,7 +46,7 @@ fn put_back(vm: &Vm, comparable: bool) -> Result<()> {
     progress.wait(vm, 2)?;
     vm.stop()?;
     let read = Progress::of(vm).since(&first);
-    note(&format!("readings by vCPU: {read:?}"));
+    note!("readings by vCPU: {read:?}");
     first.ensure_none_went_back(vm, comparable)?;
     let after = Clocks::of(vm)?;
     before.ensure_is(&after, "after the SETs")?;
@@ -61,14 +55,14 @@ fn put_back(vm: &Vm, comparable: bool) -> Result<()> {
         .iter()
         .map(|vcpu| vm.view(vcpu.index()).pvclock().version)
         .collect();
-    note(&format!("versions of the records: {versions:?}"));
-    // Each look above found that every vCPU had entered the guest since the last, and so had the
-    // record that was SET meanwhile.
+    note!("versions of the records: {versions:?}");
+    // Between two of the checks above every vCPU entered the guest, with the record that was SET in
+    // the meantime.
     ensure!(
         versions
             .iter()
             .all(|version| version / 2 >= SETS / AT_A_TIME),
-        "vCPUs did not take the records up: versions {versions:?}"
+        "vCPUs did not get the records: versions {versions:?}"
     );
     Ok(())
 }

@@ -1,34 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Stop, SET, and go on, in every mode in turn.
+//! Stops, SETs and continues the guest, in every mode in turn.
 
 use crate::SETS;
-use anyhow::{ensure, Result};
-use clockguest::vmm::{vcpu::Vcpu, Vm};
+use clockguest::vmm::vcpu::Vcpu;
 use kvm_clock_guest_selftests::{
     apart::{apart, ensure_apart, AHEAD},
-    clocks::{pages, Clocks},
-    fixture::{get, move_to_domain, pinned, set},
-    flat_out::Progress,
-    ktap::{note, Case},
+    prelude::*,
+    progress::Progress,
 };
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE};
-use std::time::Instant;
 
-/// SETs of a VM whose vCPUs' TSCs cannot be compared, so that it tells less.
+/// SETs of a VM whose vCPUs' TSCs differ and cannot be compared.
 const SETS_APART: u32 = SETS / 8;
 
-/// Readings of a vCPU between two SETs: the first may have been begun before the former one, and
-/// the last is to be compared with.
+/// Readings of a vCPU between two SETs: the first may have begun before the former SET, and the
+/// last is compared with later ones.
 const READINGS: u64 = 3;
 
-/// All vCPUs are waited for before one SET in so many: to let four take turns on two CPUs takes
-/// long. Before the others it is whichever comes first. A vCPU that did not run compares its next
-/// reading with its last one, all the same.
+/// Before one SET in so many the test waits for all vCPUs, which takes long if four vCPUs share two
+/// CPUs. Before the others it waits for any vCPU. A vCPU that did not run still compares its next
+/// reading with its last one.
 const ALL_EVERY: u32 = 4;
 
-/// A mode, and the anchor in another host TSC domain, if in another.
+/// A mode, and the anchor in another host TSC domain, if any.
 const WAYS: &[(u32, Option<u64>)] = &[
     (MODE_EXACT, None),
     (MODE_FREEZE, None),
@@ -55,7 +49,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     ]
 }
 
-/// `comparable`: whether the vCPUs' TSCs are the same.
+/// With `comparable`, the vCPUs' TSCs are the same.
 fn rounds(vm: &Vm, sets: u32, comparable: bool) -> Result<()> {
     let before = Clocks::of(vm)?;
     let (start, first) = (Instant::now(), Progress::of(vm));
@@ -79,16 +73,16 @@ fn rounds(vm: &Vm, sets: u32, comparable: bool) -> Result<()> {
 
     let read = Progress::of(vm).since(&first);
     let seconds = start.elapsed().as_secs_f64();
-    note(&format!(
+    note!(
         "{sets} SETs, {moves} of which moved the TSCs, in {seconds:.1} s; by vCPU: {read:?} \
          readings, between {seen:?} of the SETs"
-    ));
+    );
     first.ensure_none_went_back(vm, comparable)?;
     ensure!(
         seen.iter().all(|seen| *seen >= sets / ALL_EVERY),
         "vCPUs read between {seen:?} of {sets} SETs"
     );
-    // Each freeze hides the time since GET, which is never 0.
+    // Each FREEZE hides the time since GET, which is never 0.
     ensure!(moves >= sets / 3, "only {moves} of {sets} SETs moved TSCs");
     let record = get(vm)?.header.record;
     ensure!(
@@ -99,10 +93,10 @@ fn rounds(vm: &Vm, sets: u32, comparable: bool) -> Result<()> {
     Ok(())
 }
 
-/// Runs until so many `vcpus` have made their readings; counts in `seen` which of all have.
+/// Runs until `vcpus` of the vCPUs have made their readings; counts in `seen` which ones have.
 fn run_and_stop(vm: &Vm, vcpus: usize, seen: &mut [u32]) -> Result<()> {
     let before = Progress::of(vm);
-    // Not `Vm::run()`, which returns when the last has got a CPU.
+    // `Vm::run()` would wait until the last vCPU has got a CPU.
     vm.vcpus().iter().for_each(Vcpu::request_run);
     before.wait_for(vm, vcpus, READINGS)?;
     vm.stop()?;

@@ -1,24 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_SET_TSC_KHZ of a vCPU whose VM has a pinned clock: EBUSY for another rate than the vCPU has,
-//! and nothing changes; the vCPU's own rate succeeds, and nothing changes either. So the guest's
-//! clock makes no step, at no later time, and KVM_GET_CLOCK is the same function. It works again
-//! when KVM_SET_CLOCK has unpinned the clock.
+//! KVM_SET_TSC_KHZ of a vCPU whose VM has a pinned clock: another rate fails with EBUSY, the vCPU's
+//! own rate succeeds, and neither changes anything. So the guest's clock makes no step, immediately
+//! or later, and KVM_GET_CLOCK stays the same function. After KVM_SET_CLOCK unpinned the clock,
+//! KVM_SET_TSC_KHZ works.
 
 mod refused;
 mod step;
 mod works;
 
-use anyhow::Result;
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    fixture::{get, set, settle},
-    ktap::{self, note},
-    require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::MODE_EXACT;
-use std::process::ExitCode;
+use kvm_clock_guest_selftests::prelude::*;
 
 const VCPUS: u32 = 2;
 
@@ -31,7 +22,7 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// In kHz, of a vCPU that has `khz`.
+    /// The rate (kHz) for a vCPU at `khz`.
     pub(crate) fn of(self, khz: u32) -> Result<u32> {
         let product = u64::from(khz) * u64::from(self.num);
         Ok(u32::try_from(product / u64::from(self.den))?)
@@ -49,8 +40,8 @@ const SCALED: Rate = Rate {
     den: 10,
 };
 
-/// Rates that every host takes: within the tolerance it leaves the TSC alone, and for a faster one
-/// it catches up by software, or scales.
+/// Rates that every host accepts: KVM ignores a difference within the tolerance, and imitates a
+/// faster rate in software or scales the TSC.
 const FASTER: [Rate; 2] = [
     Rate {
         name: "200 ppm faster",
@@ -63,7 +54,7 @@ const FASTER: [Rate; 2] = [
         den: 5,
     },
 ];
-/// Rates that need hardware which scales.
+/// Rates that need hardware scaling.
 const SLOWER: [Rate; 2] = [
     Rate {
         name: "300 ppm slower",
@@ -78,7 +69,7 @@ const SLOWER: [Rate; 2] = [
 ];
 
 fn main() -> ExitCode {
-    let scales = require::vendor_kvm().is_ok_and(|kvm| require::scales(&kvm));
+    let scales = require::host_scales();
     let mut starts = vec![HOST];
     let mut others = FASTER.to_vec();
     if scales {
@@ -91,17 +82,10 @@ fn main() -> ExitCode {
         cases.extend(step::cases(start, &others));
         cases.extend(works::cases(start, &others));
     }
-    let requirements = || {
-        let kvm = require::clock_guest()?;
-        if !scales {
-            note("this host does not scale a guest's TSC: rates that need it are left out");
-        }
-        Ok(kvm)
-    };
-    ktap::main(requirements, cases)
+    ktap::main(require::clock_guest_of_any_rate, cases)
 }
 
-/// A stopped VM at `start`, which has not run, with a pinned clock.
+/// A stopped VM at rate `start` with a pinned clock, which has not run yet.
 pub(crate) fn pinned_before_run(kvm: &Kvm, start: Rate) -> Result<Vm> {
     let khz = Vm::empty(kvm, 1)?.tsc_khz()?;
     let vm = match start.of(khz)? {
@@ -112,7 +96,7 @@ pub(crate) fn pinned_before_run(kvm: &Kvm, start: Rate) -> Result<Vm> {
     Ok(vm)
 }
 
-/// The same after it ran.
+/// A stopped VM at rate `start` with a pinned clock, which has run.
 pub(crate) fn pinned(kvm: &Kvm, start: Rate) -> Result<Vm> {
     let vm = pinned_before_run(kvm, start)?;
     settle(&vm)?;

@@ -1,18 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the ioctl returns, and that nothing changes.
+//! The ioctl's result; and it changes nothing.
 
 use crate::{pinned, pinned_before_run, Rate};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    fixture::{get, vcpu_transform},
-    ktap::Case,
-    one_clock::ensure_one_clock,
-    refusal::{ensure_changes_nothing, ensure_errno},
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::STATUS_PINNED;
+use kvm_clock_guest_selftests::{one_clock::ensure_one_clock, prelude::*};
 
 pub(crate) fn cases(start: Rate, others: &[Rate]) -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
@@ -50,7 +41,7 @@ fn rates(vm: &Vm) -> Result<String> {
 
 fn ensure_same_rates(vm: &Vm, before: &str) -> Result<()> {
     let now = rates(vm)?;
-    ensure!(now == before, "rates were {before}, are {now}");
+    ensure_eq!(now, before, "rates");
     Ok(())
 }
 

@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Whatever the ioctl returns, the guest's clock makes no step.
+//! The guest's clock makes no step, with any result of the ioctl.
 
 use crate::{pinned, Rate};
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{function, pages},
     expect::{ensure_reads, kvmclock_ns},
-    fixture::{get, vcpu_transform},
-    ktap::{note, Case},
     one_clock::ensure_one_clock,
+    prelude::*,
 };
-use kvm_ioctls::Kvm;
-use std::{thread::sleep, time::Duration};
 
-/// The clock's age when the ioctl is called, and how long the guest goes on: a function that is
-/// wrong by 200 ppm is off by 0.2 ms then.
+/// The clock's age at the call of the ioctl, and the time that the guest continues: a function that
+/// is wrong by 200 ppm then has an error of 0.2 ms.
 const AGE: Duration = Duration::from_secs(1);
 
 pub(crate) fn cases(start: Rate, others: &[Rate]) -> Vec<Case<Kvm>> {
@@ -45,17 +39,13 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
         let fd = vm.vcpus()[index].fd();
         let khz = other.of(fd.get_tsc_khz()?)?;
         let result = fd.set_tsc_khz(khz);
-        note(&format!("KVM_SET_TSC_KHZ of vCPU {index}: {result:?}"));
+        note!("KVM_SET_TSC_KHZ of vCPU {index}: {result:?}");
     }
 
-    let data = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
-    let due = kvmclock_ns(&record, transform.guest_tsc(data.host_tsc));
-    ensure!(
-        data.clock == due,
-        "KVM_GET_CLOCK says {} ns, it was {due} ns by the clock of before",
-        data.clock
-    );
-    for when in ["at once", "later"] {
+    let data = get_clock(&vm)?;
+    let expected = kvmclock_ns(&record, transform.guest_tsc(data.host_tsc));
+    ensure_eq!(data.clock, expected, "KVM_GET_CLOCK, ns");
+    for when in ["immediately", "later"] {
         let run = observe::run(&vm)?;
         vm.stop()?;
         let reading = run.finish(&vm, rdtsc_ordered())?;
@@ -66,14 +56,11 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
     ensure_same_function(&vm, before.header.host_tsc, before.header.kvmclock_ns)
 }
 
-/// At the anchor of before, kvmclock is what it was.
-fn ensure_same_function(vm: &Vm, host_tsc: u64, due: u64) -> Result<()> {
+/// Fails unless kvmclock at the former anchor is unchanged.
+fn ensure_same_function(vm: &Vm, host_tsc: u64, expected: u64) -> Result<()> {
     let now = get(vm)?;
     let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
     let ns = kvmclock_ns(&now.header.record, transform.guest_tsc(host_tsc));
-    ensure!(
-        ns == due,
-        "at host TSC {host_tsc} kvmclock was {due} ns, by GET it was {ns} ns"
-    );
+    ensure_eq!(ns, expected, "kvmclock at host TSC {host_tsc}, ns");
     Ok(())
 }

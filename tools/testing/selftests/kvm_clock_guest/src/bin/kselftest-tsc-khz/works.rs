@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Where no clock is pinned, the ioctl works.
+//! Without a pinned clock the ioctl works.
 
 use crate::{pinned, Rate};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_bindings::kvm_clock_data;
-use kvm_clock_guest_selftests::{fixture::settle, ktap::Case};
-use kvm_ioctls::Kvm;
+use kvm_clock_guest_selftests::prelude::*;
 
 pub(crate) fn cases(start: Rate, others: &[Rate]) -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
@@ -22,17 +18,9 @@ pub(crate) fn cases(start: Rate, others: &[Rate]) -> Vec<Case<Kvm>> {
 
 fn after_set_clock(kvm: &Kvm, start: Rate, other: Rate) -> Result<()> {
     let vm = pinned(kvm, start)?;
-    let clock = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
-    let data = kvm_clock_data {
-        clock,
-        ..kvm_clock_data::default()
-    };
-    vm.fd().set_clock(&data).context("KVM_SET_CLOCK")?;
-    let was = vm.tsc_khz()?;
-    let khz = other.of(was)?;
-    for vcpu in vm.vcpus() {
-        vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ")?;
-    }
+    set_clock(&vm, get_clock(&vm)?.clock)?;
+    let khz = other.of(vm.tsc_khz()?)?;
+    set_tsc_khz(&vm, 0, khz)?;
     ensure_rate(&vm, khz)?;
     settle(&vm)?;
     ensure_rate(&vm, khz)
@@ -40,12 +28,8 @@ fn after_set_clock(kvm: &Kvm, start: Rate, other: Rate) -> Result<()> {
 
 fn ensure_rate(vm: &Vm, khz: u32) -> Result<()> {
     for vcpu in vm.vcpus() {
-        let is = vcpu.fd().get_tsc_khz()?;
-        ensure!(
-            is == khz,
-            "vCPU {}'s rate is {is} kHz, not {khz}",
-            vcpu.index()
-        );
+        let actual = vcpu.fd().get_tsc_khz()?;
+        ensure_eq!(actual, khz, "vCPU {}'s rate, kHz", vcpu.index());
     }
     Ok(())
 }

@@ -1,31 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A pinned clock follows every write of a vCPU's TSC: the vCPU's pvclock page moves with its TSC
-//! before the guest executes its next instruction, so that kvmclock goes on, and KVM_GET_CLOCK
-//! reports what the page says.
+//! A pinned clock follows every write of a vCPU's TSC: KVM moves the vCPU's pvclock page with its
+//! TSC before the guest's next instruction. So kvmclock continues, and KVM_GET_CLOCK agrees with
+//! the page.
 //!
-//! All threads share one CPU of the host, so that no migration of a vCPU makes KVM update a page.
+//! All threads share one CPU of the host, because a migration of a vCPU makes KVM update a page.
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, observe, vmm::Vm};
 use kvm_clock_guest_selftests::{
-    clocks::{function, pages},
+    affinity::SingleCpu,
     expect::ensure_reads,
-    fixture::{pinned, run_a_little, settle},
-    ktap::{self, Case},
     one_clock::ensure_one_clock,
-    require,
-    single_cpu::SingleCpu,
+    prelude::*,
     snippet,
     tsc_writes::{TscWrite, BY_OFFSET, TSC_WRITES},
 };
-use kvm_ioctls::Kvm;
-use std::process::ExitCode;
 
 const VCPUS: u32 = 2;
-/// How far a TSC moves, ticks.
+/// The distance by which a TSC moves, ticks.
 const TICKS: u64 = 1 << 40;
-/// How far vCPU 1 is ahead where the vCPUs' TSCs differ before, ticks.
+/// The distance by which vCPU 1 is ahead if the vCPUs' TSCs differ, ticks.
 const AHEAD: u64 = 1 << 30;
 
 fn main() -> ExitCode {
@@ -39,15 +32,15 @@ fn main() -> ExitCode {
                 ));
             }
             cases.push(Case::new(
-                format!("kvmclock goes on: {}, all vCPUs, {before}", write.name),
-                move |kvm| goes_on(kvm, write, ahead),
+                format!("kvmclock continues: {}, all vCPUs, {before}", write.name),
+                move |kvm| continues(kvm, write, ahead),
             ));
         }
     }
     ktap::main(require::clock_guest, cases)
 }
 
-/// A stopped VM with a pinned clock, vCPU 1's TSC so far ahead, and nothing pending.
+/// A stopped VM with a pinned clock and no pending update; vCPU 1's TSC is `ahead` ticks ahead.
 fn vm(kvm: &Kvm, ahead: u64) -> Result<Vm> {
     let vm = pinned(kvm, VCPUS)?;
     if ahead != 0 {
@@ -72,17 +65,17 @@ fn page_moves(kvm: &Kvm, write: TscWrite, index: usize, ahead: u64) -> Result<()
         "the TSC moved by {moved} ticks, not {TICKS}"
     );
     let (expected, page) = (before[index].shifted_by(moved), pages(&vm)[index]);
-    ensure!(
-        function(page) == function(expected),
-        "at the next instruction vCPU {index}, whose TSC moved by {moved} ticks, reads {page:x?}, \
-         expected {expected:x?}"
+    ensure_eq_hex!(
+        function(page),
+        function(expected),
+        "vCPU {index}'s record at its next instruction"
     );
     ensure_one_clock(&vm).context("after the write")?;
     run_a_little(&vm)?;
     ensure_one_clock(&vm).context("after all vCPUs ran")
 }
 
-fn goes_on(kvm: &Kvm, write: TscWrite, ahead: u64) -> Result<()> {
+fn continues(kvm: &Kvm, write: TscWrite, ahead: u64) -> Result<()> {
     let _cpu = SingleCpu::hold()?;
     let vm = vm(kvm, ahead)?;
     let (offset, record) = (vm.tsc_offsets()?[0], pages(&vm)[0]);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A program as it would be written against the series on the kernel list: numbers and layouts are
-//! its own, so that nothing here vouches for itself.
+//! Numbers and layouts of the series on the kernel list, written down independently of this
+//! project's own ones.
 //!
-//! It is in Rust because what such a program, once compiled, shares with KVM is numbers and bytes;
-//! that the UAPI header says the same in C is for the module's build to find out
-//! (`abi_check.rs`).
+//! They are in Rust because a compiled program only shares numbers and bytes with KVM. The module's
+//! build (`abi_check.rs`) compares the UAPI header with them.
 
 use std::{io, mem::offset_of, os::fd::AsRawFd};
 
@@ -66,9 +65,9 @@ pub(crate) const PVCLOCK_TSC_STABLE_BIT: u8 = 1;
 ///
 /// # Safety
 ///
-/// `arg` may be accessed as `request` does: for as many bytes, or not at all.
+/// `arg` may be accessed as `request` does, or is inaccessible.
 pub(crate) unsafe fn ioctl(fd: &impl AsRawFd, request: u64, arg: usize) -> io::Result<()> {
-    // SAFETY: By the caller.
+    // SAFETY: As the caller promises.
     match unsafe { libc::ioctl(fd.as_raw_fd(), request, arg) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -77,7 +76,7 @@ pub(crate) unsafe fn ioctl(fd: &impl AsRawFd, request: u64, arg: usize) -> io::R
 
 /// `KVM_GET_CLOCK_GUEST`.
 pub(crate) fn get_clock_guest(fd: &impl AsRawFd) -> io::Result<TimeInfo> {
-    // What KVM does not write is seen.
+    // Values that KVM does not return, to notice fields that it does not write.
     let mut info = TimeInfo {
         version: u32::MAX,
         pad0: u32::MAX,
@@ -100,8 +99,7 @@ pub(crate) fn set_clock_guest(fd: &impl AsRawFd, info: &TimeInfo) -> io::Result<
 ///
 /// # Safety
 ///
-/// `address` may be accessed as `access` does, for as many bytes as the attribute has, or not at
-/// all.
+/// `address` may be accessed as `access` does for the attribute's size, or is inaccessible.
 pub(crate) unsafe fn tsc_attr(
     fd: &impl AsRawFd,
     access: Access,
@@ -114,8 +112,8 @@ pub(crate) unsafe fn tsc_attr(
         attr,
         addr: address as u64,
     };
-    // CAST: The number of the request.
+    // CAST: the request's number.
     let request = access as u64;
-    // SAFETY: KVM reads `attr`; what it does with `address` is by the caller.
+    // SAFETY: KVM reads `attr`, and the caller promises that it may access `address`.
     unsafe { ioctl(fd, request, (&raw const attr).expose_provenance()) }
 }

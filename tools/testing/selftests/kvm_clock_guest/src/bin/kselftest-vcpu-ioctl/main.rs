@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The vCPU ioctls KVM_GET_CLOCK_GUEST and KVM_SET_CLOCK_GUEST and the attribute
-//! KVM_VCPU_TSC_SCALE, as a program written against the series on the kernel list calls them; and
-//! what is promised beyond it: a call that fails changes nothing, and the record comes back to the
-//! bit.
+//! KVM_VCPU_TSC_SCALE, called as a program written for the series on the kernel list does. Beyond
+//! the series, a failed call changes nothing, and the record is restored bit for bit.
 //!
-//! `ENOTTY` without the module is kselftest-lifecycle's.
+//! kselftest-lifecycle tests `ENOTTY` without the module.
 
 mod edge;
 mod list;
@@ -16,28 +15,17 @@ mod refuses;
 mod scale;
 mod writes;
 
-use anyhow::{Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    clocksource,
-    fixture::{derived, pinned},
-    ktap, require,
-};
-use kvm_ioctls::Kvm;
+use kvm_clock_guest_selftests::{clocksource, prelude::*};
 use list::TimeInfo;
-use pvclock::abi::ClockGuest;
-use std::{
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
-    process::ExitCode,
-};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;
 
-/// What the cases share: a call that fails changes nothing, so one VM serves many of them.
+/// Shared by the cases: a failed call changes nothing, so one VM serves many of them.
 struct Host {
     kvm: Kvm,
-    /// A VM whose clocks KVM derived, and one whose clock is pinned.
+    /// A VM with a derived clock, and one with a pinned clock.
     vms: [Vm; 2],
     other_clocksource: String,
 }
@@ -84,7 +72,7 @@ fn second_descriptor(vm: &Vm, index: usize) -> Result<OwnedFd> {
     borrowed.try_clone_to_owned().context("fcntl")
 }
 
-/// The same record in the words of the other tests.
+/// The record in the type that the other tests use.
 fn record(info: &TimeInfo) -> ClockGuest {
     ClockGuest {
         version: info.version,

@@ -1,29 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The procedures that the series documents, step by step: live update on one host, where the
-//! offset is put back as it is, and migration, where it is computed from KVM_GET_CLOCK and a time
-//! difference.
+//! The procedures that the series documents, step by step: live update on one host, which restores
+//! the offset unchanged, and migration, which computes it from KVM_GET_CLOCK and a time difference.
 
 use crate::{
     get,
     list::{tsc_attr, Access, TscScale, KVM_VCPU_TSC_SCALE},
     record, set, Host, VCPUS,
 };
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::{
-    measure::{compare, ClockError},
-    vmm::Vm,
-};
+use clockguest::measure::{compare, ClockError};
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
-use kvm_clock::{set_tsc_offset, tsc_offset};
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    fixture::{derived, run_a_little},
-    ktap::{note, Case},
-};
-use kvm_ioctls::VcpuFd;
+use kvm_clock_guest_selftests::{fixture, prelude::*};
 
-/// Times that a guest is carried over.
+/// Live updates of a guest.
 const CYCLES: u32 = 10;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -39,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     ]
 }
 
-/// (2) offset and scale of a vCPU, which without hardware scaling does not exist.
+/// (2) The offset of a vCPU, and its scale, which only exists with hardware scaling.
 fn offset_and_scale(fd: &VcpuFd) -> Result<(u64, Option<TscScale>)> {
     let mut scale = TscScale::default();
     let address = (&raw mut scale).expose_provenance();
@@ -60,24 +49,16 @@ fn scaled(host_tsc: u64, scale: Option<TscScale>) -> u64 {
     })
 }
 
-fn clock_of(vm: &Vm) -> Result<kvm_clock_data> {
-    vm.fd().get_clock().context("KVM_GET_CLOCK")
-}
-
 /// A VM with the memory and registers of `vm`, and no clock yet.
 fn successor(host: &Host, vm: Vm) -> Result<Vm> {
-    let (state, khz) = (vm.save()?, vm.tsc_khz()?);
-    drop(vm);
-    let vm = Vm::empty(&host.kvm, VCPUS)?;
-    vm.load(&state)?;
-    for vcpu in vm.vcpus() {
-        // (4)
-        vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ")?;
-    }
+    let khz = vm.tsc_khz()?;
+    let vm = fixture::successor(&host.kvm, vm)?;
+    // (4)
+    fixture::set_tsc_khz(&vm, 0, khz)?;
     Ok(vm)
 }
 
-/// The same offset, then the record of the boot vCPU.
+/// Restores the offset, then the record of the boot vCPU.
 fn live_update(host: &Host) -> Result<()> {
     let mut vm = derived(&host.kvm, VCPUS)?;
     let before = run_a_little(&vm)?;
@@ -87,7 +68,7 @@ fn live_update(host: &Host) -> Result<()> {
         let offsets = vm.tsc_offsets()?;
         vm = successor(host, vm)?;
         for (vcpu, offset) in vm.vcpus().iter().zip(offsets) {
-            set_tsc_offset(&vcpu.fd(), offset).context("KVM_VCPU_TSC_OFFSET")?;
+            vm.set_tsc_offset(vcpu.index(), offset)?;
         }
         set(&vm, 0, &info)?;
         let after = run_a_little(&vm)?;
@@ -99,17 +80,15 @@ fn live_update(host: &Host) -> Result<()> {
             "cycle {cycle}: {found:?}, expected no error"
         );
     }
-    Clocks {
-        pinned: true,
-        ..clocks
-    }
-    .ensure_is(&Clocks::of(&vm)?, "after all cycles")
+    clocks
+        .as_pinned()
+        .ensure_is(&Clocks::of(&vm)?, "after all cycles")
 }
 
 fn migration(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     // (1) to (3)
-    let there = clock_of(&vm)?;
+    let there = get_clock(&vm)?;
     ensure_has_host_tsc(&there, "of the source")?;
     let khz = i128::from(vm.tsc_khz()?);
     let mut guest_tscs = Vec::new();
@@ -120,13 +99,13 @@ fn migration(host: &Host) -> Result<()> {
     let info = get(&vm, 0)?;
 
     let vm = successor(host, vm)?;
-    // (5): the series lets KVM_GET_CLOCK tell the pair before the first KVM_RUN too; here another
-    // VM must be asked.
-    let early = clock_of(&vm)?;
+    // (5): in the series KVM_GET_CLOCK also reports the pair before the first KVM_RUN; this kernel
+    // only reports it for another VM.
+    let early = get_clock(&vm)?;
     if early.flags & KVM_CLOCK_HOST_TSC == 0 {
-        note("KVM_GET_CLOCK of a VM that never ran tells no host_tsc");
+        note!("KVM_GET_CLOCK of a VM that never ran reports no host_tsc");
     }
-    let here = clock_of(&host.vms[0])?;
+    let here = get_clock(&host.vms[0])?;
     ensure_has_host_tsc(&here, "of the destination")?;
     // (6), (7)
     let elapsed = i128::from(here.realtime) - i128::from(there.realtime);
@@ -135,18 +114,15 @@ fn migration(host: &Host) -> Result<()> {
         let fd = vcpu.fd();
         let (_, scale) = offset_and_scale(&fd)?;
         // CAST: mod 2^64, as TSC values are.
-        let due = guest_tsc.wrapping_add(ticks as u64);
-        let offset = due.wrapping_sub(scaled(here.host_tsc, scale));
+        let advanced = guest_tsc.wrapping_add(ticks as u64);
+        let offset = advanced.wrapping_sub(scaled(here.host_tsc, scale));
         set_tsc_offset(&fd, offset).context("KVM_VCPU_TSC_OFFSET")?;
     }
-    // (8): accepted, so (9) is not needed.
+    // (8): it succeeds, so (9) is not needed.
     set(&vm, 0, &info)?;
     for (index, vcpu) in run_a_little(&vm)?.vcpus.iter().enumerate() {
         let (observed, expected) = (vcpu.record, record(&info));
-        ensure!(
-            kvm_clock_guest_selftests::clocks::without_version(observed) == expected,
-            "vCPU {index} reads {observed:x?}, expected {expected:x?}"
-        );
+        ensure_eq_hex!(without_version(observed), expected, "vCPU {index}'s record");
     }
     Ok(())
 }

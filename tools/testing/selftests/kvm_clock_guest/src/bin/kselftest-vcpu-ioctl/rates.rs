@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A record is for one rate of the TSC: what is just inside the tolerance, and just outside.
+//! Records for TSC rates just inside the tolerance, and just outside it.
 
 use crate::{
     get,
@@ -8,8 +8,7 @@ use crate::{
     refuses::{ensure_accepted, ensure_refused},
     Host, VCPUS,
 };
-use anyhow::{Context, Result};
-use kvm_clock_guest_selftests::{fixture::derived, ktap::Case};
+use kvm_clock_guest_selftests::prelude::*;
 use pvclock::rate::Factor;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
@@ -19,13 +18,13 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     ]
 }
 
-/// By the factor that KVM itself makes of a rate.
+/// With the factor that KVM computes from a rate.
 fn by_khz(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let khz = u64::from(vm.tsc_khz()?);
     let now = get(&vm, 0)?;
-    for (off, accepted) in [(-2, false), (-1, true), (0, true), (1, true), (2, false)] {
-        let factor = Factor::of_hz(khz.saturating_add_signed(off) * 1000).context("no factor")?;
+    for (error, accepted) in [(-2, false), (-1, true), (0, true), (1, true), (2, false)] {
+        let factor = Factor::of_hz(khz.saturating_add_signed(error) * 1000).context("no factor")?;
         let info = TimeInfo {
             tsc_to_system_mul: factor.mul,
             tsc_shift: factor.shift,
@@ -36,13 +35,14 @@ fn by_khz(host: &Host) -> Result<()> {
         } else {
             ensure_refused(&vm, libc::ERANGE, &info)
         }
-        .with_context(|| format!("{off} kHz off {khz} kHz"))?;
+        .with_context(|| format!("{error} kHz from {khz} kHz"))?;
     }
     Ok(())
 }
 
 /// The least and the largest `mul` for a rate that is, in whole kHz, within 1 kHz of the vCPU's: a
-/// record counts `2^(32 - shift) / mul` ticks to the ns.
+/// record counts
+/// `2^(32 - shift) / mul` ticks per ns.
 fn by_mul(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let khz = u128::from(vm.tsc_khz()?);

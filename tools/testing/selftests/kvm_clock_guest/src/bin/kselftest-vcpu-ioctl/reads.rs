@@ -1,22 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_GET_CLOCK_GUEST: what the guest reads, whatever the state of the VM.
+//! KVM_GET_CLOCK_GUEST returns the guest's record in every state of the VM.
 
 use crate::{
     get,
     list::{get_clock_guest, PVCLOCK_TSC_STABLE_BIT},
     record, second_descriptor, set, Host, VCPUS,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::{observe, vmm::Vm};
-use kvm_clock::set_tsc_offset;
-use kvm_clock_guest_selftests::{
-    clocks::{pages, Clocks},
-    fixture::{self, pinned, run_a_little},
-    halting,
-    ktap::Case,
-};
-use pvclock::tsc::TscTransform;
+use kvm_clock_guest_selftests::{fixture, prelude::*, snippet};
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
@@ -28,13 +19,13 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     ]
 }
 
-/// `version` and padding are 0.
+/// Fails unless GET reports the record of each vCPU's page, with `version` and padding 0.
 fn ensure_as_guest(vm: &Vm, flags: u8) -> Result<()> {
     for (index, page) in pages(vm).into_iter().enumerate() {
-        let told = record(&get(vm, index)?);
+        let reported = record(&get(vm, index)?);
         ensure!(
-            told == page && page.flags == flags,
-            "vCPU {index} is told {told:x?}, the guest has {page:x?}, flags expected {flags:#x}"
+            reported == page && page.flags == flags,
+            "vCPU {index}: GET reports {reported:x?}, the guest has {page:x?}, expected flags {flags:#x}"
         );
     }
     Ok(())
@@ -53,20 +44,17 @@ fn as_guest(host: &Host) -> Result<()> {
 fn apart(host: &Host) -> Result<()> {
     let vm = pinned(&host.kvm, VCPUS)?;
     let offset = vm.tsc_offsets()?[1].wrapping_sub(1_000_000_007);
-    set_tsc_offset(&vm.vcpus()[1].fd(), offset).context("KVM_VCPU_TSC_OFFSET")?;
+    vm.set_tsc_offset(1, offset)?;
     run_a_little(&vm)?;
     ensure_as_guest(&vm, 0)?;
     let (first, last) = (get(&vm, 0)?, get(&vm, 1)?);
     let observed = last.tsc_timestamp.wrapping_sub(first.tsc_timestamp);
     let expected = 1_000_000_007u64.wrapping_neg();
-    ensure!(
-        observed == expected,
-        "the records are {observed:#x} ticks apart, expected {expected:#x}"
-    );
+    ensure_eq_hex!(observed, expected, "ticks between the records");
     Ok(())
 }
 
-/// What is told then is a clock that can be SET, and is what the VM ioctl tells of a like instant.
+/// GET reports a clock that can be SET.
 fn never_run(host: &Host) -> Result<()> {
     let vm = Vm::new(&host.kvm, VCPUS)?;
     let info = get(&vm, 0)?;
@@ -77,48 +65,40 @@ fn never_run(host: &Host) -> Result<()> {
     );
     ensure_near_kvmclock(&vm)?;
     set(&vm, 0, &info)?;
-    ensure!(
-        get(&vm, 0)? == info,
-        "GET after SET: {:x?}, set {info:x?}",
-        get(&vm, 0)?
-    );
+    ensure_eq_hex!(get(&vm, 0)?, info, "GET after SET");
     run_a_little(&vm)?;
-    ensure!(
-        pages(&vm)[0] == record(&info),
-        "the guest has {:x?}, set {info:x?}",
-        pages(&vm)[0]
-    );
+    ensure_eq_hex!(pages(&vm)[0], record(&info), "the guest's record");
     Ok(())
 }
 
-/// The record of vCPU 0 tells what KVM_GET_CLOCK does.
+/// Fails unless the record of vCPU 0 agrees with KVM_GET_CLOCK.
 fn ensure_near_kvmclock(vm: &Vm) -> Result<()> {
-    /// Roundings on the way.
+    /// Rounding errors.
     const TOLERANCE_NS: u64 = 2;
 
     let transform = TscTransform {
         offset: vm.tsc_offsets()?[0],
         ..fixture::reference_transform(&fixture::get(vm)?)?
     };
-    let told = record(&get(vm, 0)?);
-    let at = |host_tsc| told.kvmclock_ns(transform.guest_tsc(host_tsc));
-    let before = at(clockguest::host::rdtsc_ordered());
-    let kvmclock = vm.fd().get_clock().context("KVM_GET_CLOCK")?.clock;
-    let after = at(clockguest::host::rdtsc_ordered());
+    let reported = record(&get(vm, 0)?);
+    let at = |host_tsc| reported.kvmclock_ns(transform.guest_tsc(host_tsc));
+    let before = at(rdtsc_ordered());
+    let kvmclock = get_clock(vm)?.clock;
+    let after = at(rdtsc_ordered());
     ensure!(
         (before - TOLERANCE_NS..=after + TOLERANCE_NS).contains(&kvmclock),
-        "KVM_GET_CLOCK says {kvmclock} ns, the record {before} before and {after} ns after"
+        "KVM_GET_CLOCK returns {kvmclock} ns, the record {before} before and {after} ns after"
     );
     Ok(())
 }
 
-/// One instruction, HLT, is all it executes.
+/// The guest only executes HLT.
 fn never_enabled(host: &Host) -> Result<()> {
     let vm = Vm::empty(&host.kvm, 1)?;
     for _ in 0..2 {
         let mut fd = vm.vcpus()[0].fd();
         fd.set_kvm_immediate_exit(0);
-        halting::run(&vm, &mut fd)?;
+        snippet::halt_in_real_mode(&vm, &mut fd)?;
         drop(fd);
         ensure_near_kvmclock(&vm)?;
         set(&vm, 0, &get(&vm, 0)?)?;
@@ -133,15 +113,12 @@ fn running(host: &Host) -> Result<()> {
             .collect::<Result<_>>()?;
         let before = Clocks::of(vm)?;
         let run = observe::run(vm)?;
-        let told: Result<Vec<_>, _> = fds.iter().cycle().take(200).map(get_clock_guest).collect();
+        let reported: Result<Vec<_>, _> =
+            fds.iter().cycle().take(200).map(get_clock_guest).collect();
         vm.stop()?;
         drop(run);
-        for told in told.context("KVM_GET_CLOCK_GUEST while the vCPU runs")? {
-            ensure!(
-                record(&told) == before.record,
-                "told is {told:x?}, expected {:x?}",
-                before.record
-            );
+        for reported in reported.context("KVM_GET_CLOCK_GUEST while the vCPU runs")? {
+            ensure_eq_hex!(record(&reported), before.record, "GET while the vCPU runs");
         }
         before.ensure_unchanged(vm)?;
     }

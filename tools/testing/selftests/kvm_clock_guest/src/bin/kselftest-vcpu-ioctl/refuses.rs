@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Each errno by each of its causes, and what is just inside the limits.
+//! Each errno with each of its causes, and arguments just inside the limits.
 //!
-//! `EBUSY` needs a host that does not know its TSC's rate, which cannot be had here; `EOPNOTSUPP`
-//! is kselftest-errno's.
+//! `EBUSY` needs a host with an unknown TSC rate, which a test cannot set up; kselftest-errno tests
+//! `EOPNOTSUPP`.
 
 use crate::{
     edge::Edge,
@@ -13,23 +13,16 @@ use crate::{
     },
     record, set, Host, VCPUS,
 };
-use anyhow::{bail, ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock_guest_selftests::{
-    clocks::{function, pages, Clocks},
-    clocksource::WithoutTsc,
-    fixture::{derived, pinned, run_a_little},
-    ktap::Case,
-};
+use kvm_clock_guest_selftests::{clocksource::WithoutTsc, prelude::*};
 use std::io;
 use zerocopy::IntoBytes;
 
-/// The lowest address that no process can have.
+/// The lowest address of the kernel's half.
 const KERNEL_HALF: usize = 0xffff_8000_0000_0000;
 
 type Edit = fn(&mut TimeInfo);
 
-/// What makes a record malformed.
+/// Malformed records.
 const MALFORMED: &[(&str, Edit)] = &[
     ("pad0", |i| i.pad0 = 1),
     ("pad[0]", |i| i.pad = [1, 0]),
@@ -80,7 +73,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
             "ENODATA GET and SET: host clocksource is not the TSC",
             no_tsc,
         ),
-        Case::new("EINVAL: unknown vCPU ioctls are refused as ever", unknown),
+        Case::new("EINVAL: unknown vCPU ioctls", unknown),
     ]);
     cases
 }
@@ -107,37 +100,36 @@ pub(crate) fn ensure_refused(vm: &Vm, errno: i32, info: &TimeInfo) -> Result<()>
     before.ensure_unchanged(vm)
 }
 
-/// Fails unless `info` is accepted through vCPU 0, and is what the guest has then.
+/// Fails unless SET of `info` through vCPU 0 succeeds, and the guest has it then.
 pub(crate) fn ensure_accepted(vm: &Vm, info: &TimeInfo) -> Result<()> {
     set(vm, 0, info)?;
     run_a_little(vm)?;
-    let (told, page) = (record(&get(vm, 0)?), pages(vm)[0]);
+    let (reported, page) = (record(&get(vm, 0)?), pages(vm)[0]);
     ensure!(
-        told == page && function(page) == function(record(info)),
-        "GET tells {told:x?}, the guest has {page:x?}, set was {info:x?}"
+        reported == page && function(page) == function(record(info)),
+        "GET reports {reported:x?}, the guest has {page:x?}, set was {info:x?}"
     );
     Ok(())
 }
 
-/// What GET told, but for `edit`.
+/// SET of GET's result after `edit`.
 fn edited(host: &Host, errno: i32, edit: Edit) -> Result<()> {
     for vm in &host.vms {
         let mut info = get(vm, 0)?;
         edit(&mut info);
-        // Were it accepted, the difference would be seen.
+        // A difference that would be visible if SET succeeded.
         info.system_time ^= 1 << 40;
         ensure_refused(vm, errno, &info)?;
     }
     Ok(())
 }
 
-/// A record from the future could not be read yet: guests take the ticks since `tsc_timestamp` for
-/// unsigned.
+/// A guest cannot read a record from the future: the ticks since `tsc_timestamp` are unsigned.
 fn ahead(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let now = get(&vm, 0)?;
     let guest_tsc = || -> Result<u64> {
-        let host_tsc = clockguest::host::rdtsc_ordered();
+        let host_tsc = rdtsc_ordered();
         Ok(host_tsc.wrapping_add(vm.tsc_offsets()?[0]))
     };
     let hour = u64::from(vm.tsc_khz()?) * 3_600_000;
@@ -148,7 +140,7 @@ fn ahead(host: &Host) -> Result<()> {
         };
         ensure_refused(&vm, libc::EINVAL, &info).with_context(|| format!("{ticks} ahead"))?;
     }
-    // The TSC has got there by the time of the call, or was there long since.
+    // The TSC has this value at the time of the call, or had it long before.
     for ticks in [0, hour, (1 << 63) - 1_000 * hour] {
         let info = TimeInfo {
             tsc_timestamp: guest_tsc()?.wrapping_sub(ticks),
@@ -159,8 +151,8 @@ fn ahead(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Address 0, the kernel's half, a record that ends beyond a page by any part of it; and then one
-/// that ends with the page.
+/// Address 0, the kernel's half, and records that end beyond the accessible page; a record that
+/// ends with the page succeeds.
 fn unreadable(host: &Host) -> Result<()> {
     for vm in &host.vms {
         let before = Clocks::of(vm)?;
@@ -183,11 +175,7 @@ fn unreadable(host: &Host) -> Result<()> {
         let address = edge.put(bytes.as_bytes(), 32);
         edge.write_protect()?;
         set(address).context("32 bytes accessible, read-only")?;
-        Clocks {
-            pinned: true,
-            ..before
-        }
-        .ensure_unchanged(vm)?;
+        before.as_pinned().ensure_unchanged(vm)?;
     }
     Ok(())
 }
@@ -197,8 +185,8 @@ fn unwritable(host: &Host) -> Result<()> {
         let before = Clocks::of(vm)?;
         let edge = Edge::new()?;
         let get = |address| {
-            // SAFETY: Nobody holds a reference to what KVM can write there: the edge's page, if it
-            // is accessible. The addresses that cannot be written give EFAULT.
+            // SAFETY: No reference exists to the edge's page, the only memory that KVM can write to
+            // there. The other addresses give EFAULT.
             unsafe { ioctl(&*vm.vcpus()[0].fd(), KVM_GET_CLOCK_GUEST, address) }
         };
         for address in [0, KERNEL_HALF, usize::MAX] {
@@ -216,7 +204,7 @@ fn unwritable(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// At once, and when KVM had an occasion to notice.
+/// Before and after KVM can notice the new clocksource.
 fn no_tsc(host: &Host) -> Result<()> {
     for vm in &[derived(&host.kvm, VCPUS)?, pinned(&host.kvm, VCPUS)?] {
         let mut info = get(vm, 0)?;
@@ -226,15 +214,12 @@ fn no_tsc(host: &Host) -> Result<()> {
         for _ in 0..2 {
             let before = pages(vm);
             for vcpu in vm.vcpus() {
-                ensure_errno(libc::ENODATA, get_clock_guest(&*vcpu.fd()).map(|_| ()))
+                ensure_errno(libc::ENODATA, get_clock_guest(&*vcpu.fd()).map(drop))
                     .context("GET")?;
                 ensure_errno(libc::ENODATA, set_clock_guest(&*vcpu.fd(), &info)).context("SET")?;
             }
             let after = (pages(vm), vm.tsc_offsets()?);
-            ensure!(
-                after == (before, offsets.clone()),
-                "records and offsets are {after:x?}"
-            );
+            ensure_eq_hex!(after, (before, offsets.clone()), "records and offsets");
             for vcpu in run_a_little(vm)?.vcpus {
                 ensure!(
                     vcpu.record.system_time >> 39 == 0,
@@ -247,7 +232,7 @@ fn no_tsc(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Neighbours of the two numbers, and the two with another size or direction.
+/// Neighbours of the two numbers, and the two numbers with another size or direction.
 fn unknown(host: &Host) -> Result<()> {
     const UNKNOWN: [u64; 8] = [
         0x4020_aed5,
@@ -264,7 +249,7 @@ fn unknown(host: &Host) -> Result<()> {
     for request in UNKNOWN {
         let mut info = get(vm, 0)?;
         let address = (&raw mut info).expose_provenance();
-        // SAFETY: What is unknown accesses nothing.
+        // SAFETY: An unknown ioctl accesses no memory.
         let result = unsafe { ioctl(&*vm.vcpus()[0].fd(), request, address) };
         ensure_errno(libc::EINVAL, result).with_context(|| format!("request {request:#x}"))?;
     }

@@ -7,12 +7,8 @@ use crate::{
     list::{tsc_attr, Access, TscScale, KVM_VCPU_TSC_SCALE},
     Host,
 };
-use anyhow::{ensure, Context, Result};
 use clockguest::host::Vendor;
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    ktap::{note, Case},
-};
+use kvm_clock_guest_selftests::prelude::*;
 use kvm_ioctls::Cap;
 use std::io;
 
@@ -21,7 +17,7 @@ const UNKNOWN: u64 = 2;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![Case::new(
-        "KVM_VCPU_TSC_SCALE: HAS, GET and SET as the hardware can scale or not",
+        "KVM_VCPU_TSC_SCALE: HAS, GET and SET with the host's hardware",
         scale,
     )]
 }
@@ -30,69 +26,47 @@ fn scale(host: &Host) -> Result<()> {
     let vm = &host.vms[0];
     let before = Clocks::of(vm)?;
     let scales = host.kvm.check_extension(Cap::TscControl);
-    note(if scales {
-        "the hardware scales"
-    } else {
-        "the hardware does not scale"
-    });
+    note!("the hardware can scale TSCs: {scales}");
     let edge = Edge::new()?;
     let call = |access, attr, address| {
-        // SAFETY: The addresses below are those of the edge's page, which nobody holds a reference
-        // to, or of nothing.
+        // SAFETY: The addresses below are inaccessible or in the edge's page, to which no reference
+        // exists.
         unsafe { tsc_attr(&*vm.vcpus()[0].fd(), access, attr, address) }
     };
     let errno = |result: io::Result<()>| result.err().and_then(|e| e.raw_os_error()).unwrap_or(0);
 
-    let (whole, cut) = (edge.put(&[0; 16], 16), |bytes| edge.put(&[], bytes));
+    let (whole, cut) = (edge.put(&[0; 16], 16), edge.put(&[], 15));
     let expected = |with_scaling| if scales { with_scaling } else { libc::ENXIO };
-    for (name, observed, expected) in [
-        (
-            "HAS",
-            errno(call(Access::Has, KVM_VCPU_TSC_SCALE, whole)),
-            expected(0),
-        ),
-        (
-            "GET",
-            errno(call(Access::Get, KVM_VCPU_TSC_SCALE, whole)),
-            expected(0),
-        ),
+    for (name, access, attr, address, expected) in [
+        ("HAS", Access::Has, KVM_VCPU_TSC_SCALE, whole, expected(0)),
+        ("GET", Access::Get, KVM_VCPU_TSC_SCALE, whole, expected(0)),
         (
             "SET",
-            errno(call(Access::Set, KVM_VCPU_TSC_SCALE, whole)),
+            Access::Set,
+            KVM_VCPU_TSC_SCALE,
+            whole,
             expected(libc::EINVAL),
         ),
         (
             "GET to address 0",
-            errno(call(Access::Get, KVM_VCPU_TSC_SCALE, 0)),
+            Access::Get,
+            KVM_VCPU_TSC_SCALE,
+            0,
             expected(libc::EFAULT),
         ),
         (
             "GET of 15 bytes",
-            errno(call(Access::Get, KVM_VCPU_TSC_SCALE, cut(15))),
+            Access::Get,
+            KVM_VCPU_TSC_SCALE,
+            cut,
             expected(libc::EFAULT),
         ),
-        (
-            "HAS of another",
-            errno(call(Access::Has, UNKNOWN, whole)),
-            libc::ENXIO,
-        ),
-        (
-            "GET of another",
-            errno(call(Access::Get, UNKNOWN, whole)),
-            libc::ENXIO,
-        ),
-        (
-            "SET of another",
-            errno(call(Access::Set, UNKNOWN, whole)),
-            libc::ENXIO,
-        ),
+        ("HAS of another", Access::Has, UNKNOWN, whole, libc::ENXIO),
+        ("GET of another", Access::Get, UNKNOWN, whole, libc::ENXIO),
+        ("SET of another", Access::Set, UNKNOWN, whole, libc::ENXIO),
     ] {
-        ensure!(
-            observed == expected,
-            "{name}: {}, expected {}",
-            io::Error::from_raw_os_error(observed),
-            io::Error::from_raw_os_error(expected)
-        );
+        let observed = errno(call(access, attr, address));
+        ensure_eq!(observed, expected, "{name}");
     }
     if scales {
         let mut scale = TscScale::default();
@@ -115,10 +89,7 @@ fn scale(host: &Host) -> Result<()> {
             tsc_ratio: 1 << frac_bits,
             tsc_frac_bits: frac_bits.into(),
         };
-        ensure!(
-            scale == expected,
-            "the ratio is {scale:x?}, expected {expected:x?}"
-        );
+        ensure_eq_hex!(scale, expected, "the ratio");
     }
     before.ensure_unchanged(vm)
 }

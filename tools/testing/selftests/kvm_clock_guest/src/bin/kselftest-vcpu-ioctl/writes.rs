@@ -1,30 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KVM_SET_CLOCK_GUEST: the record becomes the clock of the whole VM, to the bit, and stays.
+//! KVM_SET_CLOCK_GUEST: the record becomes the clock of the whole VM, bit for bit, and stays.
 
 use crate::{
     get,
     list::{set_clock_guest, TimeInfo},
     record, second_descriptor, set, Host, VCPUS,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::{observe, vmm::Vm};
-use kvm_clock::set_tsc_offset;
-use kvm_clock_guest_selftests::{
-    clocks::{function, pages, Clocks},
-    fixture::{derived, run_a_little},
-    ktap::Case,
-    time::HOUR_NS,
-};
+use kvm_clock_guest_selftests::prelude::*;
 use pvclock::rate::Factor;
 
-/// By how much the last vCPU's TSC is ahead of the first's, ticks.
+/// The distance by which the last vCPU's TSC is ahead of the first's, ticks.
 const AHEAD: i64 = -1_000_000_007;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     let mut cases = vec![
         Case::new(
-            "SET: what GET told is pinned, to the bit",
+            "SET: what GET reported is pinned, to the bit",
             pinned_to_the_bit,
         ),
         Case::new("SET: version and flags are ignored", ignores),
@@ -40,7 +32,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     cases
 }
 
-/// Tells a clock that SET gave from all others.
+/// A clock that differs from all others of the test.
 fn an_hour_ahead(info: TimeInfo) -> TimeInfo {
     TimeInfo {
         system_time: info.system_time + HOUR_NS.unsigned_abs(),
@@ -48,14 +40,11 @@ fn an_hour_ahead(info: TimeInfo) -> TimeInfo {
     }
 }
 
-/// Through either vCPU, again and again.
+/// SETs through both vCPUs in turn.
 fn pinned_to_the_bit(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let before = Clocks::of(&vm)?;
-    let expected = Clocks {
-        pinned: true,
-        ..before
-    };
+    let expected = before.as_pinned();
     for index in [0, 1, 1, 0] {
         set(&vm, index, &get(&vm, index)?)?;
         expected.ensure_unchanged(&vm)?;
@@ -72,14 +61,10 @@ fn ignores(host: &Host) -> Result<()> {
         ..get(&vm, 0)?
     };
     set(&vm, 0, &info)?;
-    Clocks {
-        pinned: true,
-        ..before
-    }
-    .ensure_unchanged(&vm)
+    before.as_pinned().ensure_unchanged(&vm)
 }
 
-/// The series keeps KVM's own slope; here the guest gets the record.
+/// The series keeps KVM's own slope; this SET gives the guest the record's slope.
 fn callers_factor(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let khz = u64::from(vm.tsc_khz()?);
@@ -104,9 +89,10 @@ fn callers_factor(host: &Host) -> Result<()> {
         for _ in 0..2 {
             run_a_little(&vm)?;
             for page in pages(&vm) {
-                ensure!(
-                    function(page) == function(record(&info)),
-                    "the guest has {page:x?}, set was {info:x?}"
+                ensure_eq_hex!(
+                    function(page),
+                    function(record(&info)),
+                    "the guest's record"
                 );
             }
         }
@@ -114,14 +100,13 @@ fn callers_factor(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// With offsets apart there is no master clock, and the series would refuse. All vCPUs read one
-/// clock.
+/// With different offsets there is no master clock, and SET of the series would fail. All vCPUs
+/// read one clock.
 fn apart(host: &Host, index: usize) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let info = an_hour_ahead(get(&vm, 0)?);
     let first = vm.tsc_offsets()?[0];
-    set_tsc_offset(&vm.vcpus()[1].fd(), first.wrapping_add_signed(AHEAD))
-        .context("KVM_VCPU_TSC_OFFSET")?;
+    vm.set_tsc_offset(1, first.wrapping_add_signed(AHEAD))?;
     run_a_little(&vm)?;
 
     let offsets = vm.tsc_offsets()?;
@@ -138,32 +123,24 @@ fn apart(host: &Host, index: usize) -> Result<()> {
         let reading = run_a_little(&vm)?;
         for (vcpu, read) in reading.vcpus.iter().enumerate() {
             let expected = of_vcpu(vcpu);
-            ensure!(
-                get(&vm, vcpu)? == expected,
-                "vCPU {vcpu}: GET tells {:x?}",
-                get(&vm, vcpu)?
-            );
+            ensure_eq_hex!(get(&vm, vcpu)?, expected, "vCPU {vcpu}: GET");
             let (observed, expected) = (pages(&vm)[vcpu], record(&expected));
-            ensure!(
-                observed == expected,
-                "vCPU {vcpu} has {observed:x?}, expected {expected:x?}"
-            );
+            ensure_eq_hex!(observed, expected, "vCPU {vcpu}'s record");
             for sample in read.samples.iter().map(|bracketed| bracketed.sample) {
-                let due = expected.kvmclock_ns(sample.tsc);
-                ensure!(
-                    sample.kvmclock_ns == due,
-                    "vCPU {vcpu} read {} ns, expected {due}",
-                    sample.kvmclock_ns
+                let expected_ns = expected.kvmclock_ns(sample.tsc);
+                ensure_eq!(
+                    sample.kvmclock_ns,
+                    expected_ns,
+                    "vCPU {vcpu}'s kvmclock, ns"
                 );
             }
         }
     }
-    ensure!(vm.tsc_offsets()? == offsets, "SET moved a TSC");
+    ensure_eq_hex!(vm.tsc_offsets()?, offsets, "TSC offsets");
     Clocks::of(&vm)?.ensure_unchanged(&vm)
 }
 
-/// The guest sees the one clock or the other, and neither step back; nothing that is pending undoes
-/// it.
+/// The guest sees one clock or the other, neither steps back, and no pending update undoes SET.
 fn running(host: &Host) -> Result<()> {
     const TIMES: u32 = 50;
 
@@ -196,6 +173,6 @@ fn running(host: &Host) -> Result<()> {
     expected.ensure_is(&Clocks::of(&vm)?, "after the last SET")?;
     expected.ensure_unchanged(&vm)?;
     let now = steps_back(&vm);
-    ensure!(now == seen, "steps back by vCPU: {now:?}, before {seen:?}");
+    ensure_eq!(now, seen, "steps back by vCPU");
     Ok(())
 }

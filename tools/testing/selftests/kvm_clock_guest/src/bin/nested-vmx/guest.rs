@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The guest, L1, runs a guest of its own, L2, which counts for ever, until the VMX preemption timer
-//! makes it leave. L1 notes its TSC and the reason then, and rests.
+//! The guest, L1, runs a guest of its own, L2, which counts until the VMX preemption timer makes it
+//! exit. L1 then records its TSC and the exit reason, and spins.
 
-use clockguest::guest::layout::CODE;
-use kvm_clock_guest_selftests::machine::Machine;
+use clockguest::{
+    guest::{code::between, layout::CODE},
+    vmm::code_guest::area_word,
+};
+use kvm_clock_guest_selftests::prelude::*;
 use std::{arch::global_asm, sync::atomic::Ordering};
 
 // In a vCPU's page. In: its VMXON region, its VMCS, the fields to write and their number.
@@ -12,8 +15,8 @@ const VMXON: usize = 0;
 const VMCS: usize = 8;
 const FIELDS: usize = 16;
 const COUNT: usize = 24;
-// Out: rounds of L2; the TSC before L1 entered L2, and after L2 left; why it did, and how often; the
-// last field that was written, to find a mistake by.
+// Out: rounds of L2; the TSC before L1 entered L2, and after L2 exited; the exit reason, and the
+// number of exits; the last field that was written, to diagnose a mistake.
 const L2_ROUNDS: usize = 32;
 const ENTRY_TSC: usize = 40;
 const EXIT_TSC: usize = 48;
@@ -56,7 +59,7 @@ clockguest_nested_vmx_start:
     or rax, rdx
     mov [r12 + {ENTRY_TSC}], rax
     vmlaunch
-    // Without a handler this shuts the vCPU down, which the test reports.
+    // Without a handler this shuts the vCPU down, which fails the test.
 3:  ud2
 
     .globl clockguest_nested_vmx_exit
@@ -112,7 +115,7 @@ pub(crate) fn code() -> &'static [u8] {
     let end = &raw const clockguest_nested_vmx_end;
     // SAFETY: Both symbols are defined by the one assembly block above, `end` after `start` in the
     // same section, and what lies between is never written.
-    unsafe { clockguest::guest::code::between(start, end) }
+    unsafe { between(start, end) }
 }
 
 fn address(label: *const u8) -> u64 {
@@ -120,7 +123,7 @@ fn address(label: *const u8) -> u64 {
     CODE + (label.addr() - start.addr()) as u64
 }
 
-/// Guest physical address where L1 goes on when L2 leaves.
+/// Guest physical address at which L1 continues when L2 exits.
 pub(crate) fn l1_exit() -> u64 {
     address(&raw const clockguest_nested_vmx_exit)
 }
@@ -130,19 +133,19 @@ pub(crate) fn l2_entry() -> u64 {
     address(&raw const clockguest_nested_vmx_l2)
 }
 
-/// What the vCPU is given and reports.
-pub(crate) struct Nested<'a>(pub(crate) &'a Machine);
+/// The input and output of the vCPU.
+pub(crate) struct Nested<'a>(pub(crate) &'a Vm);
 
 impl Nested<'_> {
     fn load(&self, offset: usize) -> u64 {
-        self.0.area_word(0, offset).load(Ordering::Acquire)
+        area_word(self.0, 0, offset).load(Ordering::Acquire)
     }
 
     fn store(&self, offset: usize, value: u64) {
-        self.0.area_word(0, offset).store(value, Ordering::Release);
+        area_word(self.0, 0, offset).store(value, Ordering::Release);
     }
 
-    /// Before it runs: where its VMXON region, its VMCS and the fields of that are.
+    /// Sets the addresses of its VMXON region, its VMCS and the VMCS's fields, before it runs.
     pub(crate) fn prepare(&self, vmxon: u64, vmcs: u64, fields: u64, count: u64) {
         self.store(VMXON, vmxon);
         self.store(VMCS, vmcs);
@@ -160,7 +163,7 @@ impl Nested<'_> {
         self.load(ENTRY_TSC)
     }
 
-    /// L1's TSC (ticks) just after L2 left, and why it did, if it did.
+    /// L1's TSC (ticks) just after L2 exited, and the exit reason.
     pub(crate) fn exit(&self) -> Option<(u64, u64)> {
         (self.load(EXITS) != 0).then(|| (self.load(EXIT_TSC), self.load(EXIT_REASON)))
     }

@@ -1,46 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! SET while a guest runs a guest of its own under the VMX preemption timer (Intel): L2 leaves when
-//! L1's TSC is at the deadline, at once if it has passed, whatever SET made of that TSC, and whether
-//! the nested state is restored before SET or after it.
+//! SET while a guest runs a guest of its own under the VMX preemption timer (Intel): L2 exits when
+//! L1's TSC, as changed by SET, is at the deadline, or immediately if that has passed, whether the
+//! nested state is restored before SET or after it.
 
 // TODO[VMXT]: Run this where VMLAUNCH works; Bochs hangs at it.
 
 mod guest;
 mod vmx;
 
-use anyhow::{bail, ensure, Context, Result};
 use clockguest::{
-    host::{rdtsc_ordered, Vendor},
-    vmm::vm::set_msr,
+    host::Vendor,
+    vmm::{Guest, VmBuilder},
 };
 use guest::Nested;
 use kvm_bindings::{KVM_STATE_NESTED_GUEST_MODE, KVM_STATE_VMX_PREEMPTION_TIMER_DEADLINE};
 use kvm_clock_guest_selftests::{
-    ktap::{self, note, Case, Skip},
-    machine::{copy_vcpu, Machine},
-    require,
-    time::SECOND_NS,
+    copy::{into_new_vm, nested_state, set_nested_state},
+    msr::{set_msr, MSR_IA32_TSC},
+    prelude::*,
+    tsc_writes,
+    wait::wait_for_guest,
 };
-use kvm_ioctls::{Cap, Kvm, KvmNestedStateBuffer};
-use pvclock::{
-    abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE},
-    tsc::is_ahead,
-};
-use std::{
-    process::ExitCode,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use kvm_ioctls::Cap;
+use pvclock::tsc::is_ahead;
 use vmx::{EXIT_PREEMPTION_TIMER, MSR_FEATURE_CONTROL, TIMER_SHIFT};
 
-const MSR_IA32_TSC: u32 = 0x10;
-/// L1's TSC at first, ticks: minutes ahead of that of a new VM.
+/// L1's initial TSC, ticks: minutes ahead of a new VM's.
 const TSC: u64 = 1 << 38;
-/// How long the guest may take to enter L2, and to leave it when that is due.
+/// How long the guest may take to enter L2, and to leave it at the deadline.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Deadlines, s from when L1 enters L2, and what passes while the VM is stopped.
+/// Deadlines, s after L1 enters L2, and how long the VM is stopped.
 const LATER: f64 = 0.5;
 const SOON: f64 = 0.1;
 const PAUSE: Duration = Duration::from_millis(150);
@@ -101,113 +92,81 @@ fn requirements() -> Result<Kvm> {
 
 /// A vCPU that is stopped in L2.
 struct InL2 {
-    machine: Machine,
+    vm: Vm,
     khz: u64,
-    /// L1's TSC (ticks) when L2 is to leave.
+    /// L1's TSC (ticks) at which L2 must exit.
     deadline: u64,
 }
 
 impl InL2 {
-    /// L2 is to leave `seconds` after L1 enters it.
+    /// L2 must exit `seconds` after L1 enters it.
     fn new(kvm: &Kvm, seconds: f64) -> Result<Self> {
-        let machine = Machine::new(kvm, 1, guest::code())?;
-        let khz = {
-            let fd = machine.vcpus()[0].fd();
-            set_msr(&fd, MSR_IA32_TSC, TSC)?;
-            u64::from(fd.get_tsc_khz().context("KVM_GET_TSC_KHZ")?)
-        };
+        let vm = VmBuilder::new(kvm, 1)
+            .guest(Guest::Code(guest::code()))
+            .build()?;
+        set_msr(&vm.vcpus()[0].fd(), MSR_IA32_TSC, TSC)?;
+        let khz = u64::from(vm.tsc_khz()?);
         // CAST: some seconds.
         let ticks = (seconds * 1000.0) as u64 * khz;
-        vmx::prepare(&machine, ticks)?;
-        machine.run()?;
-        let (nested, start) = (Nested(&machine), Instant::now());
-        while nested.l2_rounds() == 0 {
-            machine
-                .check()
-                .with_context(|| format!("L1 wrote up to VMCS field {:#x}", nested.last_field()))?;
-            ensure!(start.elapsed() < PATIENCE, "L2 does not run");
-            sleep(Duration::from_millis(1));
-        }
-        machine.stop()?;
-        let deadline = deadline(&machine)?;
-        note(&format!("L2 made {} rounds", nested.l2_rounds()));
+        vmx::prepare(&vm, ticks)?;
+        vm.run()?;
+        let nested = Nested(&vm);
+        wait_for_guest(&vm, "L2 runs", PATIENCE, || nested.l2_rounds() != 0)
+            .with_context(|| format!("L1 wrote up to VMCS field {:#x}", nested.last_field()))?;
+        vm.stop()?;
+        let deadline = deadline(&vm)?;
+        note!("L2 made {} rounds", nested.l2_rounds());
         let late = deadline.wrapping_sub(nested.entry_tsc() + ticks);
-        // Some 0.1 s of what L1 and KVM need to enter L2, and the timer's unit.
+        // L1 and KVM need about 0.1 s to enter L2; and the timer's unit.
         // CAST: The sign of a difference mod 2^64 is the order.
         ensure!(
             (-64..=100 * khz as i64).contains(&(late as i64)),
             "KVM's deadline is {} ticks late",
             late as i64
         );
-        Ok(Self {
-            machine,
-            khz,
-            deadline,
-        })
+        Ok(Self { vm, khz, deadline })
     }
 
-    /// L1's TSC now, ticks.
-    fn tsc(&self) -> Result<u64> {
-        Ok(self.machine.transform(0)?.guest_tsc(rdtsc_ordered()))
-    }
-
-    /// Lets the vCPU run; fails unless L2 leaves at the deadline, or at once.
-    fn ensure_leaves(&self) -> Result<()> {
+    /// Lets the vCPU run; fails unless L2 exits at the deadline, or immediately if that has passed.
+    fn ensure_exits(&self) -> Result<()> {
         const LATE_MS: u64 = 50;
 
-        let nested = Nested(&self.machine);
-        let begin = self.tsc()?;
-        let due = if is_ahead(begin, self.deadline) {
+        let nested = Nested(&self.vm);
+        let begin = tsc_writes::now(&self.vm, 0)?;
+        let expected = if is_ahead(begin, self.deadline) {
             begin
         } else {
             self.deadline
         };
         let ms = |ticks: u64| (ticks as i64) / self.khz as i64;
-        let patience = Duration::from_millis((due - begin) / self.khz) + PATIENCE;
-        let start = Instant::now();
-        self.machine.run()?;
-        let (tsc, reason) = loop {
-            if let Some(exit) = nested.exit() {
-                break exit;
-            }
-            self.machine.check()?;
-            ensure!(
-                start.elapsed() < patience,
-                "L2 did not leave for {patience:?}, due was after {} ms; the deadline was {} ms \
-                 ahead",
-                ms(due.wrapping_sub(begin)),
+        let patience = Duration::from_millis((expected - begin) / self.khz) + PATIENCE;
+        self.vm.run()?;
+        let exited = wait_for_guest(&self.vm, "L2 exits", patience, || nested.exit().is_some());
+        exited.with_context(|| {
+            format!(
+                "expected after {} ms; the deadline was {} ms ahead",
+                ms(expected.wrapping_sub(begin)),
                 ms(self.deadline.wrapping_sub(begin))
-            );
-            sleep(Duration::from_millis(1));
-        };
-        self.machine.stop()?;
-        ensure!(
-            reason == EXIT_PREEMPTION_TIMER,
-            "L2 left for reason {reason:#x}"
-        );
+            )
+        })?;
+        let (tsc, reason) = nested.exit().context("no exit")?;
+        self.vm.stop()?;
+        ensure_eq_hex!(reason, EXIT_PREEMPTION_TIMER, "L2's exit reason");
         // CAST: The sign of a difference mod 2^64 is the order.
-        let late = tsc.wrapping_sub(due) as i64;
+        let late = tsc.wrapping_sub(expected) as i64;
         let text = format!(
-            "L2 left {late} ticks late: {} ms",
-            ms(tsc.wrapping_sub(due))
+            "L2 exited {late} ticks late: {} ms",
+            ms(tsc.wrapping_sub(expected))
         );
-        note(&text);
+        note!("{text}");
         ensure!((0..=(LATE_MS * self.khz) as i64).contains(&late), "{text}");
         Ok(())
     }
 }
 
-fn nested_state(machine: &Machine) -> Result<KvmNestedStateBuffer> {
-    let mut state = KvmNestedStateBuffer::empty();
-    let vcpu = machine.vcpus()[0].fd();
-    vcpu.nested_state(&mut state)
-        .context("KVM_GET_NESTED_STATE")?;
-    Ok(state)
-}
-
-/// L1's TSC (ticks) at which KVM says that L2, in which the vCPU is stopped, is to leave.
-fn deadline(machine: &Machine) -> Result<u64> {
-    let state = nested_state(machine)?;
+/// KVM's deadline (ticks of L1's TSC) for L2, in which the vCPU is stopped.
+fn deadline(vm: &Vm) -> Result<u64> {
+    let state = nested_state(vm, 0)?;
     // SAFETY: The kernel filled in the header of VMX, and any bits are valid for it.
     let header = unsafe { state.hdr.vmx };
     ensure!(
@@ -220,49 +179,33 @@ fn deadline(machine: &Machine) -> Result<u64> {
     Ok(header.preemption_timer_deadline << TIMER_SHIFT)
 }
 
-/// `set`: a mode, and what passes of TAI beside the pause, ns.
-fn same_vm(kvm: &Kvm, seconds: f64, set: Option<(u32, i64)>) -> Result<()> {
+/// `mode_and_ns`: the mode of SET, and how much TAI passes in addition to the pause, ns.
+fn same_vm(kvm: &Kvm, seconds: f64, mode_and_ns: Option<(u32, i64)>) -> Result<()> {
     let l2 = InL2::new(kvm, seconds)?;
-    let mut clock = l2.machine.clock()?;
+    let mut clock = get(&l2.vm)?;
     sleep(PAUSE);
-    if let Some((mode, advance_ns)) = set {
+    if let Some((mode, advance_ns)) = mode_and_ns {
         clock.header.tai_ns -= advance_ns;
-        l2.machine.set_clock(&mut clock, mode)?;
+        set(&l2.vm, &mut clock, mode)?;
     }
-    l2.ensure_leaves()
+    l2.ensure_exits()
 }
 
 fn new_vm(kvm: &Kvm, seconds: f64, nested_first: bool) -> Result<()> {
     let saved = InL2::new(kvm, seconds)?;
-    let mut clock = saved.machine.clock()?;
-    let state = nested_state(&saved.machine)?;
+    let mut clock = get(&saved.vm)?;
+    let state = nested_state(&saved.vm, 0)?;
     sleep(PAUSE);
 
-    let machine = Machine::new(kvm, 1, &[])?;
-    machine.memory().write(0, &saved.machine.memory().to_vec());
-    copy_vcpu(
-        &saved.machine.vcpus()[0].fd(),
-        &machine.vcpus()[0].fd(),
-        &[MSR_FEATURE_CONTROL],
-    )?;
-    let restore = || {
-        let vcpu = machine.vcpus()[0].fd();
-        vcpu.set_nested_state(&state)
-            .context("KVM_SET_NESTED_STATE")
-    };
+    let vm = into_new_vm(kvm, &saved.vm, &[MSR_FEATURE_CONTROL])?;
     if nested_first {
-        restore()?;
+        set_nested_state(&vm, 0, &state)?;
     }
-    machine.set_clock(&mut clock, MODE_EXACT)?;
+    set(&vm, &mut clock, MODE_EXACT)?;
     if !nested_first {
-        restore()?;
+        set_nested_state(&vm, 0, &state)?;
     }
     let (khz, deadline) = (saved.khz, saved.deadline);
     drop(saved);
-    InL2 {
-        machine,
-        khz,
-        deadline,
-    }
-    .ensure_leaves()
+    InL2 { vm, khz, deadline }.ensure_exits()
 }

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What L1 hands to the CPU to run L2 by: the fields of a VMCS, as Intel's manual volume 3, appendix
-//! B has them.
+//! The VMCS fields with which L1 runs L2; see Intel's manual, volume 3, appendix B.
 
 use crate::guest::{l1_exit, l2_entry, Nested, CR4_VMXE};
-use anyhow::Result;
 use clockguest::{
     guest::layout::{PAGE_SIZE, PML4},
-    vmm::vm::{get_msr, set_msr},
+    vmm::{
+        code_guest::{area, CODE_SELECTOR, FREE},
+        long_mode::{CR0_PE_MP_ET_NE_PG, CR4_PAE},
+    },
 };
-use kvm_clock_guest_selftests::machine::{
-    area, Machine, CODE_SELECTOR, CR0_PE_MP_ET_NE_PG, CR4_PAE, FREE,
+use kvm_clock_guest_selftests::{
+    msr::{get_msr, set_msr},
+    prelude::*,
 };
 use std::sync::atomic::Ordering;
 
@@ -29,11 +31,11 @@ const PIN_PREEMPTION_TIMER: u64 = 1 << 6;
 const EXIT_HOST_64_BIT: u64 = 1 << 9;
 const ENTRY_GUEST_64_BIT: u64 = 1 << 9;
 
-/// Field: why L2 left.
+/// Field: the exit reason.
 pub(crate) const VM_EXIT_REASON: u32 = 0x4402;
 /// Exit reason: the preemption timer reached 0.
 pub(crate) const EXIT_PREEMPTION_TIMER: u64 = 52;
-/// Ticks of L1's TSC to one of the preemption timer, as a power of 2: KVM's choice.
+/// Ticks of L1's TSC per tick of the preemption timer, as a power of 2: KVM's choice.
 pub(crate) const TIMER_SHIFT: u32 = 5;
 
 // Access rights: present, 64-bit, execute/read/accessed; read/write/accessed; a busy TSS; unusable.
@@ -42,17 +44,17 @@ const DATA_RIGHTS: u64 = 0xc093;
 const TSS_RIGHTS: u64 = 0x8b;
 const UNUSABLE: u64 = 0x1_0000;
 const TSS_LIMIT: u64 = 0x67;
-/// Any that is not 0: what it selects is not read.
+/// Any except 0: the descriptor is not read.
 const TSS_SELECTOR: u64 = 0x18;
 
 const VMXON: u64 = FREE;
 const VMCS: u64 = FREE + PAGE_SIZE;
 const FIELDS: u64 = FREE + 2 * PAGE_SIZE;
 
-/// Lets L1, which never ran, run an L2 in its own address space, which leaves when L1's TSC has
+/// Lets L1, which never ran, run an L2 in its own address space, which exits when L1's TSC has
 /// grown by `ticks`.
-pub(crate) fn prepare(machine: &Machine, ticks: u64) -> Result<()> {
-    let fd = machine.vcpus()[0].fd();
+pub(crate) fn prepare(vm: &Vm, ticks: u64) -> Result<()> {
+    let fd = vm.vcpus()[0].fd();
     set_msr(&fd, MSR_FEATURE_CONTROL, FEATURE_CONTROL_LOCKED_VMXON)?;
     let needed = |msr| get_msr(&fd, msr).map(|both| both & 0xffff_ffff);
     let revision = needed(MSR_VMX_BASIC)?;
@@ -92,7 +94,7 @@ pub(crate) fn prepare(machine: &Machine, ticks: u64) -> Result<()> {
         (0x681c, stack),
         (0x681e, l2_entry()),
         (0x6820, 2),
-        // L1 when L2 leaves: CS, TR, control registers, GDT, IDT, RSP, RIP.
+        // L1 when L2 exits: CS, TR, control registers, GDT, IDT, RSP, RIP.
         (0x0c02, cs),
         (0x0c0c, TSS_SELECTOR),
         (0x6c00, CR0_PE_MP_ET_NE_PG),
@@ -108,15 +110,15 @@ pub(crate) fn prepare(machine: &Machine, ticks: u64) -> Result<()> {
     fields.extend(
         [0x4800, 0x4802, 0x4804, 0x4806, 0x4808, 0x480a].map(|field| (field, u32::MAX.into())),
     );
-    // All else is 0 in a VMCS that was cleared.
+    // All other fields of a cleared VMCS are 0.
 
-    let store = |gpa, value| machine.memory().word(gpa).store(value, Ordering::Relaxed);
+    let store = |gpa, value| vm.memory().word(gpa).store(value, Ordering::Relaxed);
     store(VMXON, revision);
     store(VMCS, revision);
     for (at, (field, value)) in (FIELDS..).step_by(16).zip(&fields) {
         store(at, *field);
         store(at + 8, *value);
     }
-    Nested(machine).prepare(VMXON, VMCS, FIELDS, fields.len() as u64);
+    Nested(vm).prepare(VMXON, VMCS, FIELDS, fields.len() as u64);
     Ok(())
 }

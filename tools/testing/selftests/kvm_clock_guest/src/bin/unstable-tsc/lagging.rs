@@ -1,34 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A CPU comes online whose TSC is behind that of the CPU where a stopped vCPU last was: no clock of
-//! any VM jumps.
+//! A CPU comes online whose TSC is behind that of the CPU where a stopped vCPU last ran: no VM's
+//! clock jumps.
 //!
-//! All TSCs are one here. KVM is made to believe that the vCPUs saw a later one.
+//! All TSCs of the host are equal. The test sets the host TSC that KVM last saw for the vCPUs to a
+//! later value.
 
-use crate::{ensure_goes_on, get_or_fall_back, Host, Pinned, VCPUS};
-use anyhow::{ensure, Context, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use crate::{ensure_continues, Host, Pinned, VCPUS};
 use kvm_clock_guest_selftests::{
-    continued::{kvm_ahead_of_raw, Span},
-    fixture::derived,
-    host_clock::now_ns,
+    continued::{ahead_of_raw, kvm_ahead_of_raw, Span},
+    host_module,
     hotplug::host_cpus,
-    ktap::Case,
-    last_host_tsc,
+    prelude::*,
 };
-use kvm_ioctls::Kvm;
 use std::ops::Range;
 
-/// By how much the TSC of a CPU that comes is behind, ticks: some 400 s.
+/// The distance by which the TSC of the new CPU is behind, ticks: some 400 s.
 const LAG: u64 = 1 << 40;
 
-/// VMs that do not run while CPUs come.
+/// VMs that do not run while CPUs come online.
 pub(crate) struct Stopped {
-    /// Pinned; all of its vCPUs saw the later TSC.
+    /// With a pinned clock; all of its vCPUs saw the later TSC.
     all: Pinned,
-    /// Pinned; its last vCPU alone saw it.
+    /// With a pinned clock; only its last vCPU saw the later TSC.
     last: Pinned,
-    /// KVM's own clock.
+    /// With a derived clock.
     derived: Vm,
 }
 
@@ -45,47 +41,39 @@ impl Stopped {
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
         Case::new(
-            "a CPU with a lagging TSC comes: a pinned VM",
+            "a CPU with a lagging TSC comes online: a pinned VM",
             |host: &Host| {
                 let vm = &host.lagging.all.vm;
                 comes(vm, 0..VCPUS as usize)
             },
         ),
         Case::new(
-            "a CPU with a lagging TSC comes: a pinned VM, one vCPU of it",
+            "a CPU with a lagging TSC comes online: one vCPU of a pinned VM",
             |host: &Host| comes(&host.lagging.last.vm, VCPUS as usize - 1..VCPUS as usize),
         ),
         Case::new(
-            "a CPU with a lagging TSC comes: a VM with KVM's own clock",
+            "a CPU with a lagging TSC comes online: a VM with a derived clock",
             |host: &Host| comes(&host.lagging.derived, 0..VCPUS as usize),
         ),
         Case::new(
-            "these pinned VMs run again: their clocks go on",
+            "these pinned VMs run again: their clocks continue",
             |host: &Host| {
-                ensure_goes_on(&host.lagging.all).context("all vCPUs")?;
-                ensure_goes_on(&host.lagging.last).context("one vCPU")
+                ensure_continues(&host.lagging.all).context("all vCPUs")?;
+                ensure_continues(&host.lagging.last).context("one vCPU")
             },
         ),
     ]
 }
 
-/// By how much the clock of GET with FALLBACK is ahead of the raw one.
+/// How far the clock of GET with FALLBACK is ahead of the raw clock.
 fn get_ahead_of_raw(vm: &Vm) -> Result<Span> {
-    let before = now_ns(libc::CLOCK_MONOTONIC_RAW);
-    let kvmclock_ns = get_or_fall_back(vm)?.header.kvmclock_ns;
-    let after = now_ns(libc::CLOCK_MONOTONIC_RAW);
-    // CAST: Below 292 years.
-    let kvmclock_ns = kvmclock_ns as i64;
-    Ok(Span {
-        least: kvmclock_ns - after,
-        most: kvmclock_ns - before,
-    })
+    ahead_of_raw(|| Ok(get_or_fall_back(vm)?.header.kvmclock_ns))
 }
 
-/// Has CPUs come, several times in a row: KVM makes up for a TSC once.
+/// A CPU comes online several times: KVM compensates each lag once.
 fn comes(vm: &Vm, vcpus: Range<usize>) -> Result<()> {
     const ROUNDS: u32 = 3;
-    /// Far below the lag; what the host's two clocks drift apart meanwhile is not KVM's.
+    /// Far below the lag, and above the drift of the host's two clocks.
     const TOLERANCE_NS: i64 = 100_000_000;
 
     let cpu = host_cpus()?[0];
@@ -93,10 +81,10 @@ fn comes(vm: &Vm, vcpus: Range<usize>) -> Result<()> {
         let offsets = get_or_fall_back(vm)?.vcpus;
         let before = [kvm_ahead_of_raw(vm)?, get_ahead_of_raw(vm)?];
         let gone = cpu.go_offline()?;
-        last_host_tsc::set(vm, vcpus.clone(), rdtsc_ordered() + LAG)?;
+        host_module::set_last_host_tsc(vm, vcpus.clone(), rdtsc_ordered() + LAG)?;
         gone.come_back()?;
         let after = [kvm_ahead_of_raw(vm)?, get_ahead_of_raw(vm)?];
-        for (who, before, after) in [
+        for (ioctl, before, after) in [
             ("KVM_GET_CLOCK", before[0], after[0]),
             ("GET with FALLBACK", before[1], after[1]),
         ] {
@@ -106,14 +94,11 @@ fn comes(vm: &Vm, vcpus: Range<usize>) -> Result<()> {
             };
             ensure!(
                 jump.least <= TOLERANCE_NS && jump.most >= -TOLERANCE_NS,
-                "round {round}: {who} jumped by {jump:?} ns"
+                "round {round}: {ioctl} jumped by {jump:?} ns"
             );
         }
         let now = get_or_fall_back(vm)?.vcpus;
-        ensure!(
-            now == offsets,
-            "round {round}: offsets were {offsets:x?}, are {now:x?}"
-        );
+        ensure_eq_hex!(now, offsets, "round {round}: vCPUs of GET");
     }
     Ok(())
 }

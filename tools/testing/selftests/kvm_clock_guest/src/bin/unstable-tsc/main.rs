@@ -1,52 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A host that finds its TSC unstable while guests run: `ENODATA`, kvmclock goes on from where it
-//! was, and FALLBACK does what is still possible.
+//! A host that marks its TSC unstable while guests run: calls fail with `ENODATA`, kvmclock
+//! continues from its value, and FALLBACK works.
 //!
-//! The host has no usable TSC from then on until it is rebooted, so this is not one of the programs
-//! that are run one after the other, but by `tools/vm/run --allow`. With `--at=online` the host
-//! finds out as one of its CPUs comes back.
+//! The host then has no usable TSC until it is rebooted, so `tools/vm/run --allow` runs this
+//! program by itself. With
+//! `--at=online` the host marks its TSC while one of its CPUs comes online.
 //!
-//! KVM keeps guests' TSCs going by hand on such a host: whenever a vCPU is loaded, be it for an
-//! ioctl, its offset is made anew. Where offsets matter they are told by GET here, which loads no
-//! vCPU.
+//! On such a host KVM adjusts guests' TSCs: whenever it loads a vCPU, also for an ioctl, it
+//! computes the vCPU's offset again. So this test reads offsets with GET, which loads no vCPU.
 
 mod lagging;
 mod sets;
 
-use anyhow::{ensure, Context, Result};
-use clockguest::{observe, vmm::Vm};
-use kvm_clock::{
-    get_clock_guest, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_clock_guest,
-    set_vm_clock_guest, VmClock,
-};
 use kvm_clock_guest_selftests::{
-    clocks::{function, pages},
     clocksource,
     continued::{Continued, Function, Paired},
-    fixture::{an_hour_ahead, get, pinned, reference_transform, run_a_little, set},
     host_module,
     hotplug::host_cpus,
-    ktap::{self, note, Case, Skip},
-    refusal::ensure_errno,
-    require,
-};
-use kvm_ioctls::Kvm;
-use pvclock::abi::{MODE_ADVANCE, MODE_EXACT, MODE_FREEZE, STATUS_HOST_TSC_STABLE, STATUS_PINNED};
-use std::{
-    process::ExitCode,
-    thread::sleep,
-    time::{Duration, Instant},
+    prelude::*,
 };
 
 const VCPUS: u32 = 2;
-/// How long the kernel may take to act on what it found out.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Long against what KVM takes to read its two clocks, the emulated host being interrupted in
-/// between, and short against the hour by which all other clocks are off.
+/// Above the time that KVM needs to read its two clocks on an interrupted, emulated host, and far
+/// below the hour by which all other clocks differ.
 const TOLERANCE_NS: u32 = 100_000_000;
 
-/// A VM with a pinned record an hour ahead, and when and what it was.
+/// A VM with a pinned record an hour ahead, its clocks, and the raw clock at that time.
 struct Pinned {
     vm: Vm,
     clock: VmClock,
@@ -55,30 +35,24 @@ struct Pinned {
 
 impl Pinned {
     fn new(kvm: &Kvm) -> Result<Self> {
-        let vm = pinned(kvm, VCPUS)?;
-        let mut clock = an_hour_ahead(get(&vm)?);
-        set(&vm, &mut clock, MODE_EXACT)?;
-        run_a_little(&vm)?;
+        let (vm, clock) = pinned_an_hour_ahead(kvm, VCPUS)?;
         let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
         Ok(Self { vm, clock, raw })
     }
 
     fn function(&self) -> Result<Function> {
-        Ok(Function {
-            record: self.clock.header.record,
-            transform: reference_transform(&self.clock)?,
-        })
+        Function::of(&self.clock)
     }
 }
 
-/// A host whose TSC was just marked unstable.
+/// A host after its TSC was marked unstable.
 struct Host {
     kvm: Kvm,
-    /// One that was running meanwhile, and one that did not run since.
+    /// A VM that ran during the change, and one that has not run since.
     running: Pinned,
     stopped: Pinned,
     lagging: lagging::Stopped,
-    /// Steps back that the running guest had seen before, by vCPU: TSC, kvmclock.
+    /// Steps back that the running guest saw before, by vCPU: TSC, kvmclock.
     steps_back: Vec<[u64; 2]>,
 }
 
@@ -98,7 +72,10 @@ impl Host {
         let _run = observe::run(&running.vm)?;
         host_module::load(&module, &format!("at={at}")).context("mark_tsc_unstable")?;
         if at == "online" {
-            ensure!(clocksource::current()? == "tsc", "not by a CPU that comes");
+            ensure!(
+                clocksource::current()? == "tsc",
+                "the TSC was already marked before a CPU came online"
+            );
             host_cpus()?[0].go_offline()?.come_back()?;
         }
         Ok(Self {
@@ -118,14 +95,14 @@ fn main() -> ExitCode {
             clocksource_changes,
         ),
         Case::new(
-            "a VM that did not run since: refused, and pinned with FALLBACK",
+            "a VM that has not run since: ENODATA, and pinned with FALLBACK",
             not_noticed,
         ),
         Case::new(
-            "a VM that runs meanwhile: its clock goes on",
-            goes_on_running,
+            "a VM that runs meanwhile: its clock continues",
+            continues_running,
         ),
-        Case::new("a VM that runs again: its clock goes on", goes_on_later),
+        Case::new("a VM that runs again: its clock continues", continues_later),
     ];
     cases.extend(lagging::cases());
     cases.extend(sets::cases());
@@ -139,24 +116,16 @@ fn steps_back(vm: &Vm) -> Vec<[u64; 2]> {
         .collect()
 }
 
-fn get_or_fall_back(vm: &Vm) -> Result<VmClock> {
-    get_vm_clock_guest_or_fall_back(vm.fd()).context("KVM_GET_VM_CLOCK_GUEST with FALLBACK")
-}
-
 fn clocksource_changes(_: &Host) -> Result<()> {
-    let start = Instant::now();
-    while clocksource::current()? == "tsc" {
-        ensure!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}");
-        sleep(Duration::from_millis(10));
-    }
-    note(&format!("it is {} now", clocksource::current()?));
+    clocksource::wait_until_not_tsc()?;
+    note!("the clocksource is {} now", clocksource::current()?);
     Ok(())
 }
 
-/// All that needs a TSC fit for it.
+/// Fails unless all calls that need a stable TSC fail with `ENODATA` and change nothing.
 fn ensure_no_data(vm: &Vm, clock: &VmClock) -> Result<()> {
     let before = (get_or_fall_back(vm)?.vcpus, pages(vm));
-    ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(|_| ())).context("GET")?;
+    ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(drop)).context("GET")?;
     for mode in [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE] {
         let mut clock = clock.clone();
         (clock.header.mode, clock.header.flags) = (mode, 0);
@@ -165,18 +134,15 @@ fn ensure_no_data(vm: &Vm, clock: &VmClock) -> Result<()> {
     }
     for vcpu in vm.vcpus() {
         let (fd, record) = (vcpu.fd(), &clock.header.record);
-        ensure_errno(libc::ENODATA, get_clock_guest(&fd).map(|_| ())).context("vCPU GET")?;
+        ensure_errno(libc::ENODATA, get_clock_guest(&fd).map(drop)).context("vCPU GET")?;
         ensure_errno(libc::ENODATA, set_clock_guest(&fd, record)).context("vCPU SET")?;
     }
     let after = (get_or_fall_back(vm)?.vcpus, pages(vm));
-    ensure!(
-        before == after,
-        "offsets and records were {before:x?}, are {after:x?}"
-    );
+    ensure_eq_hex!(after, before, "offsets and records");
     Ok(())
 }
 
-/// GET says that the record is pinned still, and that the TSC cannot carry it.
+/// GET reports that the record is still pinned, and that the host TSC is not stable.
 fn not_noticed(host: &Host) -> Result<()> {
     let Pinned { vm, clock, .. } = &host.stopped;
     ensure_no_data(vm, clock)?;
@@ -190,53 +156,45 @@ fn not_noticed(host: &Host) -> Result<()> {
     ensure!(
         observed_record == function(expected.1)
             && (observed.0, observed.2) == (expected.0, expected.2),
-        "GET with FALLBACK tells {observed:x?}, expected {expected:x?}"
+        "GET with FALLBACK reports {observed:x?}, expected {expected:x?}"
     );
     Ok(())
 }
 
-/// Fails unless KVM drops the record of `pinned` soon, as its VM runs, and goes on from its value.
-fn ensure_goes_on(pinned: &Pinned) -> Result<()> {
-    let start = Instant::now();
-    loop {
+/// Fails unless KVM drops the record of `pinned` soon after its VM runs, and continues from its
+/// value.
+fn ensure_continues(pinned: &Pinned) -> Result<()> {
+    wait_until("KVM drops the record", clocksource::PATIENCE, || {
         run_a_little(&pinned.vm)?;
         let status = get_or_fall_back(&pinned.vm)?.header.status;
         ensure!(
             status & STATUS_HOST_TSC_STABLE == 0,
-            "the host TSC is said to be fit"
+            "GET reports that the host TSC is stable"
         );
-        if status & STATUS_PINNED == 0 {
-            break;
-        }
-        ensure!(
-            start.elapsed() < PATIENCE,
-            "still pinned after {PATIENCE:?}"
-        );
-    }
+        Ok(status & STATUS_PINNED == 0)
+    })?;
     let continued = Continued::since(pinned.function()?, pinned.raw, TOLERANCE_NS)?;
-    note(&format!(
-        "the host's clocks leave {} ns open",
-        continued.open_ns()
-    ));
-    continued.ensure_told_by_kvm(&pinned.vm)?;
+    note!("the uncertainty is {} ns", continued.open_ns());
+    continued.ensure_in_kvm(&pinned.vm)?;
     continued.ensure_read_by_guest(|| run_a_little(&pinned.vm))?;
     ensure_no_data(&pinned.vm, &pinned.clock)
 }
 
-fn goes_on_running(host: &Host) -> Result<()> {
+fn continues_running(host: &Host) -> Result<()> {
     let vm = &host.running.vm;
     vm.stop()?;
-    ensure_goes_on(&host.running)?;
-    // Whenever a vCPU is loaded KVM reads TSC and raw clock one after the other, and what passes in
-    // between shows in the guest's clock until the next time: no matter of ours, but good to know.
-    note(&format!(
+    ensure_continues(&host.running)?;
+    // Whenever KVM loads a vCPU, it reads TSC and raw clock one after the other. The time in
+    // between shows in the guest's clock until the next load. That is KVM's, so it is only
+    // reported.
+    note!(
         "steps back of TSC and kvmclock by vCPU were {:?}, are {:?}",
         host.steps_back,
         steps_back(vm)
-    ));
+    );
     Ok(())
 }
 
-fn goes_on_later(host: &Host) -> Result<()> {
-    ensure_goes_on(&host.stopped)
+fn continues_later(host: &Host) -> Result<()> {
+    ensure_continues(&host.stopped)
 }

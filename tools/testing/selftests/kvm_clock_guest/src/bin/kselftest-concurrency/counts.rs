@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What became of the calls, and of the guest's readings.
+//! Counts of the calls and of the guest's readings.
 
-use crate::looks::Stop;
-use anyhow::{ensure, Result};
-use kvm_clock_guest_selftests::ktap::option;
+use crate::observers::Stop;
+use kvm_clock_guest_selftests::prelude::*;
 use std::{
     fmt,
     sync::atomic::{AtomicU64, Ordering},
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
-/// How often everything has to happen, and the time that this may take.
+/// How often everything must happen, and how long that may take.
 const ENOUGH: u64 = 50;
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -36,18 +33,18 @@ impl fmt::Debug for Counter {
     }
 }
 
-/// How often everything happened; where there are several counts, by state.
+/// How often everything happened; vectors have an element per state.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Counts {
     /// GETs of the VM.
     pub(crate) gets: Vec<Counter>,
     /// GETs of a vCPU.
     pub(crate) vcpu_gets: Vec<Counter>,
-    /// SETs that were done.
+    /// SETs that succeeded.
     pub(crate) sets: Vec<Counter>,
-    /// SETs refused with EBUSY.
+    /// SETs that failed with EBUSY.
     pub(crate) busy: Counter,
-    /// SETs refused as a vCPU was created meanwhile.
+    /// SETs that failed because a vCPU was created meanwhile.
     pub(crate) outdated: Counter,
     /// The guest's readings.
     pub(crate) readings: Vec<Counter>,
@@ -57,7 +54,7 @@ pub(crate) struct Tally {
     pub(crate) closed: Counter,
 }
 
-impl Tally {
+impl Counts {
     pub(crate) fn new(states: usize) -> Self {
         let by_state = || (0..states).map(|_| Counter::default()).collect();
         Self {
@@ -72,7 +69,7 @@ impl Tally {
         }
     }
 
-    /// Whether every state was SET and seen so `often` by everybody.
+    /// Whether every state was SET, and seen by all observers, so `often`.
     pub(crate) fn has_seen(&self, often: u64) -> bool {
         let counts = [&self.gets, &self.vcpu_gets, &self.sets, &self.readings];
         counts
@@ -82,37 +79,36 @@ impl Tally {
     }
 }
 
-/// How often everything has to happen.
+/// How often everything must happen.
 pub(crate) struct Enough {
     least: u64,
     patience: Duration,
 }
 
 impl Enough {
-    /// As `--times=N` says.
+    /// From `--times=N`.
     pub(crate) fn new() -> Result<Self> {
         let least = option("times", ENOUGH)?;
-        // CAST: Nobody waits for more.
+        // CAST: More is not useful.
         let patience = PATIENCE * least.div_ceil(ENOUGH) as u32;
         Ok(Self { least, patience })
     }
 
-    /// Returns when every state was SET and seen by everybody as often, and `also` says the same of
-    /// what else matters; or when all threads end.
-    ///
-    /// # Errors
-    ///
-    /// If that takes too long.
+    /// Returns when every state was SET, and seen by all observers, so often and `also` is true; or
+    /// when all threads end.
     pub(crate) fn wait(
         &self,
-        tally: &Tally,
+        counts: &Counts,
         stop: &Stop,
         also: impl Fn(u64) -> bool,
     ) -> Result<()> {
         let Self { least, patience } = *self;
         let start = Instant::now();
-        while !(stop.is_now() || tally.has_seen(least) && also(least)) {
-            ensure!(start.elapsed() < patience, "in {patience:?} only {tally:?}");
+        while !(stop.is_now() || counts.has_seen(least) && also(least)) {
+            ensure!(
+                start.elapsed() < patience,
+                "in {patience:?} only {counts:?}"
+            );
             sleep(Duration::from_millis(1));
         }
         Ok(())

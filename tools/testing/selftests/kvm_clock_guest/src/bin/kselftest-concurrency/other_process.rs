@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A process that was passed the descriptors of another's VM: KVM refuses it everything, with EIO.
+//! A process that has the descriptors of another process's VM: all its calls fail with EIO.
 
-use anyhow::{ensure, Context, Result};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_clock_guest_selftests::prelude::*;
 use pvclock::abi::{
     KVM_CAP_VM_CLOCK_GUEST, KVM_GET_CLOCK_GUEST, KVM_GET_VM_CLOCK_GUEST, KVM_SET_CLOCK_GUEST,
     KVM_SET_VM_CLOCK_GUEST,
@@ -17,8 +16,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
-    process::{Child, Command, ExitCode, Stdio},
-    time::Duration,
+    process::{Child, Command, Stdio},
 };
 use vmm_sys_util::{ioctl::ioctl_with_val, sock_ctrl_msg::ScmSocket};
 
@@ -49,7 +47,7 @@ impl Foreign {
         Ok(())
     }
 
-    /// Takes what [`send`](Self::send) passed.
+    /// Receives what [`send`](Self::send) passed.
     pub(crate) fn receive(socket: &UnixStream) -> Result<Self> {
         let one = || {
             let (_, fd) = socket.recv_with_fd(&mut [0]).context("SCM_RIGHTS")?;
@@ -61,7 +59,7 @@ impl Foreign {
         })
     }
 
-    /// Fails unless all calls are refused; returns how many.
+    /// Fails unless all calls fail with EIO; returns how many.
     pub(crate) fn ensure_refused(&self) -> Result<u64> {
         let calls = [
             (&self.vm, u64::from(KVM_GET_VM_CLOCK_GUEST), 0),
@@ -72,7 +70,7 @@ impl Foreign {
             (&self.vcpu, nr::KVM_RUN(), 0),
         ];
         for (fd, request, arg) in calls {
-            // SAFETY: Whatever KVM makes of the argument, it is a number or a null pointer.
+            // SAFETY: The argument is a number or a null pointer.
             let ret = unsafe { ioctl_with_val(fd, request, arg.into()) };
             let error = io::Error::last_os_error();
             ensure!(
@@ -84,7 +82,7 @@ impl Foreign {
     }
 }
 
-/// This program in a process of its own, which ends at the latest when this is dropped.
+/// This program in another process, which ends when this is dropped.
 pub(crate) struct Process {
     child: Child,
     socket: UnixStream,
@@ -114,7 +112,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has ended already, as a rule.
+        // It usually has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -125,29 +123,29 @@ pub(crate) fn socket() -> Result<UnixStream> {
     Ok(io::stdin().as_fd().try_clone_to_owned()?.into())
 }
 
-/// A process that makes all calls over and over.
-pub(crate) struct Stranger(Process);
+/// A process that makes all calls in a loop.
+pub(crate) struct OtherProcess(Process);
 
-impl Stranger {
-    /// Passes it `vm` and `vcpu`; returns when it began.
+impl OtherProcess {
+    /// Passes it `vm` and `vcpu`; returns when it has begun.
     pub(crate) fn start(vm: &VmFd, vcpu: &VcpuFd) -> Result<Self> {
-        let process = Process::start("stranger")?;
+        let process = Process::start("other-process")?;
         Foreign::send(process.socket(), vm, vcpu)?;
         process
             .socket()
             .read_exact(&mut [0])
-            .context("the other process said nothing")?;
+            .context("the other process sent nothing")?;
         Ok(Self(process))
     }
 
-    /// Returns how many calls it made, all of which were refused.
+    /// Ends it; returns how many calls it made, all of which failed.
     pub(crate) fn end(mut self) -> Result<u64> {
         self.0.socket.shutdown(Shutdown::Write)?;
         let mut count = [0; 8];
-        let told = self.0.socket.read_exact(&mut count);
+        let received = self.0.socket.read_exact(&mut count);
         let status = self.0.child.wait()?;
         ensure!(status.success(), "the other process failed: {status}");
-        told.context("the other process said nothing")?;
+        received.context("the other process sent nothing")?;
         Ok(u64::from_ne_bytes(count))
     }
 }
@@ -172,7 +170,7 @@ fn refused() -> Result<()> {
     // Until the other end is shut down.
     while !matches!(socket.read(&mut [0]), Ok(0)) {
         count += foreign.ensure_refused()?;
-        // The CPUs are for those who are served.
+        // Leaves the CPUs to the other threads.
         std::thread::sleep(Duration::from_millis(1));
     }
     socket.set_nonblocking(false)?;

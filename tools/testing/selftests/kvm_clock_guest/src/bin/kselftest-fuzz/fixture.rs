@@ -3,45 +3,30 @@
 //! The VM that the calls are for.
 
 use crate::extremes::{any64, one_in, Rng};
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::{vm::set_msr, Vm};
-use kvm_clock::{set_tsc_offset, tsc_offset};
-use kvm_clock_guest_selftests::{
-    fixture::{derived, pinned, run_a_little, wait_in_guest},
-    halting::add_vcpu,
-};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_clock_guest_selftests::{prelude::*, steal};
 use rand::Rng as _;
 use std::{
     io,
     os::fd::{AsRawFd, RawFd},
 };
 
-/// `MSR_KVM_STEAL_TIME`: the address of `struct kvm_steal_time`, and whether there is one.
-const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
-const STEAL_TIME_ENABLED: u64 = 1;
-/// A page that `clockguest::guest::layout` leaves free.
-const STEAL_TIMES: u64 = 0x6000;
-/// A structure for each vCPU, aligned as KVM asks.
-const STEAL_TIME_SIZE: u64 = 64;
-
-/// vCPUs that may be added to a VM.
+/// The most vCPUs that are added to a VM.
 const MOST_ADDED: usize = 2;
 
-/// A VM of one to four vCPUs, and up to two more that were added and never run.
-pub(crate) struct Subject {
+/// A VM of one to four vCPUs, and up to two added ones that never run.
+pub(crate) struct Fixture {
     // Before the VM, whose memory they might use.
     added: Vec<VcpuFd>,
     vm: Vm,
-    /// Which vCPUs are in KVM_RUN.
+    /// Whether each vCPU is in KVM_RUN.
     running: Vec<bool>,
-    /// Which vCPUs have their steal clocks enabled.
+    /// Whether the steal clock of each vCPU is enabled.
     accounts: Vec<bool>,
     fds: Vec<RawFd>,
 }
 
-impl Subject {
-    /// A stopped VM: new, or with clocks by KVM, with a pinned record, or with different TSC offsets.
+impl Fixture {
+    /// A stopped VM: a new one, or with a derived clock, a pinned one, or different TSC offsets.
     pub(crate) fn new(kvm: &Kvm, rng: &mut Rng) -> Result<Self> {
         let vcpus = rng.random_range(1..=4);
         let vm = match rng.random_range(0..8) {
@@ -50,7 +35,7 @@ impl Subject {
             3 => {
                 let vm = derived(kvm, vcpus)?;
                 for vcpu in vm.vcpus() {
-                    set_tsc_offset(&vcpu.fd(), any64(rng)).context("KVM_VCPU_TSC_OFFSET")?;
+                    vm.set_tsc_offset(vcpu.index(), any64(rng))?;
                 }
                 vm
             }
@@ -79,7 +64,7 @@ impl Subject {
         }
     }
 
-    /// The VM; none of the added vCPUs is in its list.
+    /// The VM, without the added vCPUs.
     pub(crate) fn vm(&self) -> &Vm {
         &self.vm
     }
@@ -89,7 +74,7 @@ impl Subject {
         &self.fds
     }
 
-    /// How many vCPUs the VM has; their ids count from 0.
+    /// The number of vCPUs; their ids count from 0.
     pub(crate) fn vcpus(&self) -> usize {
         self.fds.len()
     }
@@ -106,12 +91,7 @@ impl Subject {
 
     /// Enables or disables the steal clock of vCPU `index`, which was not added.
     pub(crate) fn account_steal(&mut self, index: usize, is_enabled: bool) -> Result<()> {
-        let address = STEAL_TIMES + index as u64 * STEAL_TIME_SIZE;
-        let value = match is_enabled {
-            true => address | STEAL_TIME_ENABLED,
-            false => 0,
-        };
-        set_msr(&self.vm.vcpus()[index].fd(), MSR_KVM_STEAL_TIME, value)?;
+        steal::enable(&self.vm, index, is_enabled)?;
         self.accounts[index] = is_enabled;
         Ok(())
     }
@@ -121,7 +101,7 @@ impl Subject {
         self.running.contains(&true)
     }
 
-    /// TSC offset (ticks) of every vCPU. None of them runs.
+    /// TSC offset (ticks) of every vCPU; none may run.
     pub(crate) fn offsets(&self) -> Result<Vec<u64>> {
         let mut offsets = self.vm.tsc_offsets()?;
         for fd in &self.added {
@@ -130,23 +110,17 @@ impl Subject {
         Ok(offsets)
     }
 
-    /// Adds a vCPU, if there are not too many.
-    pub(crate) fn add_vcpu(&mut self, kvm: &Kvm) -> Result<()> {
-        // `halting::add_vcpu()` knows one id only.
-        if self.added.is_empty() {
-            let fd = add_vcpu(kvm, &self.vm)?;
-            self.fds.push(fd.as_raw_fd());
-            self.added.push(fd);
-        } else if self.added.len() < MOST_ADDED {
-            let fd = self.vm.fd().create_vcpu(self.fds.len() as u64);
-            let fd = fd.context("KVM_CREATE_VCPU")?;
+    /// Adds a vCPU, up to [`MOST_ADDED`].
+    pub(crate) fn add_vcpu(&mut self) -> Result<()> {
+        if self.added.len() < MOST_ADDED {
+            let fd = self.vm.add_vcpu(self.fds.len() as u64)?;
             self.fds.push(fd.as_raw_fd());
             self.added.push(fd);
         }
         Ok(())
     }
 
-    /// Lets some vCPUs run, at least one, and returns when they execute guest instructions.
+    /// Runs some vCPUs, at least one, and returns when they execute guest instructions.
     pub(crate) fn run_some(&mut self, rng: &mut Rng) -> Result<()> {
         let vcpus = self.vm.vcpus();
         let least = rng.random_range(0..vcpus.len());
@@ -172,17 +146,18 @@ impl Subject {
         Ok(())
     }
 
-    /// Lets all vCPUs make readings, and stops them.
+    /// Runs all vCPUs until they have made readings, and stops them.
     pub(crate) fn read(&self) -> Result<clockguest::measure::Reading> {
         ensure!(!self.is_any_running(), "the guest runs already");
         run_a_little(&self.vm)
     }
 }
 
-/// The system call; gives the errno if it failed.
+/// The system call; returns the errno if it failed.
 pub(crate) fn ioctl(fd: RawFd, request: u32, argument: u64) -> Result<i32, i32> {
-    // SAFETY: Whoever chose the argument sees to it that all that the kernel may write there is
-    // made up of atomic bytes, or is not accessible at all: see `Arena`.
+    // SAFETY: The callers only pass addresses where the kernel can write to nothing but the atomic
+    // bytes of an
+    // `Arena`.
     let ret = unsafe { libc::ioctl(fd, request.into(), argument) };
     if ret < 0 {
         return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));

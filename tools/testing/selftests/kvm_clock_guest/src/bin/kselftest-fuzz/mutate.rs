@@ -1,26 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What can be wrong with the argument of a VM ioctl. What a SET may be refused for is at times
-//! wrong, and at times just within the limits: `model` says which.
+//! Mutations of a VM ioctl's argument. A mutated SET may still be just within the limits: `model`
+//! decides.
 
 use crate::{
     arena::Arena,
-    draft::Draft,
     extremes::{any32, any64, magnitude, one_in, pick, Rng},
+    generate::Argument,
     model::{ENTRY, KNOWN},
 };
-use pvclock::abi::{
-    ClockGuestVcpu, VmClockGuest, FLAG_ALLOW_BACKWARDS, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE,
-    MODE_ADVANCE, MODE_EXACT,
-};
+use kvm_clock_guest_selftests::prelude::*;
+use pvclock::abi::{FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE};
 use rand::Rng as _;
-
 use zerocopy::{FromBytes, IntoBytes};
 
-type Bend = fn(&mut Draft, &mut Rng, &Arena);
+type Mutation = fn(&mut Argument, &mut Rng, &Arena);
 
 /// Of the header or the array of both ioctls.
-const BOTH: &[Bend] = &[
+const BOTH: &[Mutation] = &[
     |d, rng, _| d.header.flags ^= 1 << rng.random_range(0..32),
     |d, rng, _| d.header.mode = any32(rng),
     |d, rng, _| d.header.size = any32(rng),
@@ -29,7 +26,7 @@ const BOTH: &[Bend] = &[
     |d, rng, _| d.header.nr_vcpus = any32(rng),
     |d, rng, _| d.header.nr_vcpus = d.header.nr_vcpus.wrapping_add(pick(rng, &[1, u32::MAX])),
     |d, rng, _| flip(d, rng),
-    // Places, more often than not.
+    // Addresses, most of them invalid.
     |d, rng, arena| d.header_at = arena.wrong_place(rng, KNOWN + d.tail.len()),
     |d, rng, arena| d.header_at = arena.wrong_place(rng, KNOWN),
     |d, rng, arena| d.array_at = arena.wrong_place(rng, d.entries.len() * ENTRY),
@@ -39,8 +36,8 @@ const BOTH: &[Bend] = &[
     |d, rng, _| d.array_at = d.header_at.wrapping_sub(rng.random_range(0..ENTRY as u64)),
 ];
 
-/// Of a SET alone; afterwards its values are made to fit each other again, in part.
-const SET: &[Bend] = &[
+/// Of SET alone; some of its values are made consistent afterwards.
+const SET: &[Mutation] = &[
     |d, rng, _| d.header.status ^= 1 << rng.random_range(0..32),
     |d, rng, _| d.header.record.pad0 = any32(rng),
     |d, rng, _| d.header.record.pad[rng.random_range(0..2)] = rng.random(),
@@ -60,7 +57,7 @@ const SET: &[Bend] = &[
     |d, rng, _| d.header.flags ^= FLAG_RESLOPE * rng.random_range(0..=1),
     |d, rng, _| d.header.paused_ns = any64(rng) | 1 << 63,
     |d, rng, _| {
-        // The sum is the largest there is, or one more.
+        // The sum is the highest valid one, or one more.
         d.header.paused_ns = magnitude(rng, 62);
         let steal_ns = (1 << 63) - rng.random_range(0..=1) - d.header.paused_ns;
         on_entry(d, rng, |entry, _| entry.steal_ns = steal_ns);
@@ -124,20 +121,20 @@ const SET: &[Bend] = &[
     },
 ];
 
-/// What the header says about itself.
-const CONTRADICTION: &[Bend] = &[
+/// Contradictions within the header.
+const CONTRADICTION: &[Mutation] = &[
     |d, rng, _| d.header.guest_tsc ^= 1 << rng.random_range(0..64),
     |d, rng, _| d.header.kvmclock_ns ^= 1 << rng.random_range(0..64),
     |d, rng, _| d.header.kvmclock_ns = any64(rng),
     |d, rng, _| {
-        // The record lies ahead, or nearly so.
+        // The record lies ahead of the TSC, or nearly so.
         let age = any64(rng);
         d.make_consistent(Some(age));
     },
 ];
 
-/// Bends `draft`, a GET or a SET, in one way or several.
-pub(crate) fn bend(draft: &mut Draft, rng: &mut Rng, arena: &Arena, is_set: bool) {
+/// Applies one or several mutations to `argument`, of a GET or a SET.
+pub(crate) fn mutate(argument: &mut Argument, rng: &mut Rng, arena: &Arena, is_set: bool) {
     let ways = pick(rng, &[1, 1, 1, 1, 2, 3]);
     for _ in 0..ways {
         let table = match rng.random_range(0..8) {
@@ -145,43 +142,47 @@ pub(crate) fn bend(draft: &mut Draft, rng: &mut Rng, arena: &Arena, is_set: bool
             1..5 if is_set => SET,
             _ => BOTH,
         };
-        // What a former way left may not have what this one needs.
-        if !draft.entries.is_empty() {
-            pick(rng, table)(draft, rng, arena);
+        // An earlier mutation may have removed all entries.
+        if !argument.entries.is_empty() {
+            pick(rng, table)(argument, rng, arena);
         }
         if std::ptr::eq(table, SET) {
             // CAST: A few.
-            draft.header.nr_vcpus = draft.entries.len() as u32;
-            draft.make_consistent(None);
+            argument.header.nr_vcpus = argument.entries.len() as u32;
+            argument.make_consistent(None);
         }
     }
 }
 
-fn set_tail(draft: &mut Draft, rng: &mut Rng) {
+fn set_tail(argument: &mut Argument, rng: &mut Rng) {
     let len = 1 + magnitude(rng, 11) as usize;
-    draft.tail = vec![0; len];
-    draft.tail[rng.random_range(0..len)] = rng.random();
-    draft.header.size = (KNOWN + len) as u32;
-    // Or the part that is set lies beyond the size.
+    argument.tail = vec![0; len];
+    argument.tail[rng.random_range(0..len)] = rng.random();
+    argument.header.size = (KNOWN + len) as u32;
+    // The byte that is set may also lie beyond the size.
     if one_in(rng, 4) {
-        draft.header.size = rng.random_range(KNOWN as u32..=draft.header.size);
+        argument.header.size = rng.random_range(KNOWN as u32..=argument.header.size);
     }
 }
 
-/// Flips a few bits, but for those of the address, as GET writes there.
-fn flip(draft: &mut Draft, rng: &mut Rng) {
+/// Flips a few bits, except in the array's address, to which GET writes.
+fn flip(argument: &mut Argument, rng: &mut Rng) {
     let mut bytes = [0; KNOWN];
-    bytes.copy_from_slice(draft.header.as_bytes());
+    bytes.copy_from_slice(argument.header.as_bytes());
     for _ in 0..rng.random_range(1..4) {
         let index = rng.random_range(0..KNOWN);
         bytes[index] ^= 1 << rng.random_range(0..8);
     }
-    let vcpus = draft.header.vcpus;
-    draft.header = VmClockGuest::read_from_bytes(&bytes).expect("a header's bytes are a header");
-    draft.header.vcpus = vcpus;
+    let vcpus = argument.header.vcpus;
+    argument.header = VmClockGuest::read_from_bytes(&bytes).expect("a header's bytes are a header");
+    argument.header.vcpus = vcpus;
 }
 
-fn on_entry(draft: &mut Draft, rng: &mut Rng, edit: impl FnOnce(&mut ClockGuestVcpu, &mut Rng)) {
-    let index = rng.random_range(0..draft.entries.len());
-    edit(&mut draft.entries[index], rng);
+fn on_entry(
+    argument: &mut Argument,
+    rng: &mut Rng,
+    edit: impl FnOnce(&mut ClockGuestVcpu, &mut Rng),
+) {
+    let index = rng.random_range(0..argument.entries.len());
+    edit(&mut argument.entries[index], rng);
 }

@@ -1,58 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What else a VMM may do to a stopped VM's clocks, between the calls.
+//! Other changes that a VMM may make to a stopped VM's clocks between the calls.
 
 use crate::{
     extremes::{any64, one_in, pick},
     fuzz::Fuzz,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::{
-    guest::{code::MSR_KVM_SYSTEM_TIME_NEW, layout::pvclock_page},
-    vmm::{
-        vm::{set_msr, MSR_IA32_TSC},
-        Vm,
-    },
+use clockguest::guest::layout::pvclock_page;
+use kvm_clock_guest_selftests::{
+    msr::{set_msr, MSR_IA32_TSC, MSR_KVM_SYSTEM_TIME_NEW},
+    prelude::*,
 };
-use kvm_bindings::kvm_clock_data;
-use kvm_clock::set_tsc_offset;
-use kvm_clock_guest_selftests::refusal::ensure_errno;
-use kvm_ioctls::VcpuFd;
 use rand::Rng as _;
 
-/// Does something. Fails unless a pinned record survives whatever does not end it, to the bit.
-pub(crate) fn meddle(fuzz: &mut Fuzz<'_>) -> Result<()> {
+/// Changes something. Fails unless a pinned record keeps every bit, if the change does not end it.
+pub(crate) fn interfere(fuzz: &mut Fuzz<'_>) -> Result<()> {
     let which = fuzz.rng.random_range(0..9);
     let was = fuzz.state.pinned_function();
-    do_it(fuzz, which).with_context(|| format!("meddling {which}"))?;
-    fuzz.look_again()?;
+    change(fuzz, which).with_context(|| format!("interference {which}"))?;
+    fuzz.refresh()?;
     let is = fuzz.state.pinned_function();
     match which {
         0 => ensure!(is.is_none(), "KVM_SET_CLOCK left the record {is:x?}"),
-        // KVM_SET_CLOCK comes first at times.
+        // KVM_SET_CLOCK sometimes comes first.
         5 if fuzz.scales => (),
-        // An added vCPU has the VM's rate, whatever the others were given since: GET cannot tell
-        // then.
+        // An added vCPU has the VM's rate. If the others have another one, GET fails.
         8 if fuzz.scales && fuzz.state.clock.is_none() => (),
-        _ => ensure!(
-            was == is,
-            "meddling {which} made {is:x?} of the record {was:x?}"
-        ),
+        _ => ensure_eq_hex!(is, was, "the record after interference {which}"),
     }
     Ok(())
 }
 
-fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
+fn change(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
     let rng = &mut fuzz.rng;
     let value = any64(rng);
-    let vm = fuzz.subject.vm();
+    let vm = fuzz.fixture.vm();
     let vcpu = &vm.vcpus()[rng.random_range(0..vm.vcpus().len())];
     match which {
         0 => set_clock(vm, value)?,
-        1 => set_tsc_offset(&vcpu.fd(), value).context("KVM_VCPU_TSC_OFFSET")?,
+        1 => vm.set_tsc_offset(vcpu.index(), value)?,
         2 => {
             for vcpu in vm.vcpus() {
-                set_tsc_offset(&vcpu.fd(), value).context("KVM_VCPU_TSC_OFFSET")?;
+                vm.set_tsc_offset(vcpu.index(), value)?;
             }
         }
         3 => set_msr(&vcpu.fd(), MSR_IA32_TSC, value)?,
@@ -61,7 +50,7 @@ fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
             set_msr(&vcpu.fd(), MSR_KVM_SYSTEM_TIME_NEW, page | 1)?;
         }
         5 => {
-            // Any rate on a host that scales, else one that KVM does not imitate.
+            // Any rate on a host that scales TSCs, else one that KVM does not imitate.
             let host = fuzz.host_khz;
             let khz = match fuzz.scales && one_in(rng, 2) {
                 true => pick(rng, &[host / 2, host, host / 3 * 2]),
@@ -73,7 +62,7 @@ fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
                 set_clock(vm, value)?;
             }
             let is_pinned = fuzz.state.is_pinned() && !unpins;
-            // The added ones are left at another rate at times.
+            // The added vCPUs keep their rate.
             for vcpu in vm.vcpus() {
                 set_tsc_khz(&vcpu.fd(), khz, is_pinned)?;
             }
@@ -84,14 +73,15 @@ fn do_it(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
         }
         7 => {
             let index = vcpu.index();
-            fuzz.subject.account_steal(index, value & 1 != 0)?;
+            fuzz.fixture.account_steal(index, value & 1 != 0)?;
         }
-        _ => fuzz.subject.add_vcpu(fuzz.kvm)?,
+        _ => fuzz.fixture.add_vcpu()?,
     }
     Ok(())
 }
 
-/// KVM_SET_TSC_KHZ to `khz`, which where the clock `is_pinned` fails unless the vCPU has that rate.
+/// KVM_SET_TSC_KHZ to `khz`, which must fail if the clock `is_pinned` and the vCPU has another
+/// rate.
 fn set_tsc_khz(vcpu: &VcpuFd, khz: u32, is_pinned: bool) -> Result<()> {
     let former = vcpu.get_tsc_khz().context("KVM_GET_TSC_KHZ")?;
     let result = vcpu.set_tsc_khz(khz);
@@ -99,13 +89,4 @@ fn set_tsc_khz(vcpu: &VcpuFd, khz: u32, is_pinned: bool) -> Result<()> {
         return ensure_errno(libc::EBUSY, result);
     }
     result.context("KVM_SET_TSC_KHZ")
-}
-
-/// KVM_SET_CLOCK to `ns`, which ends a pinned record.
-fn set_clock(vm: &Vm, ns: u64) -> Result<()> {
-    let clock = kvm_clock_data {
-        clock: ns,
-        ..kvm_clock_data::default()
-    };
-    vm.fd().set_clock(&clock).context("KVM_SET_CLOCK")
 }

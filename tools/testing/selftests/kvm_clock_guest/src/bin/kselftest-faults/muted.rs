@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The kernel's console while it is made to fail: what it says of that is no sign of trouble, but
-//! would look like one to who reads the console. All else comes there a little later.
+//! A silent kernel console during faults: messages about injected faults are suppressed, so that no
+//! reader of the console takes them for a problem; all others are printed later.
 
-use anyhow::{Context, Result};
+use kvm_clock_guest_selftests::prelude::*;
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read, Seek, SeekFrom, Write},
@@ -17,19 +17,15 @@ const LEVEL: &str = "/proc/sys/kernel/printk";
 const LONGEST: usize = 8192;
 
 /// The console, silent until this is dropped.
-pub(crate) struct Hushed {
+pub(crate) struct Muted {
     messages: File,
     expected: fn(&str) -> bool,
     former_level: String,
     former_limit: String,
 }
 
-impl Hushed {
-    /// Holds back all messages, for good if they are `expected`.
-    ///
-    /// # Errors
-    ///
-    /// Those of `/dev/kmsg` and procfs.
+impl Muted {
+    /// Holds back all messages, and drops those that are `expected`.
     pub(crate) fn new(expected: fn(&str) -> bool) -> Result<Self> {
         let mut messages = OpenOptions::new()
             .read(true)
@@ -38,18 +34,18 @@ impl Hushed {
             .open(KMSG)
             .context(KMSG)?;
         messages.seek(SeekFrom::End(0)).context(KMSG)?;
-        let hushed = Self {
+        let muted = Self {
             messages,
             expected,
             former_level: fs::read_to_string(LEVEL).context(LEVEL)?,
             former_limit: fs::read_to_string(RATE_LIMIT).context(RATE_LIMIT)?,
         };
-        hushed.limit("on\n")?;
+        muted.limit("on\n")?;
         fs::write(LEVEL, "1").context(LEVEL)?;
-        Ok(hushed)
+        Ok(muted)
     }
 
-    /// Nothing that is said again may be lost. The command line may have decided that.
+    /// No message that is printed later may be lost. The command line may have set this limit.
     fn limit(&self, limit: &str) -> Result<()> {
         if self.former_limit != "on\n" {
             fs::write(RATE_LIMIT, limit).context(RATE_LIMIT)?;
@@ -57,15 +53,15 @@ impl Hushed {
         Ok(())
     }
 
-    /// Says again what was not expected.
-    fn say_again(&mut self) -> Result<()> {
+    /// Prints the messages that were not expected.
+    fn reprint(&mut self) -> Result<()> {
         let mut record = [0; LONGEST];
         let mut unexpected = Vec::new();
         loop {
             let text = match self.messages.read(&mut record) {
                 Ok(len) => String::from_utf8_lossy(&record[..len]).into_owned(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // The kernel's buffer ran over meanwhile.
+                // The kernel's buffer overflowed.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                     "WARNING: messages were lost".into()
                 }
@@ -85,13 +81,13 @@ impl Hushed {
     }
 }
 
-impl Drop for Hushed {
+impl Drop for Muted {
     fn drop(&mut self) {
         let level = self.former_level.split_whitespace().next();
         let restored = fs::write(LEVEL, level.unwrap_or("7")).context("the console stays silent");
-        let said = self.say_again();
+        let printed = self.reprint();
         let limited = self.limit(&self.former_limit);
-        if let Err(error) = restored.and(said).and(limited) {
+        if let Err(error) = restored.and(printed).and(limited) {
             eprintln!("{error:#}");
         }
     }

@@ -1,25 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Threads that look on while others SET, each in a loop: whatever they see is one whole state.
+//! Threads that observe the clocks in loops while others SET: they only see complete states.
 
-use crate::{states::States, tally::Tally};
-use anyhow::{Context, Result};
-use clockguest::{host::rdtsc_ordered, vmm::Vm};
-use kvm_clock::{get_clock_guest, get_vm_clock_guest};
-use kvm_clock_guest_selftests::{clocks::without_version, descriptors};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread::sleep,
-    time::Duration,
-};
+use crate::{counts::Counts, states::States};
+use kvm_clock_guest_selftests::{descriptors, prelude::*};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Sleep between two looks at the guest's readings.
+/// Sleep between two checks of the guest's readings.
 const POLL: Duration = Duration::from_millis(1);
-/// Sleep between two GETs: for SETs to get their turn.
+/// Sleep between two GETs, so that SETs can run.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// Tells all threads to end.
+/// Makes all threads end.
 #[derive(Default)]
 pub(crate) struct Stop {
     now: AtomicBool,
@@ -35,7 +27,7 @@ impl Stop {
         self.now.load(Ordering::SeqCst)
     }
 
-    /// From now on those who look on do so without a pause.
+    /// From now on, observers do not pause.
     pub(crate) fn hurry(&self) {
         self.hurry.store(true, Ordering::SeqCst);
     }
@@ -46,7 +38,7 @@ impl Stop {
         }
     }
 
-    /// Repeats `step` until told to end; if it fails, all do.
+    /// Repeats `step` until all threads must end, which an error of `step` also causes.
     pub(crate) fn until(&self, mut step: impl FnMut() -> Result<()>) -> Result<()> {
         while !self.is_now() {
             step().inspect_err(|_| self.now())?;
@@ -55,38 +47,38 @@ impl Stop {
     }
 }
 
-/// What those who look on need.
+/// What observers need.
 #[derive(Clone, Copy)]
-pub(crate) struct Looks<'a> {
+pub(crate) struct Observers<'a> {
     pub(crate) vm: &'a Vm,
-    /// Of each of its vCPUs, but for those added since.
+    /// A descriptor of each of its vCPUs, except those added since.
     pub(crate) vcpus: &'a [VcpuFd],
     pub(crate) states: &'a States,
-    pub(crate) tally: &'a Tally,
+    pub(crate) counts: &'a Counts,
     pub(crate) stop: &'a Stop,
 }
 
-impl Looks<'_> {
+impl Observers<'_> {
     /// KVM_GET_VM_CLOCK_GUEST.
     pub(crate) fn get(self) -> Result<()> {
-        self.get_by(self.vm.fd())
+        self.get_through(self.vm.fd())
     }
 
-    /// The same by a descriptor of its own, which is closed at once.
+    /// The same with a second descriptor, which is then closed.
     pub(crate) fn get_and_close(self, kvm: &Kvm) -> Result<()> {
         let fd = descriptors::of_vm(kvm, self.vm.fd())?;
-        self.get_by(&fd)?;
+        self.get_through(&fd)?;
         drop(fd);
-        self.tally.closed.add();
+        self.counts.closed.add();
         self.stop.pause();
         Ok(())
     }
 
-    fn get_by(self, fd: &VmFd) -> Result<()> {
+    fn get_through(self, fd: &VmFd) -> Result<()> {
         let before = rdtsc_ordered();
         let clock = get_vm_clock_guest(fd).context("KVM_GET_VM_CLOCK_GUEST")?;
         let which = self.states.which(&clock, (before, rdtsc_ordered()))?;
-        self.tally.gets[which].add();
+        self.counts.gets[which].add();
         Ok(())
     }
 
@@ -95,13 +87,13 @@ impl Looks<'_> {
         for (id, vcpu) in (0..).zip(self.vcpus) {
             let record = get_clock_guest(vcpu).context("KVM_GET_CLOCK_GUEST")?;
             let which = self.states.which_record(record, id)?;
-            self.tally.vcpu_gets[which].add();
+            self.counts.vcpu_gets[which].add();
         }
         self.stop.pause();
         Ok(())
     }
 
-    /// What the guest read, and the record in its page.
+    /// The guest's readings, and the record in its page.
     pub(crate) fn watch(self) -> Result<()> {
         for (id, vcpu) in (0..).zip(self.vm.vcpus()) {
             let view = self.vm.view(vcpu.index());
@@ -110,7 +102,7 @@ impl Looks<'_> {
             self.states.which_record(without_version(page), id)?;
             for sample in &samples {
                 let which = self.states.which_sample(sample, id, after)?;
-                self.tally.readings[which].add();
+                self.counts.readings[which].add();
             }
         }
         sleep(POLL);

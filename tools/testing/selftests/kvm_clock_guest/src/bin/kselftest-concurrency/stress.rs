@@ -1,74 +1,52 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Everything at once: vCPUs that come and go and are created, SETs and GETs, descriptors that are
+//! Everything concurrently: vCPUs start, stop and are created, SETs and GETs, descriptors are
 //! duplicated and closed.
 
 use crate::{
-    looks::{Looks, Stop},
+    counts::Counts,
+    observers::{Observers, Stop},
     states::States,
-    tally::Tally,
 };
-use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
-use kvm_clock::set_vm_clock_guest;
-use kvm_clock_guest_selftests::{
-    clocks::Clocks,
-    descriptors,
-    fixture::{get, pinned, run_a_little},
-    flat_out::Progress,
-    threads,
-};
-use kvm_ioctls::{Kvm, VcpuFd};
-use std::{
-    thread::{scope, sleep},
-    time::{Duration, Instant},
-};
+use kvm_clock_guest_selftests::{descriptors, prelude::*, progress::Progress, threads};
+use std::thread::scope;
 
 /// vCPUs that run.
 const VCPUS: u32 = 4;
-/// vCPUs that are created meanwhile, and do not.
+/// vCPUs that are created meanwhile, and do not run.
 const MORE: usize = 12;
-/// GETs of the VM by its descriptor, and by one of their own.
+/// Threads that GET with the VM's descriptor, and with second ones.
 const GETTERS: usize = 6;
 const CLOSERS: usize = 2;
 const SETTERS: usize = 2;
-/// SETs that are done while no vCPU runs, and more if vCPUs are late to.
+/// How many SETs must succeed while no vCPU runs.
 const SETS: u64 = 8;
-/// For others to get their turn.
+/// A pause so that other threads can run.
 const PAUSE: Duration = Duration::from_micros(200);
-/// How long vCPUs stay in KVM_RUN, or out of it, if no SET comes meanwhile.
+/// How long vCPUs stay in KVM_RUN, or out of it, without a SET.
 const LONGEST: Duration = Duration::from_millis(50);
 
-/// A VM in which all that goes on.
-pub(crate) struct Storm<'a> {
+/// A VM under stress.
+pub(crate) struct Stress<'a> {
     kvm: &'a Kvm,
     vm: Vm,
     vcpus: Vec<VcpuFd>,
     states: States,
-    tally: Tally,
+    counts: Counts,
     stop: Stop,
 }
 
-impl<'a> Storm<'a> {
+impl<'a> Stress<'a> {
     pub(crate) fn new(kvm: &'a Kvm) -> Result<Self> {
         let vm = pinned(kvm, VCPUS)?;
         let states = States::two(&vm)?;
         set_vm_clock_guest(vm.fd(), &mut states.request(0, VCPUS as usize))
             .context("the first SET")?;
-        // So that the guest's readings and pages are of that state.
-        run_a_little(&vm)?;
-        while vm
-            .view(0)
-            .ring()
-            .iter()
-            .any(|sample| states.which_record(sample.record, 0).is_err())
-        {
-            run_a_little(&vm)?;
-        }
+        states.run_until_read(&vm)?;
         Ok(Self {
             kvm,
             vcpus: descriptors::of_vcpus(&vm)?,
-            tally: Tally::new(states.len()),
+            counts: Counts::new(states.len()),
             stop: Stop::default(),
             states,
             vm,
@@ -84,34 +62,30 @@ impl<'a> Storm<'a> {
         &self.vcpus[0]
     }
 
-    pub(crate) fn tally(&self) -> &Tally {
-        &self.tally
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
-    /// Lets it rage until `end` returns, beside it.
-    ///
-    /// # Errors
-    ///
-    /// The first one of any thread.
-    pub(crate) fn rage(&self, end: impl FnOnce(&Stop) -> Result<()>) -> Result<()> {
-        let looks = Looks {
+    /// Runs all threads until `end` returns.
+    pub(crate) fn run(&self, end: impl FnOnce(&Stop) -> Result<()>) -> Result<()> {
+        let observers = Observers {
             vm: &self.vm,
             vcpus: &self.vcpus,
             states: &self.states,
-            tally: &self.tally,
+            counts: &self.counts,
             stop: &self.stop,
         };
         scope(|scope| {
             let mut threads = Vec::new();
             let stop = &self.stop;
             for _ in 0..GETTERS {
-                threads.push(scope.spawn(move || stop.until(|| looks.get())));
+                threads.push(scope.spawn(move || stop.until(|| observers.get())));
             }
             for _ in 0..CLOSERS {
-                threads.push(scope.spawn(move || stop.until(|| looks.get_and_close(self.kvm))));
+                threads.push(scope.spawn(move || stop.until(|| observers.get_and_close(self.kvm))));
             }
-            threads.push(scope.spawn(move || stop.until(|| looks.get_of_vcpus())));
-            threads.push(scope.spawn(move || stop.until(|| looks.watch())));
+            threads.push(scope.spawn(move || stop.until(|| observers.get_of_vcpus())));
+            threads.push(scope.spawn(move || stop.until(|| observers.watch())));
             for number in 0..SETTERS {
                 threads.push(scope.spawn(move || self.set_often(number)));
             }
@@ -119,7 +93,7 @@ impl<'a> Storm<'a> {
                 let mut more = Vec::new();
                 stop.until(|| self.create_vcpu(&mut more))
             }));
-            threads.push(scope.spawn(move || stop.until(|| self.come_and_go())));
+            threads.push(scope.spawn(move || stop.until(|| self.start_and_stop())));
 
             let ended = end(stop);
             stop.now();
@@ -127,24 +101,19 @@ impl<'a> Storm<'a> {
         })
     }
 
-    /// Fails unless one SET more leaves the VM, which is stopped, in that state.
-    pub(crate) fn ensure_calm(&self) -> Result<()> {
+    /// Stops the VM; fails unless another SET gives it that state.
+    pub(crate) fn ensure_consistent(&self) -> Result<()> {
         self.vm.stop()?;
         let count = get(&self.vm)?.vcpus.len();
         let mut clock = self.states.request(0, count);
         set_vm_clock_guest(self.vm.fd(), &mut clock).context("the last SET")?;
         let now = get(&self.vm)?;
-        ensure!(
-            now.vcpus == clock.vcpus,
-            "offsets are {:x?}, SET were {:x?}",
-            now.vcpus,
-            clock.vcpus
-        );
+        ensure_eq_hex!(now.vcpus, clock.vcpus, "vCPUs after the last SET");
         run_a_little(&self.vm)?;
         Clocks::of(&self.vm)?.ensure_unchanged(&self.vm)
     }
 
-    /// SETs one state after the other.
+    /// SETs the states in turn.
     fn set_often(&self, first: usize) -> Result<()> {
         let mut which = first;
         self.stop.until(|| {
@@ -152,14 +121,14 @@ impl<'a> Storm<'a> {
             let mut clock = self.states.request(which, count);
             match set_vm_clock_guest(self.vm.fd(), &mut clock) {
                 Ok(()) => {
-                    self.tally.sets[which].add();
+                    self.counts.sets[which].add();
                     which = (which + 1) % self.states.len();
                     return Ok(());
                 }
-                Err(e) if e.errno() == libc::EBUSY => self.tally.busy.add(),
-                // It does not name them all.
+                Err(e) if e.errno() == libc::EBUSY => self.counts.busy.add(),
+                // Its array lacks a new vCPU.
                 Err(e) if e.errno() == libc::EINVAL && get(&self.vm)?.vcpus.len() > count => {
-                    self.tally.outdated.add();
+                    self.counts.outdated.add();
                 }
                 Err(e) => return Err(e).context("KVM_SET_VM_CLOCK_GUEST"),
             }
@@ -168,27 +137,27 @@ impl<'a> Storm<'a> {
         })
     }
 
-    /// vCPUs that were created for certain.
+    /// vCPUs whose creation is complete.
     fn nr_vcpus(&self) -> usize {
         // CAST: A few.
-        self.vcpus.len() + self.tally.created.get() as usize
+        self.vcpus.len() + self.counts.created.get() as usize
     }
 
     fn create_vcpu(&self, more: &mut Vec<VcpuFd>) -> Result<()> {
         if more.len() < MORE {
             let id = self.nr_vcpus() as u64;
             more.push(self.vm.fd().create_vcpu(id).context("KVM_CREATE_VCPU")?);
-            self.tally.created.add();
+            self.counts.created.add();
         }
         sleep(10 * PAUSE);
         Ok(())
     }
 
-    /// Lets all vCPUs run until a SET was refused, and stops them until some were done.
-    fn come_and_go(&self) -> Result<()> {
+    /// Lets all vCPUs run until a SET failed, and stops them until some succeeded.
+    fn start_and_stop(&self) -> Result<()> {
         let progress = Progress::of(&self.vm);
-        let busy = || self.tally.busy.get();
-        let done = || self.tally.sets.iter().map(|count| count.get()).sum();
+        let busy = || self.counts.busy.get();
+        let done = || self.counts.sets.iter().map(|count| count.get()).sum();
         self.vm.run()?;
         progress.wait_for(&self.vm, 1, 2)?;
         self.wait_for(1, &busy);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Arguments of the VM ioctls: sound ones to begin with, of which as much is extreme as can be.
+//! Arguments of the VM ioctls: valid ones, with values as extreme as possible.
 
 use crate::{
     arena::{Arena, ARRAY, HEADER, PAGE},
@@ -10,20 +10,19 @@ use crate::{
     records::{near_factor, record},
     state::State,
 };
+use kvm_clock_guest_selftests::prelude::*;
 use pvclock::abi::{
-    ClockGuest, ClockGuestVcpu, VmClockGuest, FLAGS_KNOWN, FLAG_ALLOW_BACKWARDS,
-    FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK, FLAG_RESLOPE, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE,
-    STATUS_KNOWN,
+    FLAGS_KNOWN, FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK, FLAG_RESLOPE, STATUS_KNOWN,
 };
 use rand::{seq::SliceRandom, Rng as _};
 use zerocopy::IntoBytes;
 
-/// An argument, before it is put into memory.
+/// An argument, before it is written to memory.
 #[derive(Clone, Debug)]
-pub(crate) struct Draft {
-    /// The header as it will be, but for `vcpus`.
+pub(crate) struct Argument {
+    /// The header; [`Argument::put`] sets `vcpus`.
     pub(crate) header: VmClockGuest,
-    /// What follows the header.
+    /// The bytes after the header.
     pub(crate) tail: Vec<u8>,
     /// The array.
     pub(crate) entries: Vec<ClockGuestVcpu>,
@@ -33,7 +32,7 @@ pub(crate) struct Draft {
     pub(crate) array_at: u64,
 }
 
-impl Draft {
+impl Argument {
     /// A GET that should succeed.
     pub(crate) fn get(rng: &mut Rng, arena: &Arena, state: &State) -> Self {
         let more = if one_in(rng, 4) { magnitude(rng, 5) } else { 0 };
@@ -92,13 +91,13 @@ impl Draft {
             header.record.tsc_to_system_mul = factor.mul;
             header.record.tsc_shift = factor.shift;
         }
-        let mut draft = Self::new(rng, arena, header, entries);
+        let mut argument = Self::new(rng, arena, header, entries);
         let age = magnitude(rng, 62);
-        draft.make_consistent(Some(age));
-        draft
+        argument.make_consistent(Some(age));
+        argument
     }
 
-    /// What GET told, to be SET as it is.
+    /// A SET of GET's unchanged result.
     pub(crate) fn of(arena: &Arena, state: &State) -> Self {
         let present = state.clock.clone().unwrap_or_default();
         Self {
@@ -143,7 +142,7 @@ impl Draft {
         }
     }
 
-    /// Makes `guest_tsc` and `kvmclock_ns` follow from the rest; with `age`, the record is as many
+    /// Computes `guest_tsc` and `kvmclock_ns` from the rest; with `age`, the record is so many
     /// ticks old at the anchor.
     pub(crate) fn make_consistent(&mut self, age: Option<u64>) {
         let header = &mut self.header;
@@ -153,7 +152,7 @@ impl Draft {
             .find(|entry| entry.vcpu_id == header.ref_vcpu_id);
         let offset = reference.map_or(0, |entry| entry.tsc_offset);
         header.guest_tsc = match ratio(header) {
-            // No fraction bits that 128 bits can be shifted by.
+            // 128 bits cannot be shifted by so many fraction bits.
             (_, 128..) => 0,
             ratio => scaled(ratio, header.host_tsc).wrapping_add(offset),
         };
@@ -163,7 +162,7 @@ impl Draft {
         header.kvmclock_ns = reads(&header.record, header.guest_tsc);
     }
 
-    /// Puts it into memory.
+    /// Writes the argument to memory.
     pub(crate) fn put(&mut self, arena: &Arena) {
         self.header.vcpus = self.array_at;
         // The header last: it may overlap the array.
@@ -177,7 +176,7 @@ impl Draft {
     }
 }
 
-/// What nobody looks at.
+/// A header whose fields are those that the ioctl ignores, and are random.
 fn any_header(rng: &mut Rng) -> VmClockGuest {
     VmClockGuest {
         status: any32(rng) & STATUS_KNOWN,
@@ -206,7 +205,7 @@ fn any_header(rng: &mut Rng) -> VmClockGuest {
     }
 }
 
-/// A rate that SET takes for the one here.
+/// Chooses a rate that SET accepts on this host.
 fn choose_rate(rng: &mut Rng, header: &mut VmClockGuest, here: &VmClockGuest) {
     (header.tsc_ratio, header.tsc_frac_bits) = ratio(here);
     let identity = rng.random_range(1..63);
@@ -225,7 +224,7 @@ fn choose_rate(rng: &mut Rng, header: &mut VmClockGuest, here: &VmClockGuest) {
     };
 }
 
-/// A steal time (ns) that SET takes, also in the sum of two.
+/// A steal time (ns) that SET accepts, also as one of two summands.
 fn steal_ns(rng: &mut Rng) -> u64 {
     match rng.random_range(0..4) {
         0 => 0,
