@@ -65,8 +65,8 @@ fn plan_of(header: VmClockGuest, now: ClockSnapshot, rate: GuestRate) -> Result<
     plan(&request, offset, &now, rate, PPM)
 }
 
-/// `header` with a record for another rate, `mul` being `times` what it was, that is consistent.
-fn bent(header: VmClockGuest, times: f64) -> VmClockGuest {
+/// `header` with `mul` of its record multiplied by `times`, and the kvmclock of that record.
+fn with_other_rate(header: VmClockGuest, times: f64) -> VmClockGuest {
     let mut header = header;
     // CAST: a test's `times` leaves it in 32 bits.
     header.record.tsc_to_system_mul = (f64::from(header.record.tsc_to_system_mul) * times) as u32;
@@ -121,7 +121,7 @@ proptest! {
     }
 
     #[test]
-    fn exact_puts_the_ratio_of_another_calibration_back(
+    fn exact_restores_the_ratio_of_another_calibration(
         later in 0u64..1 << 62, ratio in 1u64 << 31..1 << 33, ppm in -1000i64..1000,
     ) {
         let scale = |ratio| Scale::new(ratio, 32).unwrap();
@@ -129,7 +129,7 @@ proptest! {
         let now = ClockSnapshot { host_tsc: header.host_tsc.wrapping_add(later), ..Default::default() };
         let here = here(HOST_KHZ, scale(ratio.wrapping_add_signed(ratio as i64 / 1_000_000 * ppm)));
         let planned = plan(&SetRequest::new(header).unwrap(), vcpus[0].tsc_offset, &now, here, PPM);
-        // The bounds are those of two rates in Hz; what is that close to them may be either.
+        // The tolerance is one of rates in whole Hz, so values next to it may be on either side.
         match ppm.abs() {
             0..=248 => {
                 let planned = planned.unwrap();
@@ -140,7 +140,7 @@ proptest! {
         }
     }
 
-    /// Wherever the record's factor came from, and whatever the rate here is.
+    /// For any factor of the record and any rate here.
     #[test]
     fn a_resloped_kvmclock_continues_with_the_slope_of_this_tsc(
         mul in 1u32 << 31.., shift in -2i8..3, khz in 400_000u32..8_000_000, mode in 1u32..4, elapsed in 0..3 * WEEK_NS,
@@ -290,7 +290,7 @@ fn rates_match_within_the_tolerance_kvm_has() {
             (i64::from(khz) - i64::from(HOST_KHZ)) * 1000
         );
     }
-    // A flag lets the TSC have another rate, and the record has to be for that.
+    // With the flag the TSC may have another rate, but the record must be for that rate.
     header.flags = abi::FLAG_ALLOW_RATE_MISMATCH;
     let rate = here(HOST_KHZ * 2 / 3, Scale::IDENTITY);
     assert_eq!(
@@ -343,8 +343,12 @@ fn a_record_is_for_the_rate_of_the_tsc_in_every_mode() {
                 (0.999_749, false),
                 (2.0 / 3.0, false),
             ] {
-                let planned = plan_of(bent(header, times), now, HOME).map(|plan| plan.record);
-                let expected = SetRequest::new(bent(header, times)).unwrap().saved.record;
+                let planned =
+                    plan_of(with_other_rate(header, times), now, HOME).map(|plan| plan.record);
+                let expected = SetRequest::new(with_other_rate(header, times))
+                    .unwrap()
+                    .saved
+                    .record;
                 let expected = fits.then_some(expected).ok_or(PlanError::RecordRate);
                 assert_eq!(planned, expected, "mode {mode}, mul x {times}");
             }
@@ -353,7 +357,7 @@ fn a_record_is_for_the_rate_of_the_tsc_in_every_mode() {
 }
 
 #[test]
-fn exact_judges_a_record_by_the_ratio_that_it_puts_back() {
+fn exact_compares_the_record_with_the_ratio_that_it_restores() {
     let ratio = 3u64 << 31;
     let scale = |ratio| Scale::new(ratio, 32).unwrap();
     let (header, _) = saved(abi::MODE_EXACT, scale(ratio));
@@ -367,14 +371,14 @@ fn exact_judges_a_record_by_the_ratio_that_it_puts_back() {
         (0.9997, false),
         (1.0003, false),
     ] {
-        let result = plan_of(bent(header, times), now, here);
+        let result = plan_of(with_other_rate(header, times), now, here);
         let expected = fits.then_some(scale(ratio)).ok_or(PlanError::RecordRate);
         assert_eq!(result.map(|plan| plan.scale), expected, "mul x {times}");
     }
 }
 
 #[test]
-fn exact_puts_back_no_ratio_of_other_hardware() {
+fn exact_restores_no_ratio_of_other_hardware() {
     // 1.5, as SVM and as VMX have it.
     let (header, _) = saved(abi::MODE_EXACT, Scale::new(3 << 31, 32).unwrap());
     let mut now = at(&header, 0);
@@ -393,12 +397,12 @@ fn hops_do_not_add_up() {
         let rate = here(khz, Scale::IDENTITY);
         match plan_of(header, at(&header, 0), rate) {
             Ok(plan) => assert_eq!(plan.record, header.record),
-            Err(refusal) => {
-                assert_eq!(refusal, PlanError::RecordRate);
+            Err(error) => {
+                assert_eq!(error, PlanError::RecordRate);
                 break;
             }
         }
-        // What that host's GET returns.
+        // As that host's GET returns it.
         header.host_tsc_khz = khz;
         taken = hop;
     }
@@ -477,7 +481,7 @@ fn kvmclock_goes_at_its_own_rate_where_the_tsc_cannot() {
 
 #[test]
 fn a_resloped_record_can_go_back() {
-    // So far that the record's shift left no room to move it.
+    // So far that the record's shift leaves no room to move it.
     let (mut header, vcpus) = saved(abi::MODE_ADVANCE, Scale::IDENTITY);
     header.flags = abi::FLAG_ALLOW_BACKWARDS;
     header.record.tsc_timestamp = header.guest_tsc;
@@ -536,7 +540,7 @@ fn precision_adds_up_and_saturates() {
     header.precision_ns = u32::MAX - 1_000_000;
     assert_eq!(precision(header, now), u32::MAX);
 
-    // Where KVM's own clock goes on instead, 11 ns off either way.
+    // If KVM cannot pin the record and its own clock is 11 ns off, either way.
     header.precision_ns = 0;
     let plan = plan_of(header, now, rate).unwrap();
     let transform = TscTransform::through(Scale::IDENTITY, now.host_tsc, 1 << 50);

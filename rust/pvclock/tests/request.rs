@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 fn vm(ids: &[u32]) -> Vec<ClockGuestVcpu> {
     let vcpu = |&vcpu_id| ClockGuestVcpu {
         vcpu_id,
-        // Nothing but the ids matters.
+        // Only the ids matter.
         pad: 1,
         tsc_offset: 0xdead,
         steal_ns: u64::MAX,
@@ -39,8 +39,8 @@ fn what_get_returns_is_what_set_takes() {
 
 #[test]
 fn headers_are_refused_by_reason() {
-    type Bend = fn(&mut VmClockGuest);
-    let cases: &[(Invalid, Bend)] = &[
+    type Change = fn(&mut VmClockGuest);
+    let cases: &[(Invalid, Change)] = &[
         (Invalid::UnknownMode, |h| h.mode = 0),
         (Invalid::UnknownMode, |h| h.mode = 4),
         (Invalid::UnknownFlag, |h| h.flags = 1 << 4),
@@ -69,9 +69,9 @@ fn headers_are_refused_by_reason() {
         (Invalid::Vcpus, |h| h.ref_vcpu_id = 4),
         (Invalid::Steal, |h| h.paused_ns = 1 << 63),
     ];
-    for (reason, bend) in cases {
+    for (reason, change) in cases {
         let (mut header, vcpus) = saved(abi::MODE_EXACT, Scale::IDENTITY);
-        bend(&mut header);
+        change(&mut header);
         assert_eq!(set(header, &vcpus), Err(*reason));
     }
 }
@@ -79,18 +79,18 @@ fn headers_are_refused_by_reason() {
 #[test]
 fn arrays_are_refused_by_reason() {
     let (header, good) = saved(abi::MODE_EXACT, Scale::IDENTITY);
-    let bend = |bend: fn(&mut Vec<ClockGuestVcpu>)| {
+    let changed = |change: fn(&mut Vec<ClockGuestVcpu>)| {
         let mut vcpus = good.clone();
-        bend(&mut vcpus);
+        change(&mut vcpus);
         set(header, &vcpus)
     };
-    assert_eq!(bend(|v| v[1].vcpu_id = 7), Err(Invalid::Vcpus));
-    assert_eq!(bend(|v| v[1].vcpu_id = 4), Err(Invalid::Vcpus));
-    assert_eq!(bend(|v| v.truncate(1)), Err(Invalid::Vcpus));
-    assert_eq!(bend(|v| v.push(v[0])), Err(Invalid::Vcpus));
-    assert_eq!(bend(|v| v[1].pad = 1), Err(Invalid::Padding));
-    assert_eq!(bend(|v| v[1].steal_ns = 1 << 63), Err(Invalid::Steal));
-    assert_eq!(bend(|v| v.swap(0, 1)), Ok(good[0].tsc_offset));
+    assert_eq!(changed(|v| v[1].vcpu_id = 7), Err(Invalid::Vcpus));
+    assert_eq!(changed(|v| v[1].vcpu_id = 4), Err(Invalid::Vcpus));
+    assert_eq!(changed(|v| v.truncate(1)), Err(Invalid::Vcpus));
+    assert_eq!(changed(|v| v.push(v[0])), Err(Invalid::Vcpus));
+    assert_eq!(changed(|v| v[1].pad = 1), Err(Invalid::Padding));
+    assert_eq!(changed(|v| v[1].steal_ns = 1 << 63), Err(Invalid::Steal));
+    assert_eq!(changed(|v| v.swap(0, 1)), Ok(good[0].tsc_offset));
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_pause_is_steal_time_of_every_vcpu() {
         assert_eq!(steal(mode, MOST - 5, [0, 6]), Err(Invalid::Steal));
         assert_eq!(steal(mode, MOST, [MOST, 0]), Err(Invalid::Steal));
     }
-    // The guest's clocks did not go on, so that nothing was stolen of them.
+    // The guest's clocks did not go on, so no time was stolen.
     assert_eq!(steal(abi::MODE_FREEZE, 1_000, [5, 0]), Ok([5, 0]));
     assert_eq!(steal(abi::MODE_FREEZE, MOST, [MOST, 0]), Ok([MOST, 0]));
     for mode in [abi::MODE_EXACT, abi::MODE_ADVANCE, abi::MODE_FREEZE] {
@@ -210,7 +210,7 @@ proptest! {
         mode in 0u32..5,
     ) {
         let mut header = VmClockGuest::read_from_bytes(header.as_bytes()).unwrap();
-        // Let some of them get past the first checks.
+        // Lets some of them pass the first checks.
         (header.mode, header.flags, header.status) = (mode, 0, 0);
         (header.record.pad0, header.record.pad) = (0, [0; 2]);
         let entries: Vec<_> = entries

@@ -4,16 +4,11 @@
 
 #![no_main]
 
-use kvm_clock_guest_fuzz::{migration, replace_number};
+use kvm_clock_guest_fuzz::{migration, mutate_number};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| migration(bytes));
+fuzz_target!(|bytes: &[u8]| migration(bytes));
 
-libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    match replace_number(&data[..size], seed / 2).filter(|_| seed % 2 == 0) {
-        Some(text) if text.len() <= max_size => {
-            data[..text.len()].copy_from_slice(&text);
-            text.len()
-        }
-        _ => libfuzzer_sys::fuzzer_mutate(data, size, max_size),
-    }
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    mutate_number(data, size, max_size, seed).unwrap_or_else(|| fuzzer_mutate(data, size, max_size))
 });

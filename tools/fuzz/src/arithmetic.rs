@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Every function of `rust/pvclock` against integers that have no width.
+//! Compares every function of `rust/pvclock` with integers that have no width.
 
-use crate::{input, oracle};
+use crate::input;
 use pvclock::{
     abi::ClockGuest,
     plan::ClockSnapshot,
     rate::{Factor, GuestRate},
     tsc::{is_ahead, TscTransform},
 };
+use pvclock_reference::arithmetic as reference;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// What an input says.
+/// The layout of an input.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 struct Input {
@@ -27,17 +28,17 @@ struct Input {
     host_khz: u32,
 }
 
-/// The target: each function once.
+/// The target: calls each function once.
 ///
 /// # Panics
 ///
-/// If one is wrong.
+/// If a result is wrong.
 pub fn arithmetic(bytes: &[u8]) {
     let (input, _): (Input, _) = input::take(bytes);
     functions_of_time(&input);
     rates(&input);
     moved(
-        &input::sound(input.record),
+        &input::valid(input.record),
         input.tsc,
         &[input.other_tsc, input.ns, input.khz, 0],
     );
@@ -45,11 +46,11 @@ pub fn arithmetic(bytes: &[u8]) {
 
 fn functions_of_time(input: &Input) {
     let (record, tsc) = (input.record, input.tsc);
-    // Of any record, whether SET takes it or not.
+    // Defined for any record, also for one that SET refuses.
     let kvmclock_ns = record.kvmclock_ns(tsc);
     assert_eq!(
         kvmclock_ns,
-        oracle::kvmclock_ns(&record, tsc),
+        reference::kvmclock_ns(&record, tsc),
         "{record:x?}"
     );
     let shifted = record.shifted_by(input.offset_diff);
@@ -59,12 +60,16 @@ fn functions_of_time(input: &Input) {
     );
 
     let scale = input::scale(input.ratio, input.frac_bits);
-    assert_eq!(scale.apply(tsc), oracle::scaled(scale, tsc), "{scale:x?}");
+    assert_eq!(
+        scale.apply(tsc),
+        reference::scaled(scale, tsc),
+        "{scale:x?}"
+    );
     let transform = TscTransform::through(scale, input.other_tsc, tsc);
     assert_eq!(transform.guest_tsc(input.other_tsc), tsc);
     assert_eq!(
         transform.offset,
-        tsc.wrapping_sub(oracle::scaled(scale, input.other_tsc))
+        tsc.wrapping_sub(reference::scaled(scale, input.other_tsc))
     );
 }
 
@@ -73,9 +78,8 @@ fn rates(input: &Input) {
         host_khz: input.host_khz,
         scale: input::scale(input.ratio, input.frac_bits),
     };
-    assert_eq!(rate.ticks(input.ns), oracle::ticks(rate, input.ns));
-    let hz = oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX);
-    assert_eq!(rate.hz(), hz);
+    assert_eq!(rate.ticks(input.ns), reference::ticks(rate, input.ns));
+    assert_eq!(rate.hz(), reference::hz(rate));
 
     let other = GuestRate {
         // CAST: any other number.
@@ -95,33 +99,28 @@ fn rates(input: &Input) {
         diff.unsigned_abs() * 1_000_000 <= u128::from(rate.hz()) * u128::from(ppm)
     );
 
-    let factor = Factor::of_hz(input.khz);
-    assert!(
-        oracle::is_factor_of(factor, input.khz),
-        "{} Hz: {factor:?}",
-        input.khz
-    );
-    let record = input::sound(input.record);
+    let hz = input.khz;
+    assert_eq!(Factor::of_hz(hz), reference::factor_of_hz(hz), "{hz} Hz");
+    let record = input::valid(input.record);
     let factor = Factor {
         mul: record.tsc_to_system_mul,
         shift: record.tsc_shift,
     };
     assert_eq!(record.factor(), factor);
-    let implied_khz = oracle::implied_khz(factor);
+    let implied_khz = reference::implied_khz(factor);
     assert_eq!(factor.khz(), implied_khz);
     let implied_hz = implied_khz.and_then(|khz| khz.checked_mul(1000));
     for hz in [input.khz, rate.hz(), implied_hz.unwrap_or(0)] {
-        let is_close = oracle::is_close(factor, hz, ppm);
+        let is_close = reference::is_close(factor, hz, ppm);
         assert_eq!(
             factor.is_close_to(hz, ppm),
             is_close,
             "{factor:?}, {hz} Hz, {ppm} ppm"
         );
     }
-    let own = oracle::own_factor(rate);
-    assert_eq!(rate.factor(), own);
-    let accepted = own == Some(factor) || oracle::is_close(factor, rate.hz(), ppm);
-    assert_eq!(rate.accepts(factor, ppm), accepted);
+    assert_eq!(rate.factor(), reference::own_factor(rate));
+    let is_accepted = reference::is_accepted(factor, rate, ppm);
+    assert_eq!(rate.accepts(factor, ppm), is_accepted);
 
     let instant = ClockSnapshot {
         read_window: input.ns,
@@ -130,16 +129,21 @@ fn rates(input: &Input) {
     let khz = input.host_khz.max(1);
     assert_eq!(
         instant.precision_ns(khz),
-        oracle::precision_ns(input.ns, khz)
+        reference::precision_ns(input.ns, khz)
     );
 }
 
-/// Fails unless `record` that `tsc` went back behind reads the same at its timestamp and `later`, ticks,
-/// and is not ahead.
+/// Panics unless `record`, moved so that it is not ahead of `tsc`, reads the same at its timestamp and
+/// `later` (ticks).
 pub(crate) fn moved(record: &ClockGuest, tsc: u64, later: &[u64]) {
+    let step = reference::exact_step(record);
+    assert_eq!(1 << record.exact_step_log2(), step, "{record:x?}");
     let ahead = record.tsc_timestamp.wrapping_sub(tsc);
     let Some(moved) = record.not_ahead_of(tsc) else {
-        assert!(oracle::is_stuck(record, ahead), "{record:x?} at {tsc:#x}");
+        assert!(
+            reference::is_stuck(record, ahead),
+            "{record:x?} at {tsc:#x}"
+        );
         return;
     };
     assert!(!is_ahead(moved.tsc_timestamp, tsc));
@@ -147,13 +151,14 @@ pub(crate) fn moved(record: &ClockGuest, tsc: u64, later: &[u64]) {
         assert_eq!(moved, *record);
         return;
     }
-    let reach = oracle::common_reach(record, &moved);
+    let reach = reference::common_reach(record, &moved);
     for &ticks in later {
-        let ticks = u64::try_from(u128::from(ticks) % reach).expect("it is no more than `ticks`");
+        let ticks = u64::try_from(u128::from(ticks) % reach)
+            .expect("the remainder is no more than `ticks`");
         let tsc = record.tsc_timestamp.wrapping_add(ticks);
         assert_eq!(
-            oracle::kvmclock_ns(&moved, tsc),
-            oracle::kvmclock_ns(record, tsc),
+            reference::kvmclock_ns(&moved, tsc),
+            reference::kvmclock_ns(record, tsc),
             "{record:x?} became {moved:x?}"
         );
     }

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A SET that is accepted does what the ABI says of its mode, and one that is refused has a reason.
+//! A SET that succeeds does what the ABI says of its mode, and one that fails has a reason.
 
-use crate::{arithmetic, input, oracle};
-use num_bigint::Sign;
+use crate::{arithmetic, input};
 use pvclock::{
     abi::{ClockGuest, VmClockGuest},
     plan::{self, ClockSnapshot, Plan, PlanError},
@@ -11,9 +10,10 @@ use pvclock::{
     request::{Mode, SetRequest},
     tsc::{Scale, TscTransform},
 };
+use pvclock_reference::arithmetic as reference;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// What an input says: what was saved, and what is true here.
+/// The layout of an input: the saved clocks, and the clocks of this host.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 struct Input {
@@ -31,7 +31,7 @@ struct Input {
     tolerance_ppm: u32,
 }
 
-/// The target: a header that is made sound, an instant and a rate.
+/// The target: plans a SET with a header made valid, a clock snapshot and a rate.
 ///
 /// # Panics
 ///
@@ -66,14 +66,14 @@ pub fn plan(bytes: &[u8]) {
     let ppm = case.tolerance_ppm;
     match plan::plan(&case.request, case.ref_offset, &now, here, ppm) {
         Ok(plan) => case.ensure_planned(&plan, input.actual_ns),
-        Err(refusal) => assert!(case.has(refusal), "{refusal:?}: {case:x?}"),
+        Err(error) => assert!(case.has(error), "{error:?}: {case:x?}"),
     }
 }
 
-/// Gives `record`, by some of the numbers `which`, KVM's own factor for a rate of `here`, or one near
-/// that: hardly any other is.
+/// Gives `record`, for some values of `which`, KVM's own factor for a rate of `here` or one near it:
+/// random factors hardly ever are.
 fn near_rate(record: &mut ClockGuest, which: u32, here: GuestRate) {
-    let own = oracle::own_factor(here).filter(|own| which % 2 == 1 && own.shift >= -31);
+    let own = reference::own_factor(here).filter(|own| which % 2 == 1 && own.shift >= -31);
     if let Some(own) = own {
         // CAST: a few bits.
         let more = (which >> 1) as i16;
@@ -82,28 +82,28 @@ fn near_rate(record: &mut ClockGuest, which: u32, here: GuestRate) {
     }
 }
 
-/// As the module asks for a plan: of a request that makes sense and does not contradict itself.
+/// A valid and consistent request: the module plans no other.
 fn request(input: &Input, here: GuestRate) -> Option<SetRequest> {
     let mut header = input.header;
     header.mode = header.mode % 3 + 1;
     header.flags %= 16;
     header.status %= 4;
-    header.record = input::sound(header.record);
+    header.record = input::valid(header.record);
     near_rate(&mut header.record, input.header.record.version, here);
     let scale = input::scale(header.tsc_ratio, header.tsc_frac_bits);
     (header.tsc_ratio, header.tsc_frac_bits) = (scale.ratio(), scale.frac_bits());
-    header.guest_tsc = oracle::scaled(scale, header.host_tsc).wrapping_add(input.ref_offset);
+    header.guest_tsc = reference::scaled(scale, header.host_tsc).wrapping_add(input.ref_offset);
     let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
     if age > 1 << 63 {
         header.record.tsc_timestamp = header.guest_tsc;
     }
     header.paused_ns >>= 1;
-    header.kvmclock_ns = oracle::kvmclock_ns(&header.record, header.guest_tsc);
-    // No rate is all that may still be wrong.
+    header.kvmclock_ns = reference::kvmclock_ns(&header.record, header.guest_tsc);
+    // Only the rate may still be invalid.
     SetRequest::new(header).ok()
 }
 
-/// A sound request, and what is true here.
+/// A valid request, and the clocks of this host.
 #[derive(Debug)]
 struct Case {
     request: SetRequest,
@@ -116,25 +116,25 @@ struct Case {
 impl Case {
     fn ensure_planned(&self, plan: &Plan, actual_ns: u64) {
         let (request, saved, now) = (&self.request, &self.request.saved, &self.now);
-        for refusal in [
+        for error in [
             PlanError::RateMismatch,
             PlanError::RecordRate,
             PlanError::Stale,
             PlanError::Backwards,
             PlanError::Unrepresentable,
         ] {
-            assert!(!self.has(refusal), "no {refusal:?}: {self:x?}");
+            assert!(!self.has(error), "no {error:?}: {self:x?}");
         }
 
         let offset = self.ref_offset.wrapping_add(plan.offset_shift);
-        let guest_tsc = oracle::scaled(plan.scale, now.host_tsc).wrapping_add(offset);
+        let guest_tsc = reference::scaled(plan.scale, now.host_tsc).wrapping_add(offset);
         let mut precision_ns = u64::from(saved.precision_ns);
         if request.mode == Mode::Exact {
             assert_eq!(plan.offset_shift, 0, "{self:x?}");
             assert_eq!(Some(plan.scale), self.exact_scale(), "{self:x?}");
         } else {
             assert_eq!(plan.scale, self.here.scale, "{self:x?}");
-            assert_eq!(Some(guest_tsc), self.due_tsc(), "{self:x?}");
+            assert_eq!(Some(guest_tsc), self.expected_tsc(), "{self:x?}");
         }
         if let Some(factor) = self.other_factor() {
             assert_eq!(plan.record.factor(), factor, "{self:x?}");
@@ -151,53 +151,56 @@ impl Case {
         }
         if request.mode == Mode::Advance {
             let khz = self.here.host_khz.max(1);
-            precision_ns += u64::from(oracle::precision_ns(now.read_window, khz));
+            precision_ns += u64::from(reference::precision_ns(now.read_window, khz));
         }
         let saturated = |ns: u64| u32::try_from(ns).unwrap_or(u32::MAX);
         assert_eq!(plan.precision_ns, saturated(precision_ns), "{self:x?}");
 
-        // Where KVM's clock goes on instead.
+        // If KVM cannot pin the record.
         let transform = TscTransform {
             scale: plan.scale,
             offset,
         };
         let khz = self.here.host_khz.max(1);
         let unpinned_ns = plan.precision_unpinned_ns(transform, now, actual_ns, khz);
-        let expected_ns = oracle::kvmclock_ns(&plan.record, guest_tsc);
-        let off_by_ns = actual_ns
+        let expected_ns = reference::kvmclock_ns(&plan.record, guest_tsc);
+        let error_ns = actual_ns
             .wrapping_sub(expected_ns)
             .min(expected_ns.wrapping_sub(actual_ns));
-        let sum = u64::from(saturated(off_by_ns))
-            + u64::from(oracle::precision_ns(now.read_window, khz))
+        let sum = u64::from(saturated(error_ns))
+            + u64::from(reference::precision_ns(now.read_window, khz))
             + u64::from(plan.precision_ns);
         assert_eq!(unpinned_ns, saturated(sum), "{self:x?}");
     }
 
-    /// kvmclock of another slope begins where it was at the anchor, plus the time that the mode adds.
+    /// Panics unless kvmclock with another slope begins at its value at the anchor, plus the time that
+    /// the mode adds.
     fn ensure_continued(&self, plan: &Plan, offset: u64) {
         let saved = &self.request.saved;
         let (host_tsc, elapsed_ns) = match self.request.mode {
             Mode::Exact => (saved.host_tsc, 0),
             Mode::Freeze => (self.now.host_tsc, 0),
             Mode::Advance => {
-                let elapsed = oracle::elapsed_ns(saved, &self.now);
-                (self.now.host_tsc, oracle::wrapped(&elapsed))
+                let elapsed = reference::elapsed_ns(saved, &self.now);
+                // CAST: kvmclock is mod 2^64.
+                (self.now.host_tsc, elapsed as u64)
             }
         };
-        let guest_tsc = oracle::scaled(plan.scale, host_tsc).wrapping_add(offset);
+        let guest_tsc = reference::scaled(plan.scale, host_tsc).wrapping_add(offset);
         assert_eq!(plan.record.tsc_timestamp, guest_tsc, "{self:x?}");
         let ns = plan.record.system_time.wrapping_sub(saved.kvmclock_ns);
         assert_eq!(ns, elapsed_ns, "{self:x?}");
     }
 
-    /// The factor of the TSC here, if it is asked for and the record's is neither that nor KVM's own.
+    /// The factor of the TSC here, if the request asks for it and the record's is neither that nor KVM's
+    /// own.
     fn other_factor(&self) -> Option<Factor> {
         let (factor, rate) = (self.request.saved.record.factor(), self.rate()?);
-        let (own, exact) = (oracle::own_factor(rate)?, oracle::exact_factor(rate)?);
+        let (own, exact) = (reference::own_factor(rate)?, reference::exact_factor(rate)?);
         (self.request.reslope && factor != own && factor != exact).then_some(exact)
     }
 
-    /// Rate of the guest's TSC here, with the scale that it gets.
+    /// The rate of the guest's TSC here, with the scale that SET gives it.
     fn rate(&self) -> Option<GuestRate> {
         let scale = match self.request.mode {
             Mode::Exact => self.exact_scale()?,
@@ -206,51 +209,48 @@ impl Case {
         Some(GuestRate { scale, ..self.here })
     }
 
-    /// Whether the record may be for the TSC here, or gets to be.
+    /// Whether the record is for the TSC here, or RESLOPE makes it so.
     fn fits_record(&self, rate: GuestRate) -> bool {
-        let (factor, own) = (self.request.saved.record.factor(), oracle::own_factor(rate));
         if self.request.reslope {
-            return oracle::exact_factor(rate).is_some();
+            return reference::exact_factor(rate).is_some();
         }
-        let hz = oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX);
-        own == Some(factor) || oracle::is_close(factor, hz, self.tolerance_ppm)
+        let factor = self.request.saved.record.factor();
+        reference::is_accepted(factor, rate, self.tolerance_ppm)
     }
 
-    /// Whether there is this reason to refuse.
-    fn has(&self, refusal: PlanError) -> bool {
+    /// Whether there is this reason to fail.
+    fn has(&self, error: PlanError) -> bool {
         let (request, saved) = (&self.request, &self.request.saved);
-        let elapsed = oracle::elapsed_ns(saved, &self.now);
-        match refusal {
+        let elapsed = reference::elapsed_ns(saved, &self.now);
+        match error {
             PlanError::RateMismatch => !request.allow_rate_mismatch && !self.is_same_rate(),
-            // If the TSC gets no rate there is no such question.
+            // Without a rate of the TSC, no record can differ from it.
             PlanError::RecordRate => self.rate().is_some_and(|rate| !self.fits_record(rate)),
             PlanError::Stale => {
                 let passed = self.now.host_tsc.wrapping_sub(saved.host_tsc);
                 request.mode == Mode::Exact && passed > 1 << 63
             }
             PlanError::Backwards => {
-                request.mode == Mode::Advance
-                    && !request.allow_backwards
-                    && elapsed.sign() == Sign::Minus
+                request.mode == Mode::Advance && !request.allow_backwards && elapsed < 0
             }
             PlanError::Unrepresentable if request.mode == Mode::Exact => false,
-            PlanError::Unrepresentable => self.due_tsc().is_none_or(|tsc| {
+            PlanError::Unrepresentable => self.expected_tsc().is_none_or(|tsc| {
                 let ahead = saved.record.tsc_timestamp.wrapping_sub(tsc);
                 self.other_factor().is_none()
                     && (1..1 << 63).contains(&ahead)
-                    && oracle::is_stuck(&saved.record, ahead)
+                    && reference::is_stuck(&saved.record, ahead)
             }),
         }
     }
 
-    /// The guest's TSC as it has to be here and now, but for exact.
-    fn due_tsc(&self) -> Option<u64> {
+    /// The guest TSC that advance or freeze must give the guest now.
+    fn expected_tsc(&self) -> Option<u64> {
         let (request, saved) = (&self.request, &self.request.saved);
         match request.mode {
             Mode::Exact | Mode::Freeze => Some(saved.guest_tsc),
             Mode::Advance => {
-                let elapsed = oracle::elapsed_ns(saved, &self.now);
-                oracle::advanced(saved, &elapsed, request.rate)
+                let elapsed = reference::elapsed_ns(saved, &self.now);
+                reference::advanced(saved, elapsed, request.rate)
             }
         }
     }
@@ -267,7 +267,7 @@ impl Case {
         self.matching_scale().or(mismatch)
     }
 
-    /// The ratio that exact puts back, if the rates are the same.
+    /// The ratio that exact restores, if the rates are the same.
     fn matching_scale(&self) -> Option<Scale> {
         let (saved, here) = (self.request.rate.scale, self.here.scale);
         let is_one = |scale: Scale| match (scale.ratio(), scale.frac_bits()) {
@@ -287,7 +287,7 @@ impl Case {
 
     /// Whether the rate here is within the tolerance of `rate`, both in whole Hz.
     fn is_close(&self, rate: GuestRate) -> bool {
-        let hz = |rate| u128::from(oracle::ticks(rate, 1_000_000_000).unwrap_or(u64::MAX));
+        let hz = |rate| u128::from(reference::hz(rate));
         let tolerance = hz(rate) * u128::from(self.tolerance_ppm);
         hz(rate).abs_diff(hz(self.here)) * 1_000_000 <= tolerance
     }

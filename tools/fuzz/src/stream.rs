@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Frames: whatever the bytes, what is read is what they say, and takes no more memory than they do.
+//! Frames: any bytes are read as what they say, with no more memory than they take.
 
-use crate::sealed::{sealed, KINDS};
+use crate::frames::{with_checksums, KINDS};
 use clockguest::stream::{Error, Frame, Kind, Reader, Result, Writer};
 
-/// Memory that reading may take, bytes for each byte of input, and beyond that.
+/// The memory limit: bytes for each byte of input, and a constant.
 const PER_BYTE: u64 = 3;
-const BEYOND: u64 = 1 << 12;
+const CONSTANT: u64 = 1 << 12;
 
-/// The target: a stream as it is, and with the checksums that it should have.
+/// The target: reads the input as a stream, and the input with the right checksums.
 ///
 /// # Panics
 ///
-/// If what is read is not what is there.
+/// If what is read differs from the input.
 pub fn stream(bytes: &[u8]) {
     check(bytes);
-    check(&sealed(bytes));
+    check(&with_checksums(bytes));
 }
 
 fn check(bytes: &[u8]) {
@@ -29,7 +29,7 @@ fn check(bytes: &[u8]) {
         }
         session = reader.session();
     });
-    let allowed = bytes.len() as u64 * PER_BYTE + BEYOND;
+    let allowed = bytes.len() as u64 * PER_BYTE + CONSTANT;
     assert!(
         used.bytes_max <= allowed,
         "{} bytes of memory for {} bytes of input",
@@ -47,7 +47,7 @@ fn check(bytes: &[u8]) {
     let mut again = Vec::new();
     let mut writer = Writer::new(&mut again, session);
     for frame in frames {
-        // Those of a kind that nobody knows are refused later.
+        // A frame of an unknown kind is refused later.
         let Some(kind) = KINDS.into_iter().find(|&kind| frame.is(kind)) else {
             break;
         };

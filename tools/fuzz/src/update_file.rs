@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The file of a live update: refused, or else read as what is written again by the same bytes.
+//! The file of a live update: if it can be read, writing what was read gives the same bytes.
 
-use crate::sealed::{described, SESSION};
+use crate::frames::{stream_of, SESSION};
 use clockguest::update::read_and_write;
 
-/// The target: a file as it is, and the one that the input describes.
+/// The target: reads the input as a file, and the file that the input describes.
 ///
 /// # Panics
 ///
-/// If a file hurts.
+/// If a file does harm.
 pub fn update_file(text: &[u8]) {
     check(text);
-    check(&described(text));
+    check(&stream_of(text));
 }
 
 fn check(file: &[u8]) {

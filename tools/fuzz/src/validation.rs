@@ -1,26 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is accepted keeps all the rules of the ABI, what is refused breaks the one that it is refused for.
+//! An accepted request keeps all rules of the ABI, and a refused one breaks the rule in its error.
 
-use crate::{
-    input,
-    rules::{
-        broken_by_array, broken_by_get, broken_by_record, broken_by_set, ensure_justified, steal_ns,
-    },
-};
+use crate::input;
 use pvclock::{
     abi::{ClockGuest, ClockGuestVcpu, VmClockGuest},
     request::{check_record, GetRequest, SetRequest},
 };
+use pvclock_reference::rules::{
+    broken_by_array, broken_by_get, broken_by_record, broken_by_set, ensure_justified, steal_ns,
+};
 
-/// vCPUs that a VM has at most here.
+/// The most vCPUs of a VM here.
 const MAX_VCPUS: usize = 8;
 
-/// The target: a header, the number and ids of the VM's vCPUs, and an array.
+/// The target: validates a header and an array for a VM with some number and ids of vCPUs.
 ///
 /// # Panics
 ///
-/// If something is accepted or refused that should not be.
+/// If it accepts a wrong request or refuses a right one.
 pub fn validation(bytes: &[u8]) {
     let (header, rest): (VmClockGuest, _) = input::take(bytes);
     let (count, rest): (u8, _) = input::take(rest);
@@ -31,7 +29,7 @@ pub fn validation(bytes: &[u8]) {
         (entry, rest) = input::take(rest);
         entries.push(entry);
     }
-    // KVM gives no id twice.
+    // In KVM, ids are unique.
     let ids = &mut ids[..usize::from(count) % (MAX_VCPUS + 1)];
     ids.sort_unstable();
     let mut ids: Vec<_> = ids.iter().copied().map(u32::from).collect();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A request that is right, for the tests to bend.
+//! A valid request, for the tests to change.
 
 use pvclock::{
     abi::{self, ClockGuest, ClockGuestVcpu, VmClockGuest},
@@ -11,7 +11,7 @@ use pvclock::{
 /// kHz of the saved guest's host.
 pub(crate) const HOST_KHZ: u32 = 2_596_100;
 
-/// What GET could have returned of a VM of two vCPUs (ids 3 and 7), of which 7 is the reference.
+/// A possible result of GET for a VM of two vCPUs, 7 and 3, of which 7 is the reference.
 pub(crate) fn saved(mode: u32, scale: Scale) -> (VmClockGuest, Vec<ClockGuestVcpu>) {
     let transform = TscTransform {
         scale,

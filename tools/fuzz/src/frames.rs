@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Streams that a fuzzer can make: it does not guess checksums, nor count.
+//! Valid streams from a fuzzer's bytes: a fuzzer guesses neither checksums nor lengths.
 
 use clockguest::stream::{Kind, Writer};
 
-/// The session of every stream that is made here.
+/// The session of every stream made here.
 pub(crate) const SESSION: u64 = 0;
-/// No payload is made longer, bytes.
+/// The longest payload made here, bytes.
 const LONGEST: u32 = 1 << 17;
 
 /// Bytes of a frame before its checksum, and with it.
 const HEADER: usize = 32;
 const PREFIX: usize = 36;
 
-/// The frames in `bytes` with the checksum that each should have; what is missing of the last is 0.
-pub(crate) fn sealed(bytes: &[u8]) -> Vec<u8> {
+/// The frames in `bytes` with the right checksums; the last is filled up with zeros.
+pub(crate) fn with_checksums(bytes: &[u8]) -> Vec<u8> {
     let mut out = bytes.to_vec();
     let mut at = 0;
     while let Some(prefix) = out.get(at..at + PREFIX) {
@@ -32,20 +32,20 @@ pub(crate) fn sealed(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The stream that `text` describes: a line is a frame, the number of its kind and then the payload, or
-/// how many bytes of memory it is.
-pub(crate) fn described(text: &[u8]) -> Vec<u8> {
+/// The stream of the frames in `text`: a line has the number of a frame's kind, and then its payload, or
+/// the length of the memory in bytes.
+pub(crate) fn stream_of(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut writer = Writer::new(&mut out, SESSION);
     for line in text.split(|&byte| byte == b'\n') {
         let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (number, payload) = line.split_at(digits.min(2));
-        let Some(kind) = number_of(number).and_then(kind) else {
+        let Some(kind) = parse(number).and_then(kind) else {
             continue;
         };
         let zeros;
         let payload = if kind == Kind::Memory {
-            zeros = vec![0; number_of(payload.trim_ascii()).unwrap_or(0).min(LONGEST) as usize];
+            zeros = vec![0; parse(payload.trim_ascii()).unwrap_or(0).min(LONGEST) as usize];
             &zeros
         } else {
             payload
@@ -57,7 +57,7 @@ pub(crate) fn described(text: &[u8]) -> Vec<u8> {
     out
 }
 
-fn number_of(digits: &[u8]) -> Option<u32> {
+fn parse(digits: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The rules of `Documentation/virt/kvm/clock-guest.rst` for what SET and GET take, read once more: each
-//! of them by itself, in no order.
+//! The rules of `Documentation/virt/kvm/clock-guest.rst` for the arguments of GET and SET: each rule by
+//! itself, in no order.
 
-use crate::oracle;
+use crate::arithmetic;
 use pvclock::{
     abi::{ClockGuest, ClockGuestVcpu, VmClockGuest},
     rate::GuestRate,
@@ -11,18 +11,18 @@ use pvclock::{
     tsc::Scale,
 };
 
-/// Whether there are other bits than the lowest `bits`.
+/// Whether `word` has bits above the lowest `bits`.
 fn beyond(word: u32, bits: u32) -> bool {
     word >> bits != 0
 }
 
-/// Whether a number of ns is negative as a signed one.
+/// Whether a number of ns is negative if taken as signed.
 fn is_negative(ns: u64) -> bool {
     ns >> 63 == 1
 }
 
-/// What is wrong with a record.
-pub(crate) fn broken_by_record(record: &ClockGuest) -> Vec<Invalid> {
+/// The rules that a record breaks.
+pub fn broken_by_record(record: &ClockGuest) -> Vec<Invalid> {
     let shift = i32::from(record.tsc_shift);
     let rules = [
         (
@@ -35,17 +35,17 @@ pub(crate) fn broken_by_record(record: &ClockGuest) -> Vec<Invalid> {
     broken(&rules)
 }
 
-/// What is wrong with the header of a GET.
-pub(crate) fn broken_by_get(header: &VmClockGuest) -> Vec<Invalid> {
+/// The rules that the header of a GET breaks.
+pub fn broken_by_get(header: &VmClockGuest) -> Vec<Invalid> {
     let rules = [
-        // KVM_CLOCK_GUEST_FALLBACK alone, bit 2.
+        // GET has one flag, KVM_CLOCK_GUEST_FALLBACK, bit 2.
         (Invalid::UnknownFlag, header.flags != 0 && header.flags != 4),
         (Invalid::UnknownMode, header.mode != 0),
     ];
     broken(&rules)
 }
 
-/// The rate of a header, if it has one.
+/// The rate of a header; `None` if the ratio is none or the rate is below 1 Hz.
 fn rate(header: &VmClockGuest) -> Option<GuestRate> {
     let scale = match (header.tsc_ratio, header.tsc_frac_bits) {
         (0, 0) => Scale::IDENTITY,
@@ -56,12 +56,11 @@ fn rate(header: &VmClockGuest) -> Option<GuestRate> {
         host_khz: header.host_tsc_khz,
         scale,
     };
-    // Not a whole Hz is none.
-    (oracle::ticks(rate, 1_000_000_000) != Some(0)).then_some(rate)
+    (arithmetic::hz(rate) != 0).then_some(rate)
 }
 
-/// What is wrong with the header of a SET.
-pub(crate) fn broken_by_set(header: &VmClockGuest) -> Vec<Invalid> {
+/// The rules that the header of a SET breaks.
+pub fn broken_by_set(header: &VmClockGuest) -> Vec<Invalid> {
     let rules = [
         (Invalid::UnknownMode, !(1..=3).contains(&header.mode)),
         (
@@ -76,8 +75,8 @@ pub(crate) fn broken_by_set(header: &VmClockGuest) -> Vec<Invalid> {
     found
 }
 
-/// Steal time that a vCPU has after a SET, ns; `None` if it has too much.
-pub(crate) fn steal_ns(header: &VmClockGuest, entry: &ClockGuestVcpu) -> Option<u64> {
+/// The steal time of a vCPU after a SET, ns; `None` if it is too large.
+pub fn steal_ns(header: &VmClockGuest, entry: &ClockGuestVcpu) -> Option<u64> {
     // KVM_CLOCK_GUEST_FREEZE is 3.
     let paused_ns = if header.mode == 3 {
         0
@@ -88,8 +87,8 @@ pub(crate) fn steal_ns(header: &VmClockGuest, entry: &ClockGuestVcpu) -> Option<
     u64::try_from(sum).ok().filter(|&ns| !is_negative(ns))
 }
 
-/// What is wrong with the array of a SET whose header is right, for a VM that has the vCPUs `ids`.
-pub(crate) fn broken_by_array(
+/// The rules that the array of a SET breaks whose header is valid, for a VM with the vCPUs `ids`.
+pub fn broken_by_array(
     header: &VmClockGuest,
     entries: &[ClockGuestVcpu],
     ids: &[u32],
@@ -113,15 +112,16 @@ pub(crate) fn broken_by_array(
     ];
     let found = entries.iter().find(|entry| entry.vcpu_id == reference);
     if let (Some(entry), Some(rate)) = (found, rate(header)) {
-        let guest_tsc = oracle::scaled(rate.scale, header.host_tsc).wrapping_add(entry.tsc_offset);
-        let kvmclock_ns = oracle::kvmclock_ns(&header.record, header.guest_tsc);
+        let guest_tsc =
+            arithmetic::scaled(rate.scale, header.host_tsc).wrapping_add(entry.tsc_offset);
+        let kvmclock_ns = arithmetic::kvmclock_ns(&header.record, header.guest_tsc);
         let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
         rules.extend([
             (
                 Invalid::Inconsistent,
                 guest_tsc != header.guest_tsc || kvmclock_ns != header.kvmclock_ns,
             ),
-            // Half the ring away is neither ahead nor behind, and taken for behind.
+            // Half the ring away counts as behind.
             (Invalid::RecordAhead, age > 1 << 63),
         ]);
     }
@@ -133,8 +133,12 @@ fn broken(rules: &[(Invalid, bool)]) -> Vec<Invalid> {
     broken.map(|(reason, _)| *reason).collect()
 }
 
-/// Fails unless `result` is good if no rule is broken, and gives one of those that are if some are.
-pub(crate) fn ensure_justified<T>(
+/// The value of `result`.
+///
+/// # Panics
+///
+/// If `result` is `Ok` although rules are `broken`, or an error that is none of them.
+pub fn ensure_justified<T>(
     result: Result<T, Invalid>,
     broken: &[Invalid],
     of: &dyn std::fmt::Debug,
