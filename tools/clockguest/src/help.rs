@@ -15,7 +15,7 @@ Exit status:
 
 pub(crate) const ENVIRONMENT: &str = "\
 Environment:
-  CLOCK_GUEST_QEMU  version of the QEMU that emulates this host, set by tools/vm/run; it is copied to
+  CLOCK_GUEST_QEMU  version of the QEMU that emulates this host, set by tools/vm/host run; it is copied to
                     the JSON output and has no other effect
 
   No other variable has an effect.";

@@ -6,7 +6,7 @@ use crate::info::read_line;
 use serde::{Deserialize, Serialize};
 use std::{env, fs};
 
-/// `tools/vm/run` sets this variable to the version of the QEMU that emulates the test host.
+/// `tools/vm/host run` sets this variable to the version of the QEMU that emulates the test host.
 const QEMU: &str = "CLOCK_GUEST_QEMU";
 
 /// The information that is needed to repeat a measurement; `None` where unknown.

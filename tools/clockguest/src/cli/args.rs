@@ -51,7 +51,7 @@ pub(crate) struct Migrate {
     #[arg(long)]
     pub(crate) trace_clock: bool,
 
-    /// Relation between the TSCs of two emulated hosts, written by tools/vm/pair
+    /// Relation between the TSCs of two emulated hosts, written by tools/vm/host pair
     #[arg(long, value_name = "FILE")]
     pub(crate) truth: Option<PathBuf>,
 

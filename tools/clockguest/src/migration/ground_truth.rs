@@ -2,7 +2,7 @@
 
 //! The relation between the TSCs of two emulated hosts.
 //!
-//! Emulators derive the TSCs of their hosts from the machine's TSC. `tools/vm/pair` asks them for the
+//! Emulators derive the TSCs of their hosts from the machine's TSC. `tools/vm/host pair` asks them for the
 //! parameters, which give both hosts' TSCs at any moment, independent of their kernels' clocks.
 
 use anyhow::{Context, Result};
@@ -30,7 +30,7 @@ pub struct GroundTruth {
 }
 
 impl GroundTruth {
-    /// Reads the file `truth.json` of tools/vm/pair.
+    /// Reads the file `truth.json` of tools/vm/host pair.
     ///
     /// # Errors
     ///
@@ -39,7 +39,7 @@ impl GroundTruth {
         let text =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text)
-            .with_context(|| format!("{} is not a truth.json of tools/vm/pair", path.display()))
+            .with_context(|| format!("{} is not a truth.json of tools/vm/host pair", path.display()))
     }
 }
 

@@ -2,7 +2,7 @@
 /*
  * Sets the host TSC that KVM recorded when a vCPU was last loaded: a value ahead of
  * the CPUs that come online, as if that CPU's TSC were ahead of theirs, or an old
- * value.  For src/host_module.rs and tools/vm/run.
+ * value.  For src/host_module.rs and tools/vm/host run.
  */
 #include "vcpu_fd.h"
 

@@ -5,7 +5,7 @@
 //!
 //! A timer of this thread expires at each moment of the call in turn; the kernel's tracepoints show
 //! how late its interrupt comes. It needs a host whose time is the number of its instructions, as
-//! other work would show: `tools/vm/run --icount`. Needs root.
+//! other work would show: `tools/vm/host run --icount`. Needs root.
 
 use clockguest::vmm::{Guest, VmBuilder};
 use kvm_clock_guest_selftests::{prelude::*, trace::Buffer};
@@ -49,7 +49,7 @@ fn requirements() -> Result<Kvm> {
     let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
     if online.trim() != "0" {
         bail!(Skip(format!(
-            "CPUs {} are online: tools/vm/run --icount",
+            "CPUs {} are online: tools/vm/host run --icount",
             online.trim()
         )));
     }

@@ -3,7 +3,7 @@
 //! kvmclock of every VM counts the time that the host slept, and so does the TSC of a VM with a
 //! pinned clock; both stay one function.
 //!
-//! It needs a host that sleeps for some seconds: `tools/vm/sleep --asleep 8`.
+//! It needs a host that sleeps for some seconds: `tools/vm/host sleep --asleep 8`.
 
 use crate::{
     expected::{all_of, for_each},
@@ -123,7 +123,7 @@ fn sleep_long(tsc: HostTsc) -> Result<()> {
     let slept = asleep() - before;
     if slept < LEAST_NS {
         bail!(Skip(format!(
-            "the host slept for {slept} ns, not {LEAST_NS}: tools/vm/sleep --asleep 8"
+            "the host slept for {slept} ns, not {LEAST_NS}: tools/vm/host sleep --asleep 8"
         )));
     }
     Ok(())

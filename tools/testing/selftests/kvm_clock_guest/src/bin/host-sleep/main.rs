@@ -3,8 +3,8 @@
 //! A host that is suspended to memory while guests with pinned clocks exist, and whose TSC keeps
 //! counting or restarts from 0.
 //!
-//! It needs a host that survives that and is woken up: `host-sleep` in `tools/vm/sleep`, or
-//! `host-sleep --host-tsc=restarts` in `tools/vm/sleep --tsc-restarts`. With `--scaling` there are
+//! It needs a host that survives that and is woken up: `host-sleep` in `tools/vm/host sleep`, or
+//! `host-sleep --host-tsc=restarts` in `tools/vm/host sleep --tsc-restarts`. With `--scaling` there are
 //! also guests with other TSC rates. With `--unstable=suspend` and `--unstable=online` the host
 //! permanently marks its TSC unstable meanwhile; they need `mark_tsc_unstable.ko` and `--allow`.
 //!

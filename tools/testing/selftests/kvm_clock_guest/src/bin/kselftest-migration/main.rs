@@ -3,7 +3,7 @@
 //! `clockguest migrate` and `serve`: a guest arrives with its clocks, or continues exactly at the
 //! source if the connection fails.
 //!
-//! Source and destination are the same host, whose TSC is ground truth. tools/vm/pair tests
+//! Source and destination are the same host, whose TSC is ground truth. tools/vm/host pair tests
 //! migration between hosts.
 
 mod faults;

@@ -3,7 +3,7 @@
 //! A host that marks its TSC unstable while guests run: calls fail with `ENODATA`, kvmclock
 //! continues from its value, and FALLBACK works.
 //!
-//! The host then has no usable TSC until it is rebooted, so `tools/vm/run --allow` runs this
+//! The host then has no usable TSC until it is rebooted, so `tools/vm/host run --allow` runs this
 //! program by itself. With
 //! `--at=online` the host marks its TSC while one of its CPUs comes online.
 //!
