@@ -74,11 +74,10 @@ impl ClockTrace {
     }
 
     /// The snapshot that this thread's last call since [`Kprobes::clear`] used. SET takes one to find out
-    /// whether anything needs writing, and another with all vCPUs locked. After each, a second snapshot
-    /// checks that nobody has set the clocks meanwhile.
+    /// whether anything needs writing, and another with all vCPUs locked.
     fn snapshot_used(&self) -> Result<Snapshot> {
         let events = self.0.of_this_thread()?;
-        let used = events.iter().rev().nth(1).and_then(snapshot);
+        let used = events.last().and_then(snapshot);
         used.with_context(|| format!("no clock snapshot in the trace {events:?}"))
     }
 }
