@@ -27,22 +27,27 @@ const KNOWN: usize = size_of::<VmClockGuest>();
 ///
 /// # Errors
 ///
-/// - `EFAULT` if it, or the first version of the structure, cannot be read,
-/// - `EINVAL` if it is smaller than that,
-/// - `E2BIG` if it is larger than a page, or has something in a part that this kernel ignores.
+/// - `EINVAL` if it is smaller than the first version of the structure,
+/// - `E2BIG` if it is larger than a page, or has something in a part that this kernel ignores,
+/// - `EFAULT` if it cannot be read.
 pub(crate) fn read_header(arg: UserPtr) -> Result<VmClockGuest> {
-    let Payload(header) = UserSlice::new(arg, KNOWN)
+    let read = UserSlice::new(arg, KNOWN)
         .reader()
-        .read::<Payload<VmClockGuest>>()?;
+        .read::<Payload<VmClockGuest>>();
+    // A wrong size is an error of its own where there is no more to read than that.
+    let size = match &read {
+        Ok(Payload(header)) => header.size,
+        Err(_) => UserSlice::new(arg, size_of::<u32>()).reader().read()?,
+    };
     // CAST: `usize` has 64 bits.
-    let len = header.size as usize;
+    let len = size as usize;
     if len < KNOWN {
         return Err(EINVAL);
     }
     if len > PAGE_SIZE {
         return Err(E2BIG);
     }
-
+    let Payload(header) = read?;
     if len > KNOWN {
         check_tail(arg.wrapping_byte_add(KNOWN), len - KNOWN)?;
     }
