@@ -38,8 +38,12 @@ impl GroundTruth {
     pub fn read(path: &Path) -> Result<Self> {
         let text =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text)
-            .with_context(|| format!("{} is not a truth.json of tools/vm/host pair", path.display()))
+        serde_json::from_slice(&text).with_context(|| {
+            format!(
+                "{} is not a truth.json of tools/vm/host pair",
+                path.display()
+            )
+        })
     }
 }
 
