@@ -14,6 +14,7 @@ use crate::{
             self,
             ClockGuestVcpu, //
         },
+        counter::TscOffset,
         plan::{
             self,
             Plan,
@@ -109,7 +110,7 @@ pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
 /// # Errors
 ///
 /// `ERANGE`, `ESTALE`, `ETIME`, `EINVAL`, see [`PlanError`].
-fn plan(request: &SetRequest, ref_offset: u64, state: &State) -> Result<Plan> {
+fn plan(request: &SetRequest, ref_offset: TscOffset, state: &State) -> Result<Plan> {
     let tolerance_ppm = state.tolerance_ppm;
     let plan = plan::plan(request, ref_offset, &state.now, state.rate, tolerance_ppm);
     let plan = plan.map_err(|error| match error {
@@ -128,7 +129,7 @@ fn plan(request: &SetRequest, ref_offset: u64, state: &State) -> Result<Plan> {
 /// Otherwise, or if a vCPU is in an ioctl, SET has to lock the vCPUs and report what is wrong.
 fn plan_in_place(
     request: &SetRequest,
-    ref_offset: u64,
+    ref_offset: TscOffset,
     state: &State,
     present: &[ClockGuestVcpu],
     entries: &[ClockGuestVcpu],
@@ -142,7 +143,7 @@ fn plan_in_place(
         return None;
     }
     let plan = plan(request, ref_offset, state).ok()?;
-    let offset_diff = state.transform.offset.wrapping_sub(ref_offset);
+    let offset_diff = state.transform.offset.since(ref_offset);
     let is_same = plan.offset_shift == 0
         && plan.scale == state.transform.scale
         && plan.record.shifted_by(offset_diff) == state.record;

@@ -5,6 +5,7 @@
 
 use crate::pvclock::{
     abi,
+    counter,
     plan,
     rate,
     request,
@@ -21,6 +22,7 @@ mod suite {
         kvm::oracle,
         pvclock::{
             abi::ClockGuest,
+            counter::GuestTsc,
             rate::Factor,
             tsc::Scale, //
         },
@@ -45,13 +47,13 @@ mod suite {
         let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
         for _ in 0..CASES {
             let record = ClockGuest {
-                tsc_timestamp: numbers.next(),
+                tsc_timestamp: GuestTsc(numbers.next()),
                 system_time: numbers.next(),
                 tsc_to_system_mul: numbers.next() as u32,
                 tsc_shift: (numbers.next() % 63) as i8 - 31,
                 ..Default::default()
             };
-            let tsc = numbers.next();
+            let tsc = GuestTsc(numbers.next());
             assert_eq!(
                 record.kvmclock_ns(tsc),
                 oracle::pvclock_read_cycles(&record, tsc)
@@ -99,7 +101,7 @@ mod suite {
                 ..Default::default()
             };
             // A 32-bit factor is good to 2^-31, and right shifts drop what is below a tick of it.
-            let second = record.kvmclock_ns(khz * 1000);
+            let second = record.kvmclock_ns(GuestTsc(khz * 1000));
             assert!(second.abs_diff(1_000_000_000) <= 8);
         }
     }

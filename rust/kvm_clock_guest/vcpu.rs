@@ -15,8 +15,7 @@ use crate::{
             ClockGuest,
             PVCLOCK_TSC_STABLE, //
         },
-        request,
-        tsc::is_ahead, //
+        request, //
     },
     report,
     user, //
@@ -60,7 +59,7 @@ pub(crate) fn set(vm: &Vm, index: u32, arg: UserPtr) -> Result {
         return Err(ERANGE);
     }
     let guest_tsc = state.transform.guest_tsc(state.now.host_tsc);
-    if is_ahead(record.tsc_timestamp, guest_tsc) {
+    if record.tsc_timestamp.is_ahead_of(guest_tsc) {
         return Err(EINVAL);
     }
     // As in the list's proposal, whether the TSCs are the same is for KVM to find out.

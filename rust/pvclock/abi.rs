@@ -8,6 +8,11 @@
 //! All structures are plain fixed-width integers with explicit padding, so that every bit pattern
 //! is a value and no byte leaks from one side to the other.
 
+use super::counter::{
+    GuestTsc,
+    HostTsc,
+    TscOffset, //
+};
 use zerocopy_derive::{
     FromBytes,
     Immutable,
@@ -108,8 +113,8 @@ pub struct ClockGuest {
     pub version: u32,
     /// Must be 0.
     pub pad0: u32,
-    /// Guest TSC (ticks) at which `system_time` holds.
-    pub tsc_timestamp: u64,
+    /// Guest TSC at which `system_time` holds.
+    pub tsc_timestamp: GuestTsc,
     /// kvmclock (ns) at `tsc_timestamp`.
     pub system_time: u64,
     /// ns per shifted tick, in units of 2^-32; at least 2^31.
@@ -132,8 +137,8 @@ pub struct ClockGuestVcpu {
     pub vcpu_id: u32,
     /// Must be 0.
     pub pad: u32,
-    /// L1 TSC offset in ticks, mod 2^64: what `KVM_VCPU_TSC_OFFSET` reads.
-    pub tsc_offset: u64,
+    /// L1 TSC offset: what `KVM_VCPU_TSC_OFFSET` reads.
+    pub tsc_offset: TscOffset,
     /// Steal time (ns) that an earlier SET added and that the guest's steal clock does not show
     /// yet, as the vCPU has not run since.
     pub steal_ns: u64,
@@ -177,10 +182,10 @@ pub struct VmClockGuest {
     /// User address of an array of [`ClockGuestVcpu`].
     pub vcpus: u64,
 
-    /// Anchor: the host TSC (ticks) at which everything below is true.
-    pub host_tsc: u64,
-    /// L1 TSC (ticks) of the reference vCPU at the anchor.
-    pub guest_tsc: u64,
+    /// Anchor: the host TSC at which everything below is true.
+    pub host_tsc: HostTsc,
+    /// L1 TSC of the reference vCPU at the anchor.
+    pub guest_tsc: GuestTsc,
     /// kvmclock (ns) at the anchor.
     pub kvmclock_ns: u64,
     /// `CLOCK_TAI` (ns) at the anchor, by this host's clock.

@@ -22,13 +22,13 @@
 //! [`abi::VmClockGuest`], over [`request::SetRequest`] to [`plan::plan`]:
 //!
 //! ```
-//! use pvclock::{abi, plan, rate, request, tsc};
+//! use pvclock::{abi, counter::{GuestTsc, HostTsc, TscOffset}, plan, rate, request, tsc};
 //!
 //! // What GET returned on a host of 2 GHz whose TSC was far ahead: one vCPU, up for 2 s, 0.5 ns a
 //! // tick.
 //! let saved = abi::VmClockGuest {
-//!     host_tsc: 900_000_000_000,
-//!     guest_tsc: 4_000_000_000,
+//!     host_tsc: HostTsc(900_000_000_000),
+//!     guest_tsc: GuestTsc(4_000_000_000),
 //!     kvmclock_ns: 2_000_000_000,
 //!     tai_ns: 1_800_000_000_000_000_000,
 //!     tai_offset_s: 37,
@@ -40,7 +40,7 @@
 //!     ..Default::default()
 //! };
 //! let entry = abi::ClockGuestVcpu {
-//!     tsc_offset: 4_000_000_000u64.wrapping_sub(900_000_000_000),
+//!     tsc_offset: TscOffset(4_000_000_000u64.wrapping_sub(900_000_000_000)),
 //!     ..Default::default()
 //! };
 //!
@@ -50,7 +50,7 @@
 //! let present = [abi::ClockGuestVcpu::default()];
 //! let ref_offset = advance.match_vcpus(&present, &mut [entry]).unwrap();
 //! let now = plan::ClockSnapshot {
-//!     host_tsc: 5_000,
+//!     host_tsc: HostTsc(5_000),
 //!     tai_ns: saved.tai_ns + 10_000_000_000,
 //!     tai_offset_s: 37,
 //!     ..Default::default()
@@ -61,7 +61,7 @@
 //! // Its TSC reads what it would have read at home, and kvmclock is the same function of it.
 //! let offset = entry.tsc_offset.wrapping_add(plan.offset_shift);
 //! let guest_tsc = tsc::TscTransform { scale: plan.scale, offset }.guest_tsc(now.host_tsc);
-//! assert_eq!(guest_tsc, saved.guest_tsc + 20_000_000_000);
+//! assert_eq!(guest_tsc, saved.guest_tsc.wrapping_add(20_000_000_000));
 //! assert_eq!(plan.record, saved.record);
 //! assert_eq!(plan.record.kvmclock_ns(guest_tsc), 12_000_000_000);
 //!
@@ -75,6 +75,7 @@
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 
 pub mod abi;
+pub mod counter;
 pub mod plan;
 pub mod rate;
 pub mod record;

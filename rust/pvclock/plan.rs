@@ -5,6 +5,10 @@
 
 use super::{
     abi::ClockGuest,
+    counter::{
+        HostTsc,
+        TscOffset, //
+    },
     rate::{
         Factor,
         GuestRate, //
@@ -14,7 +18,6 @@ use super::{
         SetRequest, //
     },
     tsc::{
-        is_ahead,
         Scale,
         TscTransform, //
     },
@@ -26,8 +29,8 @@ const NSEC_PER_SEC: i128 = 1_000_000_000;
 /// One instant of this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClockSnapshot {
-    /// Host TSC, ticks.
-    pub host_tsc: u64,
+    /// Host TSC.
+    pub host_tsc: HostTsc,
     /// `CLOCK_TAI`, ns.
     pub tai_ns: i64,
     /// TAI - UTC, s; see [`knows_tai`].
@@ -118,7 +121,7 @@ pub fn rate_diff_hz(request: &SetRequest, here: GuestRate) -> i64 {
 
 /// What is to be written.
 ///
-/// `ref_offset` is the saved offset of the reference vCPU (ticks), `now` an instant of this host
+/// `ref_offset` is the saved offset of the reference vCPU, `now` an instant of this host
 /// and `here` the guest's TSC rate on it. `tolerance_ppm` is the largest difference of two rates
 /// that counts as none, in parts per million: KVM's module parameter `tsc_tolerance_ppm`.
 ///
@@ -127,7 +130,7 @@ pub fn rate_diff_hz(request: &SetRequest, here: GuestRate) -> i64 {
 /// See [`PlanError`].
 pub fn plan(
     request: &SetRequest,
-    ref_offset: u64,
+    ref_offset: TscOffset,
     now: &ClockSnapshot,
     here: GuestRate,
     tolerance_ppm: u32,
@@ -149,7 +152,7 @@ pub fn plan(
     let other_factor = other_factor(request, rate, tolerance_ppm)?;
 
     let elapsed_ns = match request.mode {
-        Mode::Exact if is_ahead(saved.host_tsc, now.host_tsc) => return Err(PlanError::Stale),
+        Mode::Exact if saved.host_tsc.is_ahead_of(now.host_tsc) => return Err(PlanError::Stale),
         Mode::Exact | Mode::Freeze => 0,
         Mode::Advance => elapsed_ns(request, now)?,
     };
@@ -164,13 +167,14 @@ pub fn plan(
         }
         Mode::Advance | Mode::Freeze => {
             let ticks = elapsed_ticks(request.rate, elapsed_ns)?;
-            let guest_tsc = saved.guest_tsc.wrapping_add_signed(ticks);
+            // CAST: Ticks mod 2^64.
+            let guest_tsc = saved.guest_tsc.wrapping_add(ticks as u64);
             // Beyond half the ring, going on could not be told from going back.
-            if ticks > 0 && is_ahead(saved.record.tsc_timestamp, guest_tsc) {
+            if ticks > 0 && saved.record.tsc_timestamp.is_ahead_of(guest_tsc) {
                 return Err(PlanError::Unrepresentable);
             }
             let transform = TscTransform::through(scale, now.host_tsc, guest_tsc);
-            (transform.offset.wrapping_sub(ref_offset), guest_tsc)
+            (transform.offset.since(ref_offset), guest_tsc)
         }
     };
     let record = match (other_factor, request.mode) {

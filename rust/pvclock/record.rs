@@ -8,35 +8,36 @@
 //! # Example
 //!
 //! ```
-//! use pvclock::{abi::ClockGuest, rate::Factor};
+//! use pvclock::{abi::ClockGuest, counter::GuestTsc, rate::Factor};
 //!
 //! // kvmclock of a guest of 3 GHz, whose record was made at TSC 1,000, 5 ns after its boot.
 //! let factor = Factor::of_hz(3_000_000_000).unwrap();
 //! let record = ClockGuest {
-//!     tsc_timestamp: 1_000,
+//!     tsc_timestamp: GuestTsc(1_000),
 //!     system_time: 5,
 //!     tsc_to_system_mul: factor.mul,
 //!     tsc_shift: factor.shift,
 //!     ..ClockGuest::default()
 //! };
-//! assert_eq!(record.kvmclock_ns(1_000), 5);
+//! assert_eq!(record.kvmclock_ns(GuestTsc(1_000)), 5);
 //! // 3 ticks are a ns, but for what the factor's 32 bits round down.
-//! assert_eq!(record.kvmclock_ns(1_000 + 3_000_000_000), 5 + 999_999_999);
+//! assert_eq!(record.kvmclock_ns(GuestTsc(1_000 + 3_000_000_000)), 5 + 999_999_999);
 //!
 //! // A vCPU whose TSC is 42 ticks ahead has the same time by a record of its own.
-//! assert_eq!(record.shifted_by(42).kvmclock_ns(1_000 + 42), 5);
+//! assert_eq!(record.shifted_by(42).kvmclock_ns(GuestTsc(1_000 + 42)), 5);
 //!
 //! // A record that moves to where nothing is rounded changes no later reading.
-//! let moved = record.not_ahead_of(999).unwrap();
-//! let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
+//! let moved = record.not_ahead_of(GuestTsc(999)).unwrap();
+//! let ticks = record.tsc_timestamp.since(moved.tsc_timestamp);
 //! assert_eq!(ticks, 1 << record.exact_step_log2());
-//! assert!((1_000..2_000).all(|tsc| moved.kvmclock_ns(tsc) == record.kvmclock_ns(tsc)));
+//! let mut later = (1_000..2_000).map(GuestTsc);
+//! assert!(later.all(|tsc| moved.kvmclock_ns(tsc) == record.kvmclock_ns(tsc)));
 //! ```
 
 use super::{
     abi::ClockGuest,
-    rate::Factor,
-    tsc::is_ahead, //
+    counter::GuestTsc,
+    rate::Factor, //
 };
 
 impl ClockGuest {
@@ -48,12 +49,12 @@ impl ClockGuest {
         }
     }
 
-    /// kvmclock (ns) at guest TSC `guest_tsc` (ticks): the record's `K(g)`.
+    /// kvmclock (ns) at guest TSC `guest_tsc`: the record's `K(g)`.
     ///
     /// Defined for every bit pattern; a shift beyond the 63 bits a CPU can shift by yields what
     /// shifting step by step would.
-    pub const fn kvmclock_ns(&self, guest_tsc: u64) -> u64 {
-        let ticks = guest_tsc.wrapping_sub(self.tsc_timestamp);
+    pub const fn kvmclock_ns(&self, guest_tsc: GuestTsc) -> u64 {
+        let ticks = guest_tsc.since(self.tsc_timestamp);
         let shift = self.tsc_shift.unsigned_abs() as u32;
         let shifted = if shift > 63 {
             0
@@ -81,19 +82,19 @@ impl ClockGuest {
         right + 32u32.saturating_sub(self.tsc_to_system_mul.trailing_zeros() + left)
     }
 
-    /// The same clock by a record that does not lie ahead of guest TSC `guest_tsc` (ticks): itself,
+    /// The same clock by a record that does not lie ahead of guest TSC `guest_tsc`: itself,
     /// or else itself moved back by whole [exact steps](Self::exact_step_log2).
     ///
     /// Guests take the ticks since `tsc_timestamp` for unsigned, so a record ahead of their TSC
     /// would send them centuries into the future.
     ///
     /// `None` if the record's shift leaves no room for as many ticks.
-    pub const fn not_ahead_of(&self, guest_tsc: u64) -> Option<Self> {
-        if !is_ahead(self.tsc_timestamp, guest_tsc) {
+    pub const fn not_ahead_of(&self, guest_tsc: GuestTsc) -> Option<Self> {
+        if !self.tsc_timestamp.is_ahead_of(guest_tsc) {
             return Some(*self);
         }
         // Below 2^63, as it is ahead; so is the step, hence the sum is below 2^64.
-        let ahead = self.tsc_timestamp.wrapping_sub(guest_tsc);
+        let ahead = self.tsc_timestamp.since(guest_tsc);
         let step = match 1u64.checked_shl(self.exact_step_log2()) {
             Some(step) => step,
             None => return None,

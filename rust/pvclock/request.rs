@@ -10,9 +10,9 @@ use super::{
         ClockGuestVcpu,
         VmClockGuest, //
     },
+    counter::TscOffset,
     rate::GuestRate,
     tsc::{
-        is_ahead,
         Scale,
         TscTransform, //
     },
@@ -179,7 +179,7 @@ impl SetRequest {
 
     /// Brings `entries` into the order of `present`, the VM's vCPUs, of which the ids alone matter;
     /// adds `paused_ns` to the `steal_ns` of each unless the mode is [`Mode::Freeze`]; and returns
-    /// the saved offset of the reference vCPU (ticks).
+    /// the saved offset of the reference vCPU.
     ///
     /// Compares each id once if the order is right already.
     ///
@@ -197,7 +197,7 @@ impl SetRequest {
         &self,
         present: &[ClockGuestVcpu],
         entries: &mut [ClockGuestVcpu],
-    ) -> Result<u64, Invalid> {
+    ) -> Result<TscOffset, Invalid> {
         if present.len() != entries.len() {
             return Err(Invalid::Vcpus);
         }
@@ -232,13 +232,13 @@ impl SetRequest {
         Ok(offset)
     }
 
-    /// Checks the clocks at the anchor against the reference vCPU's saved offset (ticks).
+    /// Checks the clocks at the anchor against the reference vCPU's saved offset.
     ///
     /// # Errors
     ///
     /// [`Invalid::Inconsistent`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
     /// record say at the anchor, [`Invalid::RecordAhead`] if the record lies ahead.
-    fn check_reference(&self, offset: u64) -> Result<(), Invalid> {
+    fn check_reference(&self, offset: TscOffset) -> Result<(), Invalid> {
         let transform = TscTransform {
             scale: self.rate.scale,
             offset,
@@ -249,7 +249,7 @@ impl SetRequest {
         {
             return Err(Invalid::Inconsistent);
         }
-        if is_ahead(self.saved.record.tsc_timestamp, guest_tsc) {
+        if self.saved.record.tsc_timestamp.is_ahead_of(guest_tsc) {
             return Err(Invalid::RecordAhead);
         }
         Ok(())

@@ -4,6 +4,12 @@
 //!
 //! Mirrors `kvm_scale_tsc()` and `kvm_read_l1_tsc()` of `arch/x86/kvm/x86.c`.
 
+use super::counter::{
+    GuestTsc,
+    HostTsc,
+    TscOffset, //
+};
+
 /// A TSC scaling ratio: a fixed-point factor from host ticks to guest ticks.
 ///
 /// # Example
@@ -73,41 +79,35 @@ impl Scale {
 /// # Example
 ///
 /// ```
-/// use pvclock::tsc::{is_ahead, TscTransform, Scale};
+/// use pvclock::{counter::{GuestTsc, HostTsc, TscOffset}, tsc::{Scale, TscTransform}};
 ///
 /// // A guest that booted, with its TSC at 0, when the host's was 7,000,000: a "negative" offset.
-/// let transform = TscTransform::through(Scale::IDENTITY, 7_000_000, 0);
-/// assert_eq!(transform.offset, 7_000_000u64.wrapping_neg());
-/// assert_eq!(transform.guest_tsc(7_000_042), 42);
+/// let transform = TscTransform::through(Scale::IDENTITY, HostTsc(7_000_000), GuestTsc(0));
+/// assert_eq!(transform.offset, TscOffset(7_000_000u64.wrapping_neg()));
+/// assert_eq!(transform.guest_tsc(HostTsc(7_000_042)), GuestTsc(42));
 /// // A tick before that its TSC was 2^64 - 1, and not ahead of what came then.
-/// assert_eq!(transform.guest_tsc(6_999_999), u64::MAX);
-/// assert!(is_ahead(0, u64::MAX));
+/// assert_eq!(transform.guest_tsc(HostTsc(6_999_999)), GuestTsc(u64::MAX));
+/// assert!(GuestTsc(0).is_ahead_of(GuestTsc(u64::MAX)));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TscTransform {
     /// Scaling ratio of the vCPU.
     pub scale: Scale,
-    /// L1 TSC offset of the vCPU, ticks.
-    pub offset: u64,
+    /// L1 TSC offset of the vCPU.
+    pub offset: TscOffset,
 }
 
 impl TscTransform {
-    /// The guest TSC (ticks) at host TSC `host_tsc` (ticks).
-    pub const fn guest_tsc(self, host_tsc: u64) -> u64 {
-        self.scale.apply(host_tsc).wrapping_add(self.offset)
+    /// The guest TSC at host TSC `host_tsc`.
+    pub const fn guest_tsc(self, host_tsc: HostTsc) -> GuestTsc {
+        GuestTsc(self.scale.apply(host_tsc.0)).wrapping_add(self.offset.0)
     }
 
     /// The transform whose guest TSC is `guest_tsc` at `host_tsc`.
-    pub const fn through(scale: Scale, host_tsc: u64, guest_tsc: u64) -> Self {
+    pub const fn through(scale: Scale, host_tsc: HostTsc, guest_tsc: GuestTsc) -> Self {
         Self {
             scale,
-            offset: guest_tsc.wrapping_sub(scale.apply(host_tsc)),
+            offset: TscOffset(guest_tsc.0.wrapping_sub(scale.apply(host_tsc.0))),
         }
     }
-}
-
-/// Whether TSC value `a` lies ahead of `b`, as modular counters compare.
-pub const fn is_ahead(a: u64, b: u64) -> bool {
-    // CAST: the sign of the wrapped difference is the order.
-    (a.wrapping_sub(b) as i64) > 0
 }

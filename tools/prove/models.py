@@ -111,7 +111,7 @@ class Source:
         return guest_tsc - self.apply(scale, host_tsc)
 
     def is_ahead(self, a, b):
-        """is_ahead"""
+        """is_ahead_of"""
         return a - b > 0
 
     # record.rs

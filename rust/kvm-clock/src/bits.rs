@@ -5,12 +5,13 @@
 //! # Example
 //!
 //! ```
-//! use kvm_clock::{abi::ClockGuest, bits};
+//! use kvm_clock::{abi::ClockGuest, bits, counter::GuestTsc};
 //!
 //! #[derive(serde::Serialize, serde::Deserialize)]
 //! struct Saved(#[serde(with = "bits")] ClockGuest);
 //!
-//! let record = ClockGuest { tsc_timestamp: u64::MAX, tsc_shift: -1, ..ClockGuest::default() };
+//! let tsc_timestamp = GuestTsc(u64::MAX);
+//! let record = ClockGuest { tsc_timestamp, tsc_shift: -1, ..ClockGuest::default() };
 //! let file = serde_json::to_string(&Saved(record)).unwrap();
 //! let Saved(restored) = serde_json::from_str(&file).unwrap();
 //! assert_eq!(restored, record);

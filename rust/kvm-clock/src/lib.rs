@@ -51,14 +51,14 @@
 //! host scales, [`pvclock::tsc`] also applies the ratio.)
 //!
 //! ```
-//! use kvm_clock::{abi, VmClock};
+//! use kvm_clock::{abi, counter::{GuestTsc, HostTsc, TscOffset}, VmClock};
 //!
-//! fn clocks(saved: &VmClock, vcpu: usize, host_tsc: u64) -> (u64, u64) {
+//! fn clocks(saved: &VmClock, vcpu: usize, host_tsc: HostTsc) -> (GuestTsc, u64) {
 //!     let ref_id = saved.header.ref_vcpu_id;
 //!     let offset = saved.vcpus[vcpu].tsc_offset;
 //!     let reference = saved.vcpus.iter().find(|vcpu| vcpu.vcpu_id == ref_id).unwrap();
-//!     let record = saved.header.record.shifted_by(offset.wrapping_sub(reference.tsc_offset));
-//!     let guest_tsc = host_tsc.wrapping_add(offset);
+//!     let record = saved.header.record.shifted_by(offset.since(reference.tsc_offset));
+//!     let guest_tsc = GuestTsc(host_tsc.0).wrapping_add(offset.0);
 //!     (guest_tsc, record.kvmclock_ns(guest_tsc))
 //! }
 //!
@@ -67,10 +67,10 @@
 //! let record = abi::ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
 //! let saved = VmClock {
 //!     header: abi::VmClockGuest { record, ..Default::default() },
-//!     vcpus: vec![vcpu(0, 1_000), vcpu(1, 1_007)],
+//!     vcpus: vec![vcpu(0, TscOffset(1_000)), vcpu(1, TscOffset(1_007))],
 //! };
-//! assert_eq!(clocks(&saved, 0, 3_000), (4_000, 2_000));
-//! assert_eq!(clocks(&saved, 1, 3_000), (4_007, 2_000));
+//! assert_eq!(clocks(&saved, 0, HostTsc(3_000)), (GuestTsc(4_000), 2_000));
+//! assert_eq!(clocks(&saved, 1, HostTsc(3_000)), (GuestTsc(4_007), 2_000));
 //! ```
 
 // The TSC and kvmclock are an x86 guest's.
@@ -81,7 +81,7 @@ pub mod raw;
 mod vcpu;
 mod vm;
 
-pub use pvclock::abi;
+pub use pvclock::{abi, counter};
 pub use vcpu::{get_clock_guest, set_clock_guest, set_tsc_offset, tsc_offset, tsc_scale};
 pub use vm::{
     clock_guest_cap, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_tsc_khz,

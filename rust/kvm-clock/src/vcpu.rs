@@ -5,8 +5,9 @@
 use super::raw::check;
 use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET};
 use kvm_ioctls::VcpuFd;
-use pvclock::abi::{
-    ClockGuest, VcpuTscScale, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_VCPU_TSC_SCALE,
+use pvclock::{
+    abi::{ClockGuest, VcpuTscScale, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_VCPU_TSC_SCALE},
+    counter::TscOffset,
 };
 use vmm_sys_util::{
     errno,
@@ -82,7 +83,7 @@ pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> 
     check(unsafe { ioctl_with_ref(vcpu, KVM_SET_CLOCK_GUEST.into(), record) })
 }
 
-/// Reads the L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
+/// Reads the L1 TSC offset of a vCPU: `KVM_VCPU_TSC_OFFSET`.
 ///
 /// It waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
 ///
@@ -99,7 +100,7 @@ pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> 
 /// let vcpu = vm.create_vcpu(0).unwrap();
 /// println!("the guest's TSC is the host's plus {}", tsc_offset(&vcpu).unwrap());
 /// ```
-pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<u64> {
+pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<TscOffset> {
     get_attr(vcpu, KVM_VCPU_TSC_OFFSET.into())
 }
 
@@ -125,7 +126,7 @@ pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
     get_attr(vcpu, KVM_VCPU_TSC_SCALE)
 }
 
-/// Sets the L1 TSC offset of a vCPU (ticks, mod 2^64): `KVM_VCPU_TSC_OFFSET`.
+/// Sets the L1 TSC offset of a vCPU: `KVM_VCPU_TSC_OFFSET`.
 ///
 /// It waits while the vCPU is inside `KVM_RUN`. Needs `KVM_CAP_VCPU_ATTRIBUTES`.
 ///
@@ -144,7 +145,7 @@ pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
 /// // The guest's TSC jumps by 1000 ticks.
 /// set_tsc_offset(&vcpu, offset.wrapping_add(1000)).unwrap();
 /// ```
-pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> errno::Result<()> {
+pub fn set_tsc_offset(vcpu: &VcpuFd, offset: TscOffset) -> errno::Result<()> {
     let attr = tsc_attr(KVM_VCPU_TSC_OFFSET.into(), (&raw const offset).addr());
     // SAFETY: The kernel reads 8 bytes at `attr.addr`, which is `offset`.
     check(unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_DEVICE_ATTR(), &attr) })

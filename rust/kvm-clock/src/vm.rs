@@ -210,13 +210,14 @@ pub fn set_tsc_khz(vm: &VmFd, tsc_khz: u32) -> errno::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvclock::counter::{HostTsc, TscOffset};
 
     #[test]
     fn clock_survives_serialisation() {
         let clock = VmClock {
             header: VmClockGuest {
                 mode: 1,
-                host_tsc: u64::MAX - 1,
+                host_tsc: HostTsc(u64::MAX - 1),
                 tai_ns: -5,
                 paused_ns: 5,
                 ..VmClockGuest::default()
@@ -225,7 +226,7 @@ mod tests {
                 .map(|vcpu_id| ClockGuestVcpu {
                     vcpu_id,
                     pad: 0,
-                    tsc_offset: u64::from(vcpu_id).wrapping_neg(),
+                    tsc_offset: TscOffset(u64::from(vcpu_id).wrapping_neg()),
                     steal_ns: u64::from(vcpu_id) << 40,
                 })
                 .collect(),

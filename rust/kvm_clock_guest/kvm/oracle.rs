@@ -6,14 +6,17 @@
 //! [`include/linux/math64.h`](srctree/include/linux/math64.h)
 
 use super::bindings;
-use crate::pvclock::abi::ClockGuest;
+use crate::pvclock::{
+    abi::ClockGuest,
+    counter::GuestTsc, //
+};
 
 /// `__pvclock_read_cycles()`.
-pub(crate) fn pvclock_read_cycles(record: &ClockGuest, tsc: u64) -> u64 {
+pub(crate) fn pvclock_read_cycles(record: &ClockGuest, tsc: GuestTsc) -> u64 {
     let record = bindings::pvclock_vcpu_time_info {
         version: record.version,
         pad0: record.pad0,
-        tsc_timestamp: record.tsc_timestamp,
+        tsc_timestamp: record.tsc_timestamp.0,
         system_time: record.system_time,
         tsc_to_system_mul: record.tsc_to_system_mul,
         tsc_shift: record.tsc_shift,
@@ -21,7 +24,7 @@ pub(crate) fn pvclock_read_cycles(record: &ClockGuest, tsc: u64) -> u64 {
         pad: record.pad,
     };
     // SAFETY: The record is valid for reads.
-    unsafe { bindings::rust_helper___pvclock_read_cycles(&record, tsc) }
+    unsafe { bindings::rust_helper___pvclock_read_cycles(&record, tsc.0) }
 }
 
 /// `mul_u64_u64_shr()`.

@@ -5,6 +5,11 @@
 use super::bindings;
 use crate::pvclock::{
     abi::ClockGuest,
+    counter::{
+        GuestTsc,
+        HostTsc,
+        TscOffset, //
+    },
     plan::ClockSnapshot,
     rate::GuestRate,
     tsc::{
@@ -86,7 +91,7 @@ impl State {
 
         Ok(Self {
             now: ClockSnapshot {
-                host_tsc: raw.host_tsc,
+                host_tsc: HostTsc(raw.host_tsc),
                 tai_ns: raw.tai_ns,
                 tai_offset_s: raw.tai_offset_s,
                 monotonic_raw_ns: raw.monotonic_raw_ns,
@@ -102,10 +107,10 @@ impl State {
             ref_vcpu_id: raw.ref_vcpu_id,
             transform: TscTransform {
                 scale,
-                offset: raw.tsc_offset,
+                offset: TscOffset(raw.tsc_offset),
             },
             record: ClockGuest {
-                tsc_timestamp: raw.record.tsc_timestamp,
+                tsc_timestamp: GuestTsc(raw.record.tsc_timestamp),
                 system_time: raw.record.system_time,
                 tsc_to_system_mul: raw.record.tsc_to_system_mul,
                 tsc_shift: raw.record.tsc_shift,

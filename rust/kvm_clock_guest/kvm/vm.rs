@@ -157,7 +157,7 @@ impl VmGuard<'_> {
         let commit = bindings::kvm_clock_guest_commit {
             record: to_c(record),
             tsc_ratio: transform.scale.ratio(),
-            tsc_offset: transform.offset,
+            tsc_offset: transform.offset.0,
             vcpus: if vcpus.is_empty() {
                 ptr::null()
             } else {
@@ -229,7 +229,7 @@ fn to_c(record: &ClockGuest) -> bindings::kvm_clock_guest {
     bindings::kvm_clock_guest {
         version: record.version,
         pad0: record.pad0,
-        tsc_timestamp: record.tsc_timestamp,
+        tsc_timestamp: record.tsc_timestamp.0,
         system_time: record.system_time,
         tsc_to_system_mul: record.tsc_to_system_mul,
         tsc_shift: record.tsc_shift,

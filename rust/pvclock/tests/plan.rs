@@ -8,6 +8,7 @@ use common::{saved, HOST_KHZ};
 use proptest::prelude::*;
 use pvclock::{
     abi::{self, ClockGuest, VmClockGuest},
+    counter::{GuestTsc, HostTsc, TscOffset},
     plan::{plan, rate_diff_hz, ClockSnapshot, Plan, PlanError},
     rate::{Factor, GuestRate},
     request::SetRequest,
@@ -35,10 +36,10 @@ fn here(khz: u32, scale: Scale) -> GuestRate {
 /// The guest TSC that the plan gives the reference vCPU at `now`.
 fn planned(
     header: VmClockGuest,
-    ref_offset: u64,
+    ref_offset: TscOffset,
     now: ClockSnapshot,
     rate: GuestRate,
-) -> Result<u64, PlanError> {
+) -> Result<GuestTsc, PlanError> {
     let request = SetRequest::new(header).unwrap();
     let shift = plan(&request, ref_offset, &now, rate, PPM)?.offset_shift;
     let transform = TscTransform {
@@ -51,7 +52,7 @@ fn planned(
 fn at(header: &VmClockGuest, elapsed_ns: i64) -> ClockSnapshot {
     ClockSnapshot {
         // Another domain: its counter has nothing to do with the saved one.
-        host_tsc: 987_654_321,
+        host_tsc: HostTsc(987_654_321),
         tai_ns: header.tai_ns + elapsed_ns,
         tai_offset_s: header.tai_offset_s,
         ..Default::default()
@@ -89,7 +90,7 @@ proptest! {
         let (mut header, vcpus) = saved(abi::MODE_ADVANCE, scale);
         header.flags = abi::FLAG_ALLOW_BACKWARDS;
         let tsc = planned(header, vcpus[0].tsc_offset, at(&header, elapsed), here(HOST_KHZ, scale)).unwrap();
-        let ticks = i128::from(tsc.wrapping_sub(header.guest_tsc) as i64);
+        let ticks = i128::from(tsc.since(header.guest_tsc) as i64);
 
         // ticks = elapsed * kHz * ratio / 2^frac / 10^6, kept as a fraction: both sides times it.
         let (ratio, one) = match scale {
@@ -151,7 +152,7 @@ proptest! {
         header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
         let mut now = at(&header, elapsed);
         if mode == abi::MODE_EXACT {
-            now.host_tsc = header.host_tsc + 12_345;
+            now.host_tsc = header.host_tsc.wrapping_add(12_345);
         }
         let rate = here(khz, Scale::IDENTITY);
         let plan = plan_of(header, now, rate).unwrap();
@@ -169,7 +170,7 @@ proptest! {
         let is_other = header.record.factor() != plan.record.factor();
         prop_assert_eq!(plan.precision_ns, u32::from(is_other));
         // 100 s later by this host's clock, but for what 32 bits and a right shift round.
-        let later = plan.record.kvmclock_ns(guest_tsc + u64::from(khz) * 100_000) - header.kvmclock_ns - elapsed;
+        let later = plan.record.kvmclock_ns(guest_tsc.wrapping_add(u64::from(khz) * 100_000)) - header.kvmclock_ns - elapsed;
         prop_assert!(later.abs_diff(100_000_000_000) < 100, "{later} ns");
     }
 
@@ -183,12 +184,13 @@ proptest! {
         let (mut header, _) = saved(mode, Scale::IDENTITY);
         header.flags = flags;
         (header.record.tsc_to_system_mul, header.record.tsc_shift) = (factor.0 | 1 << 31, factor.1 % 32);
-        (header.host_tsc, header.guest_tsc, header.tai_ns) = (host_tsc, guest_tsc, tai as i64);
+        (header.host_tsc, header.guest_tsc) = (HostTsc(host_tsc), GuestTsc(guest_tsc));
+        header.tai_ns = tai as i64;
         (header.host_tsc_khz, header.tsc_ratio, header.tsc_frac_bits) = (khz.0, ratio, frac_bits);
-        let now = ClockSnapshot { host_tsc: now_tsc, tai_ns: now_tai as i64, ..Default::default() };
+        let now = ClockSnapshot { host_tsc: HostTsc(now_tsc), tai_ns: now_tai as i64, ..Default::default() };
         if let (Ok(request), Some(scale)) = (SetRequest::new(header), Scale::new(here_ratio, frac_bits)) {
             let _ = rate_diff_hz(&request, here(khz.1, scale));
-            let _ = plan(&request, offset, &now, here(khz.1, scale), ppm);
+            let _ = plan(&request, TscOffset(offset), &now, here(khz.1, scale), ppm);
         }
     }
 }
@@ -197,7 +199,7 @@ proptest! {
 fn exact_refuses_an_anchor_in_the_future() {
     let (header, vcpus) = saved(abi::MODE_EXACT, Scale::IDENTITY);
     let now = ClockSnapshot {
-        host_tsc: header.host_tsc - 1,
+        host_tsc: header.host_tsc.wrapping_sub(1),
         ..at(&header, 0)
     };
     let rate = HOME;
@@ -239,7 +241,7 @@ fn advance_goes_backwards_only_if_allowed() {
     header.flags = abi::FLAG_ALLOW_BACKWARDS;
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, rate),
-        Ok(header.guest_tsc - u64::from(HOST_KHZ))
+        Ok(header.guest_tsc.wrapping_sub(HOST_KHZ.into()))
     );
 }
 
@@ -253,7 +255,7 @@ fn advance_compares_utc_if_one_side_knows_no_tai() {
         now.tai_ns += i64::from(ours - theirs) * 1_000_000_000;
         assert_eq!(
             planned(header, vcpus[0].tsc_offset, now, HOME),
-            Ok(header.guest_tsc + u64::from(HOST_KHZ))
+            Ok(header.guest_tsc.wrapping_add(HOST_KHZ.into()))
         );
     }
 }
@@ -266,7 +268,7 @@ fn a_leap_second_is_no_time() {
     now.tai_offset_s += 1;
     assert_eq!(
         planned(header, vcpus[0].tsc_offset, now, HOME),
-        Ok(header.guest_tsc + u64::from(HOST_KHZ))
+        Ok(header.guest_tsc.wrapping_add(HOST_KHZ.into()))
     );
 }
 
@@ -415,7 +417,7 @@ fn reslope_keeps_the_bits_of_a_record_for_this_tsc() {
         for scale in [Scale::IDENTITY, Scale::new(7 << 45, 48).unwrap()] {
             let (mut header, vcpus) = saved(mode, scale);
             let mut now = at(&header, 5_000_000_000);
-            now.host_tsc += header.host_tsc;
+            now.host_tsc = now.host_tsc.wrapping_add(header.host_tsc.0);
             let plan = |header| {
                 let request = SetRequest::new(header).unwrap();
                 plan(
@@ -471,10 +473,10 @@ fn kvmclock_goes_at_its_own_rate_where_the_tsc_cannot() {
     let now = at(&header, 1_000_000_000);
     let plan = plan_of(header, now, rate).unwrap();
     // The TSC goes on by the ticks of its old rate, kvmclock by real time, then and from then on.
-    let guest_tsc = header.guest_tsc + u64::from(HOST_KHZ) * 1000;
+    let guest_tsc = (header.guest_tsc).wrapping_add(u64::from(HOST_KHZ) * 1000);
     assert_eq!(plan.record.tsc_timestamp, guest_tsc);
     assert_eq!(plan.record.system_time, header.kvmclock_ns + 1_000_000_000);
-    let later = plan.record.kvmclock_ns(guest_tsc + second);
+    let later = plan.record.kvmclock_ns(guest_tsc.wrapping_add(second));
     assert!(later.abs_diff(header.kvmclock_ns + 2_000_000_000) <= 1);
     assert_eq!(plan.precision_ns, 1);
 }
@@ -501,7 +503,10 @@ fn a_resloped_record_can_go_back() {
     );
     header.flags |= abi::FLAG_RESLOPE;
     let plan = plan(header, slow, 0).unwrap();
-    assert_eq!(plan.record.tsc_timestamp, header.guest_tsc - 10_000_000_000);
+    assert_eq!(
+        plan.record.tsc_timestamp,
+        header.guest_tsc.wrapping_sub(10_000_000_000)
+    );
     let ns = header.kvmclock_ns.wrapping_sub(10_000_000_000_000_000);
     assert_eq!(plan.record.system_time, ns);
 }
@@ -513,7 +518,7 @@ fn a_resloped_record_of_another_ratio_continues_at_the_anchor() {
     let (mut header, vcpus) = saved(abi::MODE_EXACT, half);
     header.flags = abi::FLAG_ALLOW_RATE_MISMATCH | abi::FLAG_RESLOPE;
     let mut now = at(&header, 0);
-    now.host_tsc = header.host_tsc + 1;
+    now.host_tsc = header.host_tsc.wrapping_add(1);
     let request = SetRequest::new(header).unwrap();
     let plan = plan(&request, vcpus[0].tsc_offset, &now, HOME, PPM).unwrap();
     let tsc = TscTransform {
@@ -543,8 +548,8 @@ fn precision_adds_up_and_saturates() {
     // If KVM cannot pin the record and its own clock is 11 ns off, either way.
     header.precision_ns = 0;
     let plan = plan_of(header, now, rate).unwrap();
-    let transform = TscTransform::through(Scale::IDENTITY, now.host_tsc, 1 << 50);
-    let ns = plan.record.kvmclock_ns(1 << 50);
+    let transform = TscTransform::through(Scale::IDENTITY, now.host_tsc, GuestTsc(1 << 50));
+    let ns = plan.record.kvmclock_ns(GuestTsc(1 << 50));
     for actual in [ns - 11, ns + 11] {
         let precision = plan.precision_unpinned_ns(transform, &now, actual, rate.host_khz);
         assert_eq!(precision, 11 + 1_000_000 + 1_000_001);

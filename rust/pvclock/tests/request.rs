@@ -8,6 +8,7 @@ use common::saved;
 use proptest::prelude::*;
 use pvclock::{
     abi::{self, ClockGuest, ClockGuestVcpu, VmClockGuest},
+    counter::TscOffset,
     request::{check_record, GetRequest, Invalid, SetRequest},
     tsc::Scale,
 };
@@ -19,13 +20,13 @@ fn vm(ids: &[u32]) -> Vec<ClockGuestVcpu> {
         vcpu_id,
         // Only the ids matter.
         pad: 1,
-        tsc_offset: 0xdead,
+        tsc_offset: TscOffset(0xdead),
         steal_ns: u64::MAX,
     };
     ids.iter().map(vcpu).collect()
 }
 
-fn set(header: VmClockGuest, entries: &[ClockGuestVcpu]) -> Result<u64, Invalid> {
+fn set(header: VmClockGuest, entries: &[ClockGuestVcpu]) -> Result<TscOffset, Invalid> {
     SetRequest::new(header)?.match_vcpus(&vm(&[3, 7]), &mut entries.to_vec())
 }
 
@@ -59,11 +60,11 @@ fn headers_are_refused_by_reason() {
         (Invalid::NoRate, |h| {
             (h.tsc_ratio, h.tsc_frac_bits) = (1, 64)
         }),
-        (Invalid::Inconsistent, |h| h.guest_tsc += 1),
+        (Invalid::Inconsistent, |h| h.guest_tsc.0 += 1),
         (Invalid::Inconsistent, |h| h.kvmclock_ns -= 1),
-        (Invalid::Inconsistent, |h| h.host_tsc += 1),
+        (Invalid::Inconsistent, |h| h.host_tsc.0 += 1),
         (Invalid::RecordAhead, |h| {
-            h.record.tsc_timestamp = h.guest_tsc + 1;
+            h.record.tsc_timestamp = h.guest_tsc.wrapping_add(1);
             h.kvmclock_ns = h.record.kvmclock_ns(h.guest_tsc);
         }),
         (Invalid::Vcpus, |h| h.ref_vcpu_id = 4),
@@ -215,7 +216,7 @@ proptest! {
         (header.record.pad0, header.record.pad) = (0, [0; 2]);
         let entries: Vec<_> = entries
             .into_iter()
-            .map(|(vcpu_id, tsc_offset)| ClockGuestVcpu { vcpu_id: vcpu_id % 8, tsc_offset, ..Default::default() })
+            .map(|(vcpu_id, tsc_offset)| ClockGuestVcpu { vcpu_id: vcpu_id % 8, tsc_offset: TscOffset(tsc_offset), ..Default::default() })
             .collect();
         let _ = set(header, &entries);
     }

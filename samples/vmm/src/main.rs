@@ -62,7 +62,7 @@ fn restore(file: &str) -> Result<()> {
 fn compare(before: &Reading, after: &Reading, tsc_khz: u32, precision_ns: u32) -> Result<()> {
     // CAST: The signed difference of values mod 2^64.
     let ns = |ticks: u64| i128::from(ticks as i64) * 1_000_000 / i128::from(tsc_khz);
-    let passed = ns(after.tsc.wrapping_sub(before.tsc));
+    let passed = ns(after.tsc.since(before.tsc));
     // In host time, which may be 500 ppm faster or slower than the TSC.
     let least = after.when.start.duration_since(before.when.end)?.as_nanos() as i128;
     let most = after.when.end.duration_since(before.when.start)?.as_nanos() as i128;
@@ -71,7 +71,7 @@ fn compare(before: &Reading, after: &Reading, tsc_khz: u32, precision_ns: u32) -
     let kvmclock = i128::from(after.record.kvmclock_ns(after.tsc));
     let off = kvmclock - i128::from(before.record.kvmclock_ns(after.tsc));
     // The rates of KVM's timer and of the TSC differ, so a timer may fire early.
-    let late = ns(after.tsc.wrapping_sub(after.deadline));
+    let late = ns(after.tsc.since(after.deadline));
     println!("TSC: {passed} ns passed, {least} to {most} in host time");
     println!("kvmclock: {kvmclock} ns, error {off}; timer: {late} ns late");
     let span = least - least / 2000..=most + most / 2000;

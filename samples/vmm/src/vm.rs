@@ -4,7 +4,7 @@
 
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::{kvm_mp_state, kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
-use kvm_clock::{abi::ClockGuest, bits, clock_guest_cap, set_tsc_khz};
+use kvm_clock::{abi::ClockGuest, bits, clock_guest_cap, counter::GuestTsc, set_tsc_khz};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,10 +29,10 @@ extern "C" {
 /// A vCPU's reading of its clocks and its timer: the deadline, and whether it has fired.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Reading {
-    pub(crate) tsc: u64,
+    pub(crate) tsc: GuestTsc,
     #[serde(with = "bits")]
     pub(crate) record: ClockGuest,
-    pub(crate) deadline: u64,
+    pub(crate) deadline: GuestTsc,
     pub(crate) fired: bool,
     /// The time of the reading by the host's wall clock.
     pub(crate) when: Range<SystemTime>,
@@ -109,8 +109,8 @@ impl Vm {
             let word = |at: usize| page[at].load(Ordering::Relaxed);
             Ok(Reading {
                 record: zerocopy::transmute!([4, 5, 6, 7].map(word)),
-                tsc: word(8),
-                deadline: word(9),
+                tsc: GuestTsc(word(8)),
+                deadline: GuestTsc(word(9)),
                 fired: word(10) != 0,
                 when: entered..SystemTime::now(),
             })

@@ -19,7 +19,7 @@ pub(crate) fn minimum<T>(
         prepare(of)?;
         let start = rdtsc_ordered();
         let done = work(of);
-        let took = rdtsc_ordered().wrapping_sub(start);
+        let took = rdtsc_ordered().since(start);
         done?;
         least = least.min(took);
     }

@@ -9,6 +9,7 @@ use clockguest::{method::legacy_offset, vmm::vm::MSR_IA32_TSC};
 use kvm_bindings::{kvm_clock_data, kvm_msr_entry, Msrs, KVM_CLOCK_REALTIME};
 use kvm_clock::{
     abi::{ClockGuest, ClockGuestVcpu, VmClockGuest, MODE_EXACT},
+    counter::{GuestTsc, TscOffset},
     get_clock_guest, raw, set_clock_guest, set_tsc_offset, tsc_offset,
 };
 use serde::Serialize;
@@ -51,7 +52,7 @@ pub(crate) struct Saved {
     records: Vec<ClockGuest>,
     clock: legacy_offset::Saved,
     msrs: Msrs,
-    tsc: Vec<u64>,
+    tsc: Vec<GuestTsc>,
 }
 
 impl Saved {
@@ -69,11 +70,11 @@ impl Saved {
             records: vec![ClockGuest::default(); count],
             clock: legacy_offset::Saved {
                 clock: kvm_clock_data::default(),
-                offsets: vec![0; count],
+                offsets: vec![TscOffset::default(); count],
                 tsc_khz: 0,
             },
             msrs: Msrs::from_entries(&[tsc])?,
-            tsc: vec![0; count],
+            tsc: vec![GuestTsc::default(); count],
         })
     }
 
@@ -176,7 +177,7 @@ impl Saved {
     fn read_msrs(&mut self, vm: &Vm) -> Result<()> {
         for (vcpu, tsc) in vm.vcpus.iter().zip(&mut self.tsc) {
             vcpu.get_msrs(&mut self.msrs).context("KVM_GET_MSRS")?;
-            *tsc = self.msrs.as_slice()[0].data;
+            *tsc = GuestTsc(self.msrs.as_slice()[0].data);
             self.calls += 1;
         }
         self.clock.clock = vm.fd.get_clock().context("KVM_GET_CLOCK")?;
@@ -188,7 +189,7 @@ impl Saved {
     fn write_msrs(&mut self, vm: &Vm, moved: bool) -> Result<()> {
         if moved {
             for (vcpu, tsc) in vm.vcpus.iter().zip(&self.tsc) {
-                self.msrs.as_mut_slice()[0].data = *tsc;
+                self.msrs.as_mut_slice()[0].data = tsc.0;
                 vcpu.set_msrs(&self.msrs).context("KVM_SET_MSRS")?;
                 self.calls += 1;
             }

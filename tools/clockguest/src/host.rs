@@ -3,7 +3,7 @@
 //! The host's KVM, TSC and clocks.
 
 use kvm_ioctls::Kvm;
-use pvclock::abi;
+use pvclock::{abi, counter::HostTsc};
 use std::{
     arch::x86_64::{_mm_lfence, _rdtsc},
     fs, io,
@@ -90,14 +90,14 @@ pub fn open_kvm(any: bool) -> Result<Kvm, Unavailable> {
     Ok(kvm)
 }
 
-/// The host TSC (ticks), ordered against all instructions before and after it.
-pub fn rdtsc_ordered() -> u64 {
+/// The host TSC, ordered against all instructions before and after it.
+pub fn rdtsc_ordered() -> HostTsc {
     // SAFETY: Both instructions are part of x86-64 and access no memory.
     unsafe {
         _mm_lfence();
         let tsc = _rdtsc();
         _mm_lfence();
-        tsc
+        HostTsc(tsc)
     }
 }
 

@@ -19,7 +19,8 @@
 use crate::guest::{Backwards, Sample};
 use pvclock::{
     abi::ClockGuest,
-    tsc::{is_ahead, Scale, TscTransform},
+    counter::{GuestTsc, HostTsc, TscOffset},
+    tsc::{Scale, TscTransform},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -27,8 +28,8 @@ use thiserror::Error;
 /// A vCPU's TSC offset and scaling ratio, as KVM reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawTransform {
-    /// TSC offset, ticks mod 2^64.
-    pub offset: u64,
+    /// TSC offset.
+    pub offset: TscOffset,
     /// Scaling ratio; 0 = no scaling.
     pub ratio: u64,
     /// Fraction bits of `ratio`; 0 = no scaling.
@@ -46,15 +47,15 @@ impl RawTransform {
     }
 }
 
-/// A guest's reading with the host TSC (ticks) before and after it.
+/// A guest's reading with the host TSC before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bracketed {
     /// The reading.
     pub sample: Sample,
     /// Host TSC before it.
-    pub host_before: u64,
+    pub host_before: HostTsc,
     /// Host TSC after it.
-    pub host_after: u64,
+    pub host_after: HostTsc,
 }
 
 /// The readings of a vCPU between a start and a stop.
@@ -79,9 +80,9 @@ pub struct Reading {
     /// Guest TSC rate, kHz.
     pub tsc_khz: u32,
     /// Host TSC right before the first vCPU started.
-    pub host_run: u64,
+    pub host_run: HostTsc,
     /// Host TSC right after the last vCPU stopped.
-    pub host_stop: u64,
+    pub host_stop: HostTsc,
     /// The precision that the kernel reports for the clocks saved at the stop, ns; 0 if exact or unknown.
     #[serde(default)]
     pub precision_ns: u32,
@@ -154,13 +155,13 @@ pub enum Inconsistent {
         /// Index of the vCPU.
         vcpu: usize,
         /// The guest's reading.
-        tsc: u64,
+        tsc: GuestTsc,
         /// The offset that KVM reports.
-        offset: u64,
+        offset: TscOffset,
         /// Guest TSC at the host TSC before the reading.
-        low: u64,
+        low: GuestTsc,
         /// Guest TSC at the host TSC after the reading.
-        high: u64,
+        high: GuestTsc,
     },
     /// The guest's kvmclock does not match its record.
     #[error(
@@ -200,14 +201,14 @@ pub enum Inconsistent {
 ///
 /// ```
 /// use clockguest::{guest, measure};
-/// use kvm_clock::abi::ClockGuest;
+/// use kvm_clock::{abi::ClockGuest, counter::{GuestTsc, HostTsc, TscOffset}};
 ///
 /// let reading = |offset: u64, record: ClockGuest, host_tsc: u64| {
-///     let tsc = host_tsc + offset;
+///     let (tsc, host_tsc) = (GuestTsc(host_tsc + offset), HostTsc(host_tsc));
 ///     let sample = guest::Sample { number: 0, tsc, kvmclock_ns: record.kvmclock_ns(tsc), record };
-///     let (host_before, host_after) = (host_tsc - 9, host_tsc + 9);
+///     let (host_before, host_after) = (host_tsc.wrapping_sub(9), host_tsc.wrapping_add(9));
 ///     let vcpu = measure::VcpuReading {
-///         tsc: measure::RawTransform { offset, ..Default::default() },
+///         tsc: measure::RawTransform { offset: TscOffset(offset), ..Default::default() },
 ///         record,
 ///         samples: vec![measure::Bracketed { sample, host_before, host_after }],
 ///         backwards: Default::default(),
@@ -216,7 +217,7 @@ pub enum Inconsistent {
 ///     measure::Reading { vcpus: vec![vcpu], tsc_khz: 2_000_000, host_run, host_stop, precision_ns: 0 }
 /// };
 /// let record = ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
-/// let moved = ClockGuest { tsc_timestamp: 1_000, ..record };
+/// let moved = ClockGuest { tsc_timestamp: GuestTsc(1_000), ..record };
 ///
 /// let before = reading(50_000, record, 1_000_000);
 /// let compared = measure::compare(&before, &reading(51_000, moved, 2_000_000))?;
@@ -231,7 +232,7 @@ pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Inconsis
     compare_across(before, after, |host_tsc| host_tsc)
 }
 
-/// As [`compare`], between two hosts: `source_tsc` converts a TSC value (ticks) of the destination to the
+/// As [`compare`], between two hosts: `source_tsc` converts a TSC value of the destination to the
 /// source's TSC at the same moment.
 ///
 /// # Errors
@@ -240,7 +241,7 @@ pub fn compare(before: &Reading, after: &Reading) -> Result<Comparison, Inconsis
 pub fn compare_across(
     before: &Reading,
     after: &Reading,
-    source_tsc: impl Fn(u64) -> u64,
+    source_tsc: impl Fn(HostTsc) -> HostTsc,
 ) -> Result<Comparison, Inconsistent> {
     if before.vcpus.len() != after.vcpus.len() {
         return Err(Inconsistent::VcpuCount(
@@ -273,7 +274,7 @@ fn error_of(
     before: &VcpuReading,
     after: &VcpuReading,
     bracketed: &Bracketed,
-    source_tsc: impl Fn(u64) -> u64,
+    source_tsc: impl Fn(HostTsc) -> HostTsc,
 ) -> Result<ClockError, Inconsistent> {
     let Sample {
         tsc,
@@ -286,7 +287,7 @@ fn error_of(
 
     let low = now.guest_tsc(bracketed.host_before);
     let high = now.guest_tsc(bracketed.host_after);
-    if is_ahead(low, tsc) || is_ahead(tsc, high) {
+    if low.is_ahead_of(tsc) || tsc.is_ahead_of(high) {
         return Err(Inconsistent::Tsc {
             vcpu,
             tsc,
@@ -310,26 +311,27 @@ fn error_of(
     let host_tsc = host_tsc_of(now, tsc, bracketed.host_before);
     let tsc_before = was.guest_tsc(source_tsc(host_tsc));
     // CAST: the signed difference of values mod 2^64.
-    let ahead_of = |now: u64, before: u64| now.wrapping_sub(before) as i64;
+    let ns_ahead_of = |before_ns: u64| kvmclock_ns.wrapping_sub(before_ns) as i64;
     Ok(ClockError {
-        tsc_ticks: ahead_of(tsc, tsc_before),
-        kvmclock_ns: ahead_of(kvmclock_ns, before.record.kvmclock_ns(tsc_before)),
-        skew_ns: ahead_of(kvmclock_ns, before.record.kvmclock_ns(tsc)),
+        // CAST: As above.
+        tsc_ticks: tsc.since(tsc_before) as i64,
+        kvmclock_ns: ns_ahead_of(before.record.kvmclock_ns(tsc_before)),
+        skew_ns: ns_ahead_of(before.record.kvmclock_ns(tsc)),
     })
 }
 
 /// The host TSC at which the guest TSC becomes `guest_tsc`, at or after `host_before`.
-fn host_tsc_of(transform: TscTransform, guest_tsc: u64, host_before: u64) -> u64 {
+fn host_tsc_of(transform: TscTransform, guest_tsc: GuestTsc, host_before: HostTsc) -> HostTsc {
     if transform.scale.is_identity() {
-        return guest_tsc.wrapping_sub(transform.offset);
+        return HostTsc(guest_tsc.0.wrapping_sub(transform.offset.0));
     }
-    let guest_ticks = guest_tsc.wrapping_sub(transform.guest_tsc(host_before));
+    let guest_ticks = guest_tsc.since(transform.guest_tsc(host_before));
     let host_ticks = (u128::from(guest_ticks) << transform.scale.frac_bits())
         / u128::from(transform.scale.ratio());
     // CAST: a bracket is far shorter than 2^64 ticks.
     let mut host_tsc = host_before.wrapping_add(host_ticks as u64);
     // `scale()` rounds down for both values, so the quotient is at most one tick early.
-    while is_ahead(guest_tsc, transform.guest_tsc(host_tsc)) {
+    while guest_tsc.is_ahead_of(transform.guest_tsc(host_tsc)) {
         host_tsc = host_tsc.wrapping_add(1);
     }
     host_tsc
@@ -348,9 +350,14 @@ pub(crate) mod tests {
 
     pub(crate) const KHZ: u32 = 2_100_000;
     /// Host TSC of the first reading.
-    pub(crate) const START: u64 = 1 << 40;
+    pub(crate) const START: HostTsc = HostTsc(1 << 40);
 
-    pub(crate) fn record(tsc_timestamp: u64, system_time: u64) -> ClockGuest {
+    /// The TSC of an unscaled guest.
+    pub(crate) fn guest_tsc(offset: TscOffset, host_tsc: HostTsc) -> GuestTsc {
+        unscaled(offset).transform().unwrap().guest_tsc(host_tsc)
+    }
+
+    pub(crate) fn record(tsc_timestamp: GuestTsc, system_time: u64) -> ClockGuest {
         let factor = Factor::of_hz(u64::from(KHZ) * 1000).unwrap();
         ClockGuest {
             tsc_timestamp,
@@ -363,7 +370,7 @@ pub(crate) mod tests {
     }
 
     /// One reading of a VM with one vCPU, at host TSC `host_tsc`.
-    pub(crate) fn reading(tsc: RawTransform, record: ClockGuest, host_tsc: u64) -> Reading {
+    pub(crate) fn reading(tsc: RawTransform, record: ClockGuest, host_tsc: HostTsc) -> Reading {
         let guest_tsc = tsc.transform().unwrap().guest_tsc(host_tsc);
         let sample = Sample {
             number: 0,
@@ -383,17 +390,23 @@ pub(crate) mod tests {
                 backwards: Backwards::default(),
             }],
             tsc_khz: KHZ,
-            host_run: 0,
-            host_stop: 0,
+            host_run: HostTsc(0),
+            host_stop: HostTsc(0),
             precision_ns: 0,
         }
     }
 
-    pub(crate) fn unscaled(offset: u64) -> RawTransform {
+    pub(crate) fn unscaled(offset: TscOffset) -> RawTransform {
         RawTransform {
             offset,
             ..RawTransform::default()
         }
+    }
+
+    /// A reading of clocks that count from 0.
+    pub(crate) fn at_rest(host_tsc: u64) -> Reading {
+        let (offset, record) = (TscOffset(0), record(GuestTsc(0), 0));
+        reading(unscaled(offset), record, HostTsc(host_tsc))
     }
 
     proptest! {
@@ -404,11 +417,12 @@ pub(crate) mod tests {
             later in 0u64..1 << 60,
             ratio in 1u64 << 30..1 << 34,
         ) {
+            let offset = TscOffset(offset);
             for tsc in [unscaled(offset), RawTransform { offset, ratio, frac_bits: 32 }] {
-                let first = first >> 3;
+                let first = HostTsc(first >> 3);
                 let record = record(tsc.transform().unwrap().guest_tsc(first), 5);
                 let before = reading(tsc, record, first);
-                let after = reading(tsc, record, first + later);
+                let after = reading(tsc, record, first.wrapping_add(later));
                 let found = compare(&before, &after).unwrap();
                 prop_assert_eq!(found.error, ClockError::default());
                 prop_assert!(found.offsets_identical && found.records_identical);
@@ -417,9 +431,11 @@ pub(crate) mod tests {
 
         #[test]
         fn a_shifted_tsc_is_found(offset: u64, shift in -1i64 << 40..1 << 40, host: u64) {
-            let timestamp = host.wrapping_add(offset).wrapping_sub(1 << 41);
+            let (offset, host) = (TscOffset(offset), HostTsc(host));
+            let timestamp = guest_tsc(offset, host).wrapping_sub(1 << 41);
             let before = reading(unscaled(offset), record(timestamp, 1 << 40), host);
-            let shifted = unscaled(offset.wrapping_add_signed(shift));
+            // CAST: Ticks mod 2^64.
+            let shifted = unscaled(offset.wrapping_add(shift as u64));
             let after = reading(shifted, record(timestamp, 1 << 40), host.wrapping_add(12_345));
             let found = compare(&before, &after).unwrap();
             prop_assert_eq!(found.error.tsc_ticks, shift);
@@ -431,7 +447,8 @@ pub(crate) mod tests {
 
         #[test]
         fn a_shifted_kvmclock_is_found(offset: u64, shift in -1i64 << 40..1 << 40, host: u64) {
-            let timestamp = host.wrapping_add(offset);
+            let (offset, host) = (TscOffset(offset), HostTsc(host));
+            let timestamp = guest_tsc(offset, host);
             let before = reading(unscaled(offset), record(timestamp, 1 << 50), host);
             let system_time = (1u64 << 50).wrapping_add_signed(shift);
             let after = reading(unscaled(offset), record(timestamp, system_time), host.wrapping_add(7));
@@ -445,10 +462,12 @@ pub(crate) mod tests {
 
         #[test]
         fn source_tsc_is_converted_between_hosts(offset: u64, ahead: u64, host: u64, shift in -1i64 << 40..1 << 40) {
-            let timestamp = host.wrapping_add(offset).wrapping_sub(1 << 41);
+            let (offset, host) = (TscOffset(offset), HostTsc(host));
+            let timestamp = guest_tsc(offset, host).wrapping_sub(1 << 41);
             let before = reading(unscaled(offset), record(timestamp, 1 << 40), host);
             let there = host.wrapping_add(ahead);
-            let tsc = unscaled(offset.wrapping_sub(ahead).wrapping_add_signed(shift));
+            // CAST: Ticks mod 2^64.
+            let tsc = unscaled(offset.wrapping_sub(ahead).wrapping_add(shift as u64));
             let after = reading(tsc, record(timestamp, 1 << 40), there.wrapping_add(12_345));
             let found = compare_across(&before, &after, |tsc| tsc.wrapping_sub(ahead)).unwrap();
             prop_assert_eq!(found.error.tsc_ticks, shift);
@@ -463,19 +482,20 @@ pub(crate) mod tests {
             before in 0u64..1 << 62,
             ticks in 0u64..1 << 40,
         ) {
+            let (offset, before) = (TscOffset(offset), HostTsc(before));
             let transform = RawTransform { offset, ratio, frac_bits: 32 }.transform().unwrap();
-            let guest_tsc = transform.guest_tsc(before + ticks);
+            let guest_tsc = transform.guest_tsc(before.wrapping_add(ticks));
             let found = host_tsc_of(transform, guest_tsc, before);
             prop_assert_eq!(transform.guest_tsc(found), guest_tsc);
-            prop_assert!(found >= before);
+            prop_assert!(!before.is_ahead_of(found));
         }
     }
 
     #[test]
     fn a_reading_outside_its_bracket_is_refused() {
-        let before = reading(unscaled(0), record(0, 0), 1 << 20);
-        let mut after = reading(unscaled(0), record(0, 0), 1 << 21);
-        after.vcpus[0].tsc.offset = 5_000;
+        let before = at_rest(1 << 20);
+        let mut after = at_rest(1 << 21);
+        after.vcpus[0].tsc.offset = TscOffset(5_000);
         assert!(matches!(
             compare(&before, &after),
             Err(Inconsistent::Tsc { vcpu: 0, .. })
@@ -484,8 +504,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_kvmclock_that_differs_from_its_record_is_refused() {
-        let before = reading(unscaled(0), record(0, 0), 1 << 20);
-        let mut after = reading(unscaled(0), record(0, 0), 1 << 21);
+        let before = at_rest(1 << 20);
+        let mut after = at_rest(1 << 21);
         after.vcpus[0].samples[0].sample.kvmclock_ns += 1;
         assert!(matches!(
             compare(&before, &after),
@@ -495,7 +515,7 @@ pub(crate) mod tests {
 
     #[test]
     fn flags_are_compared_and_versions_are_not() {
-        let before = reading(unscaled(0), record(0, 0), 1 << 20);
+        let before = at_rest(1 << 20);
         let mut after = before.clone();
         after.vcpus[0].samples[0].sample.record.version = 8;
         assert!(compare(&before, &after).unwrap().records_identical);

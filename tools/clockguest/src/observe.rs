@@ -9,6 +9,7 @@ use crate::{
 };
 use kvm_clock::tsc_scale;
 use kvm_ioctls::VcpuFd;
+use pvclock::counter::HostTsc;
 use std::{
     thread::sleep,
     time::{Duration, Instant},
@@ -24,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// A running VM's samples so far.
 #[derive(Debug)]
 pub struct Run {
-    host_run: u64,
+    host_run: HostTsc,
     samples: Vec<Vec<Bracketed>>,
 }
 
@@ -51,7 +52,7 @@ impl Run {
     /// # Errors
     ///
     /// Those of the ioctls that read offsets, rate and ratio.
-    pub fn finish(self, vm: &Vm, host_stop: u64) -> Result<Reading> {
+    pub fn finish(self, vm: &Vm, host_stop: HostTsc) -> Result<Reading> {
         let (ratio, frac_bits) = scaling(&vm.vcpus()[0].fd())?;
         let offsets = vm.tsc_offsets()?;
         let vcpus = self.samples.into_iter().zip(offsets).enumerate();

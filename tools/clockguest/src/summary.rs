@@ -210,7 +210,7 @@ impl Tally {
 
 /// Time from stop to run by the host TSC, which is the same for both processes.
 fn downtime_ns(previous: &Reading, reading: &Reading) -> u64 {
-    let ticks = reading.host_run.wrapping_sub(previous.host_stop);
+    let ticks = reading.host_run.since(previous.host_stop);
     let ns = u128::from(ticks) * 1_000_000 / u128::from(reading.tsc_khz.max(1));
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
@@ -320,7 +320,8 @@ fn ns(value: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::tests::{reading, record, unscaled, KHZ, START};
+    use crate::measure::tests::{guest_tsc, reading, record, unscaled, KHZ, START};
+    use pvclock::counter::TscOffset;
     use std::time::Duration;
 
     fn tally(method: Method) -> Tally {
@@ -336,10 +337,12 @@ mod tests {
 
     /// A reading after `cycle` cycles, with a TSC error of `ticks` and a kvmclock error of `ns`.
     fn after(cycle: u64, ticks: u64, ns: u64) -> Reading {
-        let host = START + cycle * 1_000_000_000;
-        let mut reading = reading(unscaled(ticks), record(START + ticks, 1_000 + ns), host);
-        reading.host_run = host - 500;
-        reading.host_stop = host + 500;
+        let host = START.wrapping_add(cycle * 1_000_000_000);
+        let offset = TscOffset(ticks);
+        let record = record(guest_tsc(offset, START), 1_000 + ns);
+        let mut reading = reading(unscaled(offset), record, host);
+        reading.host_run = host.wrapping_sub(500);
+        reading.host_stop = host.wrapping_add(500);
         reading
     }
 

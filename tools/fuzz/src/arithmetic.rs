@@ -5,9 +5,10 @@
 use crate::input;
 use pvclock::{
     abi::ClockGuest,
+    counter::{GuestTsc, HostTsc, TscOffset},
     plan::ClockSnapshot,
     rate::{Factor, GuestRate},
-    tsc::{is_ahead, TscTransform},
+    tsc::TscTransform,
 };
 use pvclock_reference::arithmetic as reference;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -17,8 +18,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 #[repr(C)]
 struct Input {
     record: ClockGuest,
-    tsc: u64,
-    other_tsc: u64,
+    tsc: GuestTsc,
+    other_tsc: HostTsc,
     offset_diff: u64,
     ns: u64,
     /// Hz, or kHz.
@@ -40,7 +41,7 @@ pub fn arithmetic(bytes: &[u8]) {
     moved(
         &input::valid(input.record),
         input.tsc,
-        &[input.other_tsc, input.ns, input.khz, 0],
+        &[input.other_tsc.0, input.ns, input.khz, 0],
     );
 }
 
@@ -61,15 +62,15 @@ fn functions_of_time(input: &Input) {
 
     let scale = input::scale(input.ratio, input.frac_bits);
     assert_eq!(
-        scale.apply(tsc),
-        reference::scaled(scale, tsc),
+        scale.apply(tsc.0),
+        reference::scaled(scale, tsc.0),
         "{scale:x?}"
     );
     let transform = TscTransform::through(scale, input.other_tsc, tsc);
     assert_eq!(transform.guest_tsc(input.other_tsc), tsc);
     assert_eq!(
         transform.offset,
-        tsc.wrapping_sub(reference::scaled(scale, input.other_tsc))
+        TscOffset((tsc.0).wrapping_sub(reference::scaled(scale, input.other_tsc.0)))
     );
 }
 
@@ -135,10 +136,10 @@ fn rates(input: &Input) {
 
 /// Panics unless `record`, moved so that it is not ahead of `tsc`, reads the same at its timestamp and
 /// `later` (ticks).
-pub(crate) fn moved(record: &ClockGuest, tsc: u64, later: &[u64]) {
+pub(crate) fn moved(record: &ClockGuest, tsc: GuestTsc, later: &[u64]) {
     let step = reference::exact_step(record);
     assert_eq!(1 << record.exact_step_log2(), step, "{record:x?}");
-    let ahead = record.tsc_timestamp.wrapping_sub(tsc);
+    let ahead = record.tsc_timestamp.since(tsc);
     let Some(moved) = record.not_ahead_of(tsc) else {
         assert!(
             reference::is_stuck(record, ahead),
@@ -146,8 +147,8 @@ pub(crate) fn moved(record: &ClockGuest, tsc: u64, later: &[u64]) {
         );
         return;
     };
-    assert!(!is_ahead(moved.tsc_timestamp, tsc));
-    if !is_ahead(record.tsc_timestamp, tsc) {
+    assert!(!moved.tsc_timestamp.is_ahead_of(tsc));
+    if !record.tsc_timestamp.is_ahead_of(tsc) {
         assert_eq!(moved, *record);
         return;
     }

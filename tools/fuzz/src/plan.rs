@@ -5,6 +5,7 @@
 use crate::{arithmetic, input};
 use pvclock::{
     abi::{ClockGuest, VmClockGuest},
+    counter::{GuestTsc, HostTsc, TscOffset},
     plan::{self, ClockSnapshot, Plan, PlanError},
     rate::{Factor, GuestRate},
     request::{Mode, SetRequest},
@@ -18,8 +19,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 #[repr(C)]
 struct Input {
     header: VmClockGuest,
-    ref_offset: u64,
-    host_tsc: u64,
+    ref_offset: TscOffset,
+    host_tsc: HostTsc,
     tai_ns: i64,
     monotonic_raw_ns: i64,
     read_window: u64,
@@ -82,6 +83,11 @@ fn near_rate(record: &mut ClockGuest, which: u32, here: GuestRate) {
     }
 }
 
+/// The guest TSC at host TSC `host_tsc`, by the reference.
+fn guest_tsc(scale: Scale, offset: TscOffset, host_tsc: HostTsc) -> GuestTsc {
+    GuestTsc(reference::scaled(scale, host_tsc.0).wrapping_add(offset.0))
+}
+
 /// A valid and consistent request: the module plans no other.
 fn request(input: &Input, here: GuestRate) -> Option<SetRequest> {
     let mut header = input.header;
@@ -92,8 +98,8 @@ fn request(input: &Input, here: GuestRate) -> Option<SetRequest> {
     near_rate(&mut header.record, input.header.record.version, here);
     let scale = input::scale(header.tsc_ratio, header.tsc_frac_bits);
     (header.tsc_ratio, header.tsc_frac_bits) = (scale.ratio(), scale.frac_bits());
-    header.guest_tsc = reference::scaled(scale, header.host_tsc).wrapping_add(input.ref_offset);
-    let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
+    header.guest_tsc = guest_tsc(scale, input.ref_offset, header.host_tsc);
+    let age = header.guest_tsc.since(header.record.tsc_timestamp);
     if age > 1 << 63 {
         header.record.tsc_timestamp = header.guest_tsc;
     }
@@ -107,7 +113,7 @@ fn request(input: &Input, here: GuestRate) -> Option<SetRequest> {
 #[derive(Debug)]
 struct Case {
     request: SetRequest,
-    ref_offset: u64,
+    ref_offset: TscOffset,
     now: ClockSnapshot,
     here: GuestRate,
     tolerance_ppm: u32,
@@ -127,7 +133,7 @@ impl Case {
         }
 
         let offset = self.ref_offset.wrapping_add(plan.offset_shift);
-        let guest_tsc = reference::scaled(plan.scale, now.host_tsc).wrapping_add(offset);
+        let guest_tsc = guest_tsc(plan.scale, offset, now.host_tsc);
         let mut precision_ns = u64::from(saved.precision_ns);
         if request.mode == Mode::Exact {
             assert_eq!(plan.offset_shift, 0, "{self:x?}");
@@ -146,7 +152,7 @@ impl Case {
         } else {
             let not_ahead = saved.record.not_ahead_of(guest_tsc);
             assert_eq!(Some(plan.record), not_ahead, "{self:x?}");
-            let later = [0, 1, now.host_tsc, saved.host_tsc];
+            let later = [0, 1, now.host_tsc.0, saved.host_tsc.0];
             arithmetic::moved(&saved.record, guest_tsc, &later);
         }
         if request.mode == Mode::Advance {
@@ -175,7 +181,7 @@ impl Case {
 
     /// Panics unless kvmclock with another slope begins at its value at the anchor, plus the time that
     /// the mode adds.
-    fn ensure_continued(&self, plan: &Plan, offset: u64) {
+    fn ensure_continued(&self, plan: &Plan, offset: TscOffset) {
         let saved = &self.request.saved;
         let (host_tsc, elapsed_ns) = match self.request.mode {
             Mode::Exact => (saved.host_tsc, 0),
@@ -186,7 +192,7 @@ impl Case {
                 (self.now.host_tsc, elapsed as u64)
             }
         };
-        let guest_tsc = reference::scaled(plan.scale, host_tsc).wrapping_add(offset);
+        let guest_tsc = guest_tsc(plan.scale, offset, host_tsc);
         assert_eq!(plan.record.tsc_timestamp, guest_tsc, "{self:x?}");
         let ns = plan.record.system_time.wrapping_sub(saved.kvmclock_ns);
         assert_eq!(ns, elapsed_ns, "{self:x?}");
@@ -227,7 +233,7 @@ impl Case {
             // Without a rate of the TSC, no record can differ from it.
             PlanError::RecordRate => self.rate().is_some_and(|rate| !self.fits_record(rate)),
             PlanError::Stale => {
-                let passed = self.now.host_tsc.wrapping_sub(saved.host_tsc);
+                let passed = self.now.host_tsc.since(saved.host_tsc);
                 request.mode == Mode::Exact && passed > 1 << 63
             }
             PlanError::Backwards => {
@@ -235,7 +241,7 @@ impl Case {
             }
             PlanError::Unrepresentable if request.mode == Mode::Exact => false,
             PlanError::Unrepresentable => self.expected_tsc().is_none_or(|tsc| {
-                let ahead = saved.record.tsc_timestamp.wrapping_sub(tsc);
+                let ahead = saved.record.tsc_timestamp.since(tsc);
                 self.other_factor().is_none()
                     && (1..1 << 63).contains(&ahead)
                     && reference::is_stuck(&saved.record, ahead)
@@ -244,7 +250,7 @@ impl Case {
     }
 
     /// The guest TSC that advance or freeze must give the guest now.
-    fn expected_tsc(&self) -> Option<u64> {
+    fn expected_tsc(&self) -> Option<GuestTsc> {
         let (request, saved) = (&self.request, &self.request.saved);
         match request.mode {
             Mode::Exact | Mode::Freeze => Some(saved.guest_tsc),

@@ -81,7 +81,7 @@ class ComparesUnsigned(Source):
 
 
 @theorem(
-    source="tsc.rs:is_ahead",
+    source="counter.rs:is_ahead_of",
     inputs="all TSC values; transitivity for those within half the ring",
     breaks=[
         Break("compared as plain integers", ComparesUnsigned),
@@ -89,7 +89,7 @@ class ComparesUnsigned(Source):
     ],
 )
 def ahead_is_an_order(p, half=2**63):
-    """is_ahead is a strict total order of TSC values within half the ring, and does not depend on where 0 is."""
+    """is_ahead_of is a strict total order of TSC values within half the ring, and does not depend on where 0 is."""
     ahead = p.model.is_ahead
     a, b, c, shift = (p.bits(name, 64) for name in ("a", "b", "c", "shift"))
     p.claim(Not(ahead(a, a)), label="irreflexive")

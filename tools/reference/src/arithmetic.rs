@@ -5,6 +5,7 @@
 use num_bigint::{BigInt, BigUint};
 use pvclock::{
     abi::{ClockGuest, VmClockGuest},
+    counter::GuestTsc,
     plan::ClockSnapshot,
     rate::{Factor, GuestRate},
     tsc::Scale,
@@ -29,8 +30,8 @@ fn to_u64(number: BigUint) -> Option<u64> {
 }
 
 /// kvmclock (ns) at guest TSC `tsc`, with the shifted ticks as 64 bits; no other width.
-pub fn kvmclock_ns(record: &ClockGuest, tsc: u64) -> u64 {
-    let ticks = BigUint::from(tsc.wrapping_sub(record.tsc_timestamp));
+pub fn kvmclock_ns(record: &ClockGuest, tsc: GuestTsc) -> u64 {
+    let ticks = BigUint::from(tsc.0.wrapping_sub(record.tsc_timestamp.0));
     let shift = i32::from(record.tsc_shift);
     let shifted = if shift < 0 {
         ticks >> -shift
@@ -149,7 +150,7 @@ pub fn is_stuck(record: &ClockGuest, ahead: u64) -> bool {
 /// How much later than `record.tsc_timestamp` both it and `moved` can be read, its timestamp being
 /// the earlier one: ticks, not included.
 pub fn common_reach(record: &ClockGuest, moved: &ClockGuest) -> u128 {
-    let ticks = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
+    let ticks = record.tsc_timestamp.0.wrapping_sub(moved.tsc_timestamp.0);
     let left = u32::try_from(record.tsc_shift).unwrap_or(0);
     (1u128 << (64 - left)) - u128::from(ticks)
 }
@@ -165,13 +166,13 @@ pub fn elapsed_ns(saved: &VmClockGuest, now: &ClockSnapshot) -> i128 {
 
 /// The guest TSC, `elapsed` ns after the anchor of `saved`; `None` if that is half the ring or more
 /// away from where it was or from its record.
-pub fn advanced(saved: &VmClockGuest, elapsed: i128, rate: GuestRate) -> Option<u64> {
+pub fn advanced(saved: &VmClockGuest, elapsed: i128, rate: GuestRate) -> Option<GuestTsc> {
     let elapsed_ns = u64::try_from(elapsed.unsigned_abs()).ok()?;
     let ticks = ticks(rate, elapsed_ns).filter(|&ticks| ticks < 1 << 63)?;
     if elapsed < 0 {
-        return Some(saved.guest_tsc.wrapping_sub(ticks));
+        return Some(GuestTsc(saved.guest_tsc.0.wrapping_sub(ticks)));
     }
-    let age = saved.guest_tsc.wrapping_sub(saved.record.tsc_timestamp);
+    let age = (saved.guest_tsc.0).wrapping_sub(saved.record.tsc_timestamp.0);
     let is_near = u128::from(ticks) + u128::from(age) <= 1 << 63;
-    is_near.then(|| saved.guest_tsc.wrapping_add(ticks))
+    is_near.then(|| GuestTsc(saved.guest_tsc.0.wrapping_add(ticks)))
 }

@@ -112,14 +112,14 @@ pub fn broken_by_array(
     ];
     let found = entries.iter().find(|entry| entry.vcpu_id == reference);
     if let (Some(entry), Some(rate)) = (found, rate(header)) {
-        let guest_tsc =
-            arithmetic::scaled(rate.scale, header.host_tsc).wrapping_add(entry.tsc_offset);
+        let scaled = arithmetic::scaled(rate.scale, header.host_tsc.0);
+        let guest_tsc = scaled.wrapping_add(entry.tsc_offset.0);
         let kvmclock_ns = arithmetic::kvmclock_ns(&header.record, header.guest_tsc);
-        let age = header.guest_tsc.wrapping_sub(header.record.tsc_timestamp);
+        let age = (header.guest_tsc.0).wrapping_sub(header.record.tsc_timestamp.0);
         rules.extend([
             (
                 Invalid::Inconsistent,
-                guest_tsc != header.guest_tsc || kvmclock_ns != header.kvmclock_ns,
+                guest_tsc != header.guest_tsc.0 || kvmclock_ns != header.kvmclock_ns,
             ),
             // Half the ring away counts as behind.
             (Invalid::RecordAhead, age > 1 << 63),

@@ -4,6 +4,7 @@
 
 use pvclock::{
     abi::{self, ClockGuest, ClockGuestVcpu, VmClockGuest},
+    counter::{HostTsc, TscOffset},
     rate::GuestRate,
     tsc::{Scale, TscTransform},
 };
@@ -15,9 +16,9 @@ pub(crate) const HOST_KHZ: u32 = 2_596_100;
 pub(crate) fn saved(mode: u32, scale: Scale) -> (VmClockGuest, Vec<ClockGuestVcpu>) {
     let transform = TscTransform {
         scale,
-        offset: 1_000_000_007u64.wrapping_neg(),
+        offset: TscOffset(1_000_000_007u64.wrapping_neg()),
     };
-    let host_tsc = 77_000_000_000_123;
+    let host_tsc = HostTsc(77_000_000_000_123);
     let guest_tsc = transform.guest_tsc(host_tsc);
     let rate = GuestRate {
         host_khz: HOST_KHZ,
@@ -25,7 +26,7 @@ pub(crate) fn saved(mode: u32, scale: Scale) -> (VmClockGuest, Vec<ClockGuestVcp
     };
     let factor = rate.factor().unwrap();
     let record = ClockGuest {
-        tsc_timestamp: guest_tsc - 5_000_000_000,
+        tsc_timestamp: guest_tsc.wrapping_sub(5_000_000_000),
         system_time: 12_345_678_901,
         tsc_to_system_mul: factor.mul,
         tsc_shift: factor.shift,

@@ -10,6 +10,7 @@ mod rows;
 
 use super::{
     abi::{self, ClockGuest, VmClockGuest},
+    counter::{GuestTsc, HostTsc, TscOffset},
     plan::{plan, ClockSnapshot, PlanError},
     rate::{Factor, GuestRate},
     request::SetRequest,
@@ -37,7 +38,7 @@ pub(crate) const TABLES: &[Table] = &[
 
 fn record(tsc_timestamp: u64, system_time: u64, mul: u32, shift: i8) -> ClockGuest {
     ClockGuest {
-        tsc_timestamp,
+        tsc_timestamp: GuestTsc(tsc_timestamp),
         system_time,
         tsc_to_system_mul: mul,
         tsc_shift: shift,
@@ -50,6 +51,7 @@ fn kvmclock() -> Option<usize> {
         .iter()
         .position(|&(tsc_timestamp, system_time, mul, shift, tsc, ns)| {
             let record = record(tsc_timestamp, system_time, mul, shift);
+            let tsc = GuestTsc(tsc);
             // Any difference of offsets is right here.
             let other = record.shifted_by(ns);
             record.kvmclock_ns(tsc) != ns || other.kvmclock_ns(tsc.wrapping_add(ns)) != ns
@@ -62,7 +64,7 @@ fn not_ahead() -> Option<usize> {
         .position(|&(tsc_timestamp, system_time, mul, shift, tsc, moved)| {
             let expected = moved
                 .map(|(tsc_timestamp, system_time)| record(tsc_timestamp, system_time, mul, shift));
-            record(tsc_timestamp, system_time, mul, shift).not_ahead_of(tsc) != expected
+            record(tsc_timestamp, system_time, mul, shift).not_ahead_of(GuestTsc(tsc)) != expected
         })
 }
 
@@ -73,8 +75,9 @@ fn transform() -> Option<usize> {
             let Some(scale) = Scale::new(ratio, frac_bits) else {
                 return true;
             };
-            let transform = TscTransform::through(scale, host, guest);
-            transform.offset != offset || transform.guest_tsc(other) != there
+            let transform = TscTransform::through(scale, HostTsc(host), GuestTsc(guest));
+            transform.offset != TscOffset(offset)
+                || transform.guest_tsc(HostTsc(other)) != GuestTsc(there)
         })
 }
 
@@ -110,8 +113,8 @@ fn close() -> Option<usize> {
 fn advance() -> Option<usize> {
     /// Guest TSC and host TSC from which the ticks count.
     const SAVED_TSC: u64 = 0xfedc_ba98_7654_3210;
-    const NOW_TSC: u64 = 987_654_321;
-    const OFFSET: u64 = 0x8000_0000_0000_0001;
+    const NOW_TSC: HostTsc = HostTsc(987_654_321);
+    const OFFSET: TscOffset = TscOffset(0x8000_0000_0000_0001);
 
     let wrong = |row: &rows::AdvanceRow| {
         let &(saved_tai, saved_offset, now_tai, now_offset, khz, ratio, frac_bits, expected) = row;
@@ -119,7 +122,7 @@ fn advance() -> Option<usize> {
             mode: abi::MODE_ADVANCE,
             // Most rows have another rate than the record.
             flags: abi::FLAG_ALLOW_BACKWARDS | abi::FLAG_RESLOPE,
-            guest_tsc: SAVED_TSC,
+            guest_tsc: GuestTsc(SAVED_TSC),
             tai_ns: saved_tai,
             tai_offset_s: saved_offset,
             host_tsc_khz: khz,
@@ -149,7 +152,7 @@ fn advance() -> Option<usize> {
                     scale,
                     offset: OFFSET.wrapping_add(plan.offset_shift),
                 };
-                let ticks = transform.guest_tsc(NOW_TSC).wrapping_sub(SAVED_TSC);
+                let ticks = transform.guest_tsc(NOW_TSC).since(saved.guest_tsc);
                 Some(ticks) != expected
                     || forwards.is_ok_and(|forwards| forwards != plan)
                     || forwards.is_err_and(|error| error != PlanError::Backwards)
@@ -185,7 +188,7 @@ fn accepted() -> Option<usize> {
 }
 
 fn reslope() -> Option<usize> {
-    const HOST_TSC: u64 = 1_000_000_007;
+    const HOST_TSC: HostTsc = HostTsc(1_000_000_007);
     const TAI_NS: i64 = 1_795_000_000_000_000_000;
 
     let wrong = |row: &rows::ReslopeRow| {
@@ -195,7 +198,7 @@ fn reslope() -> Option<usize> {
             mode,
             flags: abi::FLAG_ALLOW_BACKWARDS | abi::FLAG_ALLOW_RATE_MISMATCH | abi::FLAG_RESLOPE,
             host_tsc: HOST_TSC,
-            guest_tsc,
+            guest_tsc: GuestTsc(guest_tsc),
             kvmclock_ns,
             tai_ns: TAI_NS,
             host_tsc_khz: khz_there,
@@ -217,7 +220,7 @@ fn reslope() -> Option<usize> {
             host_khz: khz_here,
             scale: request.rate.scale,
         };
-        let offset = TscTransform::through(here.scale, HOST_TSC, guest_tsc).offset;
+        let offset = TscTransform::through(here.scale, HOST_TSC, saved.guest_tsc).offset;
         let planned = plan(&request, offset, &now, here, 0);
         let Some((tsc_timestamp, system_time, mul, shift)) = expected else {
             return planned != Err(PlanError::RecordRate);

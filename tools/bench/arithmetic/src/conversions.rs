@@ -91,10 +91,10 @@ conversions! {
         |input| input.shared.record.kvmclock_ns(input.shared.guest_tsc);
     guest_tsc_identity, rust_guest_tsc_identity, "TscTransform::guest_tsc, ratio 1",
         kernel("kvm_scale_tsc", c_guest_tsc_identity),
-        |input| input.identity.guest_tsc(input.shared.host_tsc);
+        |input| input.identity.guest_tsc(input.shared.host_tsc).0;
     guest_tsc_scaled, rust_guest_tsc_scaled, "TscTransform::guest_tsc, scaled",
         kernel("kvm_scale_tsc", c_guest_tsc_scaled),
-        |input| input.scaled.guest_tsc(input.shared.host_tsc);
+        |input| input.scaled.guest_tsc(input.shared.host_tsc).0;
     factor_of_hz, rust_factor_of_hz, "Factor::of_hz",
         kernel("kvm_get_time_scale", c_factor_of_hz),
         |input| Factor::of_hz(input.shared.hz)

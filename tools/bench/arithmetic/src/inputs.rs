@@ -4,6 +4,7 @@
 
 use crate::pvclock::{
     abi::{self, ClockGuest, VmClockGuest},
+    counter::{GuestTsc, HostTsc, TscOffset},
     plan::ClockSnapshot,
     rate::{Factor, GuestRate},
     request::SetRequest,
@@ -22,12 +23,12 @@ const FRAC_BITS: u32 = 32;
 pub struct Shared {
     /// kvmclock's record.
     pub record: ClockGuest,
-    /// A guest TSC at or after the record's, ticks.
-    pub guest_tsc: u64,
-    /// A host TSC, ticks.
-    pub host_tsc: u64,
-    /// TSC offset, ticks mod 2^64.
-    pub offset: u64,
+    /// A guest TSC at or after the record's.
+    pub guest_tsc: GuestTsc,
+    /// A host TSC.
+    pub host_tsc: HostTsc,
+    /// TSC offset.
+    pub offset: TscOffset,
     /// Scaling ratio of a guest with the rate of its host.
     pub ratio_identity: u64,
     /// Scaling ratio of a guest with another rate.
@@ -89,8 +90,8 @@ impl Input {
         // Half to twice the host's rate.
         let ratio_scaled = ratio_identity / 2 + random.below(ratio_identity / 2 * 3);
         let scale = |ratio| Scale::new(ratio, FRAC_BITS).expect("a ratio is not 0");
-        let offset = random.next();
-        let host_tsc = random.next() >> 8;
+        let offset = TscOffset(random.next());
+        let host_tsc = HostTsc(random.next() >> 8);
         let identity = TscTransform {
             scale: scale(ratio_identity),
             offset,
@@ -159,7 +160,7 @@ impl Input {
             advance_resloped: request(abi::MODE_ADVANCE, scaled.scale, abi::FLAG_RESLOPE, record),
             now: ClockSnapshot {
                 // Later than the anchor, as exact demands.
-                host_tsc: host_tsc + ns,
+                host_tsc: host_tsc.wrapping_add(ns),
                 tai_ns: header.tai_ns + ns as i64,
                 tai_offset_s: header.tai_offset_s,
                 ..Default::default()

@@ -190,9 +190,10 @@ pub unsafe fn between(start: *const u8, end: *const u8) -> &'static [u8] {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use pvclock::counter::GuestTsc;
 
     extern "C" {
-        fn clockguest_guest_pvclock_ns(record: *const ClockGuest, tsc: u64) -> u64;
+        fn clockguest_guest_pvclock_ns(record: *const ClockGuest, tsc: GuestTsc) -> u64;
     }
 
     proptest! {
@@ -205,12 +206,13 @@ mod tests {
             tsc: u64,
         ) {
             let record = ClockGuest {
-                tsc_timestamp,
+                tsc_timestamp: GuestTsc(tsc_timestamp),
                 system_time,
                 tsc_to_system_mul,
                 tsc_shift,
                 ..ClockGuest::default()
             };
+            let tsc = GuestTsc(tsc);
             // SAFETY: The routine follows the C ABI and reads only the borrowed record.
             let ns = unsafe { clockguest_guest_pvclock_ns(&record, tsc) };
             prop_assert_eq!(ns, record.kvmclock_ns(tsc));

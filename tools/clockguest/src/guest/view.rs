@@ -4,7 +4,7 @@
 
 use super::layout;
 use crate::vmm::memory::GuestMemory;
-use pvclock::abi::ClockGuest;
+use pvclock::{abi::ClockGuest, counter::GuestTsc};
 use serde::{Deserialize, Serialize};
 use std::{
     ops::{Add, Sub},
@@ -16,8 +16,8 @@ use std::{
 pub struct Sample {
     /// Number of the sample, from 0, for the life of the guest.
     pub number: u64,
-    /// RDTSC, ticks.
-    pub tsc: u64,
+    /// RDTSC.
+    pub tsc: GuestTsc,
     /// kvmclock at that TSC, as the guest computed it, ns.
     pub kvmclock_ns: u64,
     /// The record of that computation, as the guest read it.
@@ -32,8 +32,8 @@ pub struct Step {
     pub from_ns: u64,
     /// The reading after, ns.
     pub to_ns: u64,
-    /// TSC of the latter, ticks.
-    pub tsc: u64,
+    /// TSC of the latter.
+    pub tsc: GuestTsc,
 }
 
 /// Numbers of steps back that the guest saw.
@@ -125,7 +125,7 @@ impl<'a> VcpuView<'a> {
         (self.backwards().own_kvmclock != 0).then(|| Step {
             from_ns: word(0),
             to_ns: word(1),
-            tsc: word(2),
+            tsc: GuestTsc(word(2)),
         })
     }
 
@@ -169,7 +169,7 @@ impl<'a> VcpuView<'a> {
         let word = |offset| self.area(slot + offset, Ordering::Relaxed);
         Sample {
             number: word(layout::SLOT_NUMBER),
-            tsc: word(layout::SLOT_TSC),
+            tsc: GuestTsc(word(layout::SLOT_TSC)),
             kvmclock_ns: word(layout::SLOT_NS),
             record: record_of([0, 8, 16, 24].map(|offset| word(layout::SLOT_RECORD + offset))),
         }

@@ -8,8 +8,9 @@ use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
 use kvm_clock::VmClock;
 use pvclock::{
     abi::{ClockGuest, ClockGuestVcpu, VmClockGuest, PVCLOCK_TSC_STABLE},
+    counter::HostTsc,
     rate::{Factor, GuestRate},
-    tsc::Scale,
+    tsc::{Scale, TscTransform},
 };
 
 const NSEC_PER_SEC: i64 = 1_000_000_000;
@@ -37,7 +38,7 @@ pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
             clock: header.kvmclock_ns,
             // CAST: KVM's type for a time after 1970.
             realtime: realtime_ns as u64,
-            host_tsc: header.host_tsc,
+            host_tsc: header.host_tsc.0,
             flags: KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
             ..kvm_clock_data::default()
         },
@@ -53,7 +54,12 @@ pub fn to_legacy_offset(saved: &atomic::Saved) -> legacy_offset::Saved {
 /// `None` without a vCPU or a rate.
 pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atomic::Saved> {
     let clock = &saved.clock;
-    let guest_tsc = clock.host_tsc.wrapping_add(*saved.offsets.first()?);
+    let transform = TscTransform {
+        scale: Scale::IDENTITY,
+        offset: *saved.offsets.first()?,
+    };
+    let host_tsc = HostTsc(clock.host_tsc);
+    let guest_tsc = transform.guest_tsc(host_tsc);
     // As in KVM: with a master clock, while all TSCs are equal.
     let is_stable = clock.flags & KVM_CLOCK_HOST_TSC != 0
         && saved
@@ -64,7 +70,7 @@ pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atom
     // CAST: As above.
     let realtime_ns = clock.realtime as i64;
     let header = VmClockGuest {
-        host_tsc: clock.host_tsc,
+        host_tsc,
         guest_tsc,
         kvmclock_ns: clock.clock,
         tai_ns: realtime_ns.wrapping_add(i64::from(tai_offset_s) * NSEC_PER_SEC),
@@ -99,6 +105,7 @@ pub fn to_atomic(saved: &legacy_offset::Saved, tai_offset_s: i32) -> Option<atom
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvclock::counter::{GuestTsc, TscOffset};
 
     fn saved() -> legacy_offset::Saved {
         legacy_offset::Saved {
@@ -109,7 +116,7 @@ mod tests {
                 flags: KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
                 ..kvm_clock_data::default()
             },
-            offsets: vec![3u64.wrapping_neg(), 9],
+            offsets: [3u64.wrapping_neg(), 9].map(TscOffset).to_vec(),
             tsc_khz: 2_600_000,
         }
     }
@@ -123,26 +130,27 @@ mod tests {
     #[test]
     fn rebuilt_record_gives_the_saved_clock() {
         let header = to_atomic(&saved(), 0).unwrap().0.header;
-        assert_eq!(header.guest_tsc, 4_997);
+        assert_eq!(header.guest_tsc, GuestTsc(4_997));
         assert_eq!(header.record.kvmclock_ns(header.guest_tsc), 77);
         // One second later, to the rounding of the factor.
-        let later = header.record.kvmclock_ns(header.guest_tsc + 2_600_000_000);
+        let later = header.guest_tsc.wrapping_add(2_600_000_000);
+        let later = header.record.kvmclock_ns(later);
         assert!(later.abs_diff(77 + 1_000_000_000) <= 1, "{later}");
         assert_eq!(header.precision_ns, REBUILT_RECORD_NS);
     }
 
     #[test]
     fn rebuilt_record_is_stable_if_all_tscs_are_equal() {
-        let flags = |offsets: &[u64], flags| {
+        let flags = |offsets: [u64; 2], flags| {
             let mut saved = saved();
-            saved.offsets = offsets.to_vec();
+            saved.offsets = offsets.map(TscOffset).to_vec();
             saved.clock.flags = flags;
             to_atomic(&saved, 0).unwrap().0.header.record.flags
         };
         let with_tsc = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
-        assert_eq!(flags(&[7, 7], with_tsc), PVCLOCK_TSC_STABLE);
-        assert_eq!(flags(&[7, 8], with_tsc), 0);
-        assert_eq!(flags(&[7, 7], KVM_CLOCK_REALTIME), 0);
+        assert_eq!(flags([7, 7], with_tsc), PVCLOCK_TSC_STABLE);
+        assert_eq!(flags([7, 8], with_tsc), 0);
+        assert_eq!(flags([7, 7], KVM_CLOCK_REALTIME), 0);
     }
 
     #[test]

@@ -13,13 +13,14 @@ use crate::vmm::{
     Result, Vm,
 };
 use kvm_bindings::kvm_clock_data;
+use pvclock::counter::GuestTsc;
 use serde::{Deserialize, Serialize};
 
 /// The saved values, each read a little later than the one before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// `MSR_IA32_TSC` of each vCPU, ticks.
-    pub tsc: Vec<u64>,
+    /// `MSR_IA32_TSC` of each vCPU.
+    pub tsc: Vec<GuestTsc>,
     /// `KVM_GET_CLOCK`'s value, ns.
     pub clock_ns: u64,
 }
@@ -29,7 +30,7 @@ impl SavedClocks for Saved {
         let tsc = vm
             .vcpus()
             .iter()
-            .map(|vcpu| get_msr(&vcpu.fd(), MSR_IA32_TSC))
+            .map(|vcpu| get_msr(&vcpu.fd(), MSR_IA32_TSC).map(GuestTsc))
             .collect::<Result<_>>()?;
         let clock = vm.fd().get_clock().context("KVM_GET_CLOCK")?;
         Ok(Self {
@@ -40,7 +41,7 @@ impl SavedClocks for Saved {
 
     fn restore(&self, vm: &Vm) -> Result<()> {
         for (vcpu, &tsc) in vm.vcpus().iter().zip(&self.tsc) {
-            set_msr(&vcpu.fd(), MSR_IA32_TSC, tsc)?;
+            set_msr(&vcpu.fd(), MSR_IA32_TSC, tsc.0)?;
         }
         self.resume(vm)
     }

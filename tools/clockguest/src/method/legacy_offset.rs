@@ -9,6 +9,7 @@ use super::SavedClocks;
 use crate::vmm::{error::Context, Error, Result, Vm};
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
 use kvm_clock::set_tsc_offset;
+use pvclock::counter::{HostTsc, TscOffset};
 use serde::{Deserialize, Serialize};
 
 /// The values that the source records.
@@ -16,8 +17,8 @@ use serde::{Deserialize, Serialize};
 pub struct Saved {
     /// tsc_src, guest_src and host_src.
     pub clock: kvm_clock_data,
-    /// ofs_src, ticks.
-    pub offsets: Vec<u64>,
+    /// ofs_src.
+    pub offsets: Vec<TscOffset>,
     /// freq, kHz.
     pub tsc_khz: u32,
 }
@@ -70,7 +71,7 @@ impl Saved {
     pub fn offset_shift(&self, here: &kvm_clock_data) -> u64 {
         let elapsed_ns = i128::from(here.clock) - i128::from(self.clock.clock);
         let elapsed_ticks = elapsed_ns * i128::from(self.tsc_khz) / 1_000_000;
-        let domain_diff = self.clock.host_tsc.wrapping_sub(here.host_tsc);
+        let domain_diff = HostTsc(self.clock.host_tsc).since(HostTsc(here.host_tsc));
         // CAST: TSC arithmetic is mod 2^64.
         (elapsed_ticks as u64).wrapping_add(domain_diff)
     }

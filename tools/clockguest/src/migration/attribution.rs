@@ -14,14 +14,17 @@ use crate::{
     method::{atomic, Mode, Saved},
 };
 use kvm_clock::VmClock;
-use pvclock::plan::knows_tai;
+use pvclock::{
+    counter::{GuestTsc, HostTsc},
+    plan::knows_tai,
+};
 
 const NSEC_PER_SEC: i128 = 1_000_000_000;
 
 /// The source's clocks at one instant, and the guest's TSC rate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Anchor {
-    pub(super) host_tsc: u64,
+    pub(super) host_tsc: HostTsc,
     tai_ns: i128,
     tai_offset_s: i32,
     /// Guest TSC rate, Hz.
@@ -48,7 +51,7 @@ impl Anchor {
                 })
             }
             Saved::LegacyOffset(saved) => Some(Self {
-                host_tsc: saved.clock.host_tsc,
+                host_tsc: HostTsc(saved.clock.host_tsc),
                 // CAST: KVM's type for a time after 1970.
                 tai_ns: i128::from(saved.clock.realtime as i64) + seconds(tai_offset_s),
                 tai_offset_s,
@@ -80,7 +83,7 @@ impl Anchor {
         &self,
         shift: Option<ClockShift>,
         at: SetAt,
-        source_tsc: u64,
+        source_tsc: HostTsc,
         before: RawTransform,
     ) -> Option<f64> {
         let before = before.transform().ok()?;
@@ -133,28 +136,31 @@ fn seconds(count: i32) -> i128 {
 }
 
 /// The difference of two TSC values, ticks.
-fn ahead_of(tsc: u64, other: u64) -> f64 {
+fn ahead_of(tsc: GuestTsc, other: GuestTsc) -> f64 {
     // CAST: The signed difference of values mod 2^64; f64 is exact enough for errors.
-    tsc.wrapping_sub(other) as i64 as f64
+    tsc.since(other) as i64 as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pvclock::abi::{ClockGuestVcpu, VmClockGuest};
+    use pvclock::{
+        abi::{ClockGuestVcpu, VmClockGuest},
+        counter::TscOffset,
+    };
 
     fn saved() -> VmClock {
         VmClock {
             header: VmClockGuest {
-                host_tsc: 1_000_000,
-                guest_tsc: 900_000,
+                host_tsc: HostTsc(1_000_000),
+                guest_tsc: GuestTsc(900_000),
                 tai_ns: 5_000_000_000,
                 tai_offset_s: 37,
                 host_tsc_khz: 2_600_000,
                 ..VmClockGuest::default()
             },
             vcpus: vec![ClockGuestVcpu {
-                tsc_offset: 100_000u64.wrapping_neg(),
+                tsc_offset: TscOffset(100_000u64.wrapping_neg()),
                 ..ClockGuestVcpu::default()
             }],
         }
@@ -162,7 +168,7 @@ mod tests {
 
     fn at(host_tsc: u64, tai_ns: i64) -> SetAt {
         SetAt {
-            host_tsc,
+            host_tsc: HostTsc(host_tsc),
             tai_ns,
             tai_offset_s: 37,
         }
@@ -170,7 +176,7 @@ mod tests {
 
     fn offset(offset: u64) -> RawTransform {
         RawTransform {
-            offset,
+            offset: TscOffset(offset),
             ..RawTransform::default()
         }
     }
@@ -204,7 +210,7 @@ mod tests {
         let anchor = Anchor::of(&saved, 37).unwrap();
         // 1 ms passes; the clocks count 10 ns more.
         let at = at(7, 5_001_000_010);
-        let found = anchor.clocks_error_ticks(None, at, 1_000_000 + 2_600_000, offset(5));
+        let found = anchor.clocks_error_ticks(None, at, HostTsc(1_000_000 + 2_600_000), offset(5));
         assert_eq!(found, Some(26.0));
     }
 
@@ -222,7 +228,7 @@ mod tests {
     #[test]
     fn a_host_without_tai_offset_is_compared_in_utc() {
         let at = SetAt {
-            host_tsc: 7,
+            host_tsc: HostTsc(7),
             tai_ns: 5_001_000_000 - 37_000_000_000,
             tai_offset_s: 0,
         };

@@ -8,6 +8,7 @@ use super::message::SetAt;
 use crate::trace::{Event, Kprobes};
 use anyhow::{bail, Context, Result};
 use kvm_clock::VmClock;
+use pvclock::counter::HostTsc;
 use vmm_sys_util::errno;
 
 /// `cycles` and `systime` (CLOCK_MONOTONIC here) of `struct system_time_snapshot`, when the function
@@ -25,7 +26,7 @@ pub(super) struct ClockTrace(Kprobes);
 /// The result of the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Snapshot {
-    host_tsc: u64,
+    host_tsc: HostTsc,
     mono_ns: i64,
 }
 
@@ -84,7 +85,7 @@ impl ClockTrace {
 
 fn snapshot(event: &Event) -> Option<Snapshot> {
     Some(Snapshot {
-        host_tsc: event.field("cycles")?.parse().ok()?,
+        host_tsc: HostTsc(event.field("cycles")?.parse().ok()?),
         mono_ns: event.field("mono")?.parse().ok()?,
     })
 }

@@ -6,6 +6,7 @@
 //! parameters, which give both hosts' TSCs at any moment, independent of their kernels' clocks.
 
 use anyhow::{Context, Result};
+use pvclock::counter::HostTsc;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -54,22 +55,22 @@ impl EmulatedTsc {
         ratio: 1 << 32,
     };
 
-    /// The TSC at machine TSC `machine`, ticks mod 2^64.
-    fn tsc_at(self, machine: u64) -> u64 {
+    /// The TSC at machine TSC `machine`.
+    fn tsc_at(self, machine: u64) -> HostTsc {
         let ticks = machine.wrapping_add_signed(self.ticks_offset);
         // CAST: The emulator truncates as well.
-        ((u128::from(ticks) * u128::from(self.ratio)) >> 32) as u64
+        HostTsc(((u128::from(ticks) * u128::from(self.ratio)) >> 32) as u64)
     }
 
     /// The first machine TSC at which the TSC is `tsc` or more.
-    fn machine_at(self, tsc: u64) -> u64 {
-        let ticks = (u128::from(tsc) << 32).div_ceil(u128::from(self.ratio.max(1)));
+    fn machine_at(self, tsc: HostTsc) -> u64 {
+        let ticks = (u128::from(tsc.0) << 32).div_ceil(u128::from(self.ratio.max(1)));
         // CAST: Modular, as TSCs are.
         (ticks as u64).wrapping_add_signed(self.ticks_offset.wrapping_neg())
     }
 
-    /// The TSC of `other` when this one's is `tsc`, ticks.
-    pub(super) fn to(self, other: Self, tsc: u64) -> u64 {
+    /// The TSC of `other` when this one's is `tsc`.
+    pub(super) fn to(self, other: Self, tsc: HostTsc) -> HostTsc {
         other.tsc_at(self.machine_at(tsc))
     }
 }
@@ -104,7 +105,7 @@ mod tests {
             machine in 1u64 << 51..1 << 55,
         ) {
             let (a, b) = (emulated_tsc(offset, ratio), emulated_tsc(0, 1 << 32));
-            let found = a.to(b, a.tsc_at(machine));
+            let HostTsc(found) = a.to(b, a.tsc_at(machine));
             // One tick of `a` may be two of the machine.
             prop_assert!(machine - found <= 2, "{} {}", found, machine);
         }

@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL};
 use kvm_ioctls::Kvm;
+use pvclock::counter::HostTsc;
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 
 /// A JSON message with its own kind of frame.
@@ -149,8 +150,8 @@ pub(super) struct Restored {
 /// An instant at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SetAt {
-    /// Host TSC, ticks.
-    pub(super) host_tsc: u64,
+    /// Host TSC.
+    pub(super) host_tsc: HostTsc,
     /// `CLOCK_TAI`, ns.
     pub(super) tai_ns: i64,
     /// TAI - UTC of the host's kernel, s.

@@ -403,7 +403,7 @@ impl MoveData<'_> {
             after.guest_tsc(at.host_tsc),
         );
         // CAST: The signed difference of values mod 2^64.
-        Some(actual.wrapping_sub(expected) as i64 as f64)
+        Some(actual.since(expected) as i64 as f64)
     }
 
     fn clocks_error_ticks(&self) -> Option<f64> {

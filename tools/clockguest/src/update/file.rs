@@ -63,12 +63,13 @@ mod tests {
     use super::*;
     use crate::{
         guest::layout,
-        measure::tests::{reading, record, unscaled},
+        measure::tests::at_rest,
         method::{legacy_msr, Saved},
         update::Boot,
         vmm::state::VcpuState,
     };
     use kvm_bindings::{kvm_regs, kvm_sregs};
+    use pvclock::counter::{GuestTsc, HostTsc};
     use vmm_sys_util::tempfile::TempFile;
 
     /// The file's bytes.
@@ -84,14 +85,14 @@ mod tests {
         };
         let update = Update {
             clocks: Saved::LegacyMsr(legacy_msr::Saved {
-                tsc: vec![5],
+                tsc: vec![GuestTsc(5)],
                 clock_ns: 6,
             }),
-            before: reading(unscaled(0), record(0, 0), 1 << 20),
+            before: at_rest(1 << 20),
             boot: Boot {
                 boot_id: "one".to_owned(),
                 tsc_khz: 2_000_000,
-                tsc: 1 << 20,
+                tsc: HostTsc(1 << 20),
                 uptime_ms: 10,
             },
         };
@@ -114,7 +115,7 @@ mod tests {
         let (state, update) = read(file.as_path()).unwrap();
         assert!(state.memory.iter().all(|&byte| byte == 7));
         assert_eq!(update.boot.boot_id, "one");
-        assert_eq!(update.before, reading(unscaled(0), record(0, 0), 1 << 20));
+        assert_eq!(update.before, at_rest(1 << 20));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::{
 };
 use anyhow::{bail, Context, Result};
 use kvm_ioctls::Kvm;
+use pvclock::counter::HostTsc;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -35,8 +36,8 @@ pub struct Boot {
     pub boot_id: String,
     /// Host TSC rate as calibrated in this boot, kHz.
     pub tsc_khz: u32,
-    /// Host TSC, ticks.
-    pub tsc: u64,
+    /// Host TSC.
+    pub tsc: HostTsc,
     /// Time since this boot, ms.
     pub uptime_ms: u64,
 }

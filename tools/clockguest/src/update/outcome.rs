@@ -53,7 +53,7 @@ impl Outcome {
         restored: Boot,
     ) -> Result<Self, Inconsistent> {
         let found = compare(before, after)?;
-        let down_ticks = after.host_run.wrapping_sub(before.host_stop);
+        let down_ticks = after.host_run.since(before.host_stop);
         let mut outcome = Self {
             method,
             mode,
@@ -134,6 +134,10 @@ impl Outcome {
 mod tests {
     use super::*;
     use crate::measure::tests::{reading, record, unscaled, KHZ, START};
+    use pvclock::counter::{GuestTsc, TscOffset};
+
+    /// The timestamp of the record.
+    const RECORD: GuestTsc = GuestTsc(START.0);
 
     fn boot(tsc_khz: u32) -> Boot {
         Boot {
@@ -146,12 +150,12 @@ mod tests {
 
     fn outcome(mode: Option<Mode>, change: impl FnOnce(&mut Reading)) -> Outcome {
         let before = Reading {
-            host_stop: START + 500,
+            host_stop: START.wrapping_add(500),
             precision_ns: 0,
-            ..reading(unscaled(5), record(START, 1_000), START)
+            ..reading(unscaled(TscOffset(5)), record(RECORD, 1_000), START)
         };
         let mut after = before.clone();
-        after.host_run = START + 500 + 3 * u64::from(KHZ);
+        after.host_run = START.wrapping_add(500 + 3 * u64::from(KHZ));
         change(&mut after);
         Outcome::new(
             Method::Atomic,
@@ -176,10 +180,18 @@ mod tests {
     fn any_error_of_mode_exact_is_a_failure() {
         let changes: [fn(&mut Reading); 3] = [
             |after| {
-                *after = reading(unscaled(6), record(START, 1_000), START + 9);
+                *after = reading(
+                    unscaled(TscOffset(6)),
+                    record(RECORD, 1_000),
+                    START.wrapping_add(9),
+                );
             },
             |after| {
-                *after = reading(unscaled(5), record(START, 1_001), START + 9);
+                *after = reading(
+                    unscaled(TscOffset(5)),
+                    record(RECORD, 1_001),
+                    START.wrapping_add(9),
+                );
             },
             |after| after.vcpus[0].backwards.cross_kvmclock += 1,
         ];

@@ -14,6 +14,7 @@ use crate::guest::{code::MSR_KVM_SYSTEM_TIME_NEW, view::VcpuView};
 use kvm_bindings::{kvm_msr_entry, CpuId, Msrs};
 use kvm_clock::{set_tsc_offset, tsc_offset};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use pvclock::counter::TscOffset;
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub const MSR_IA32_TSC: u32 = 0x10;
@@ -161,24 +162,24 @@ impl Vm {
         self.vcpus[0].fd().get_tsc_khz().context("KVM_GET_TSC_KHZ")
     }
 
-    /// TSC offset (ticks, mod 2^64) of every vCPU. The vCPUs are stopped.
+    /// TSC offset of every vCPU. The vCPUs are stopped.
     ///
     /// # Errors
     ///
     /// That of the ioctl.
-    pub fn tsc_offsets(&self) -> Result<Vec<u64>> {
+    pub fn tsc_offsets(&self) -> Result<Vec<TscOffset>> {
         self.vcpus
             .iter()
             .map(|vcpu| tsc_offset(&vcpu.fd()).context("KVM_VCPU_TSC_OFFSET"))
             .collect()
     }
 
-    /// Sets the TSC offset (ticks, mod 2^64) of vCPU `index`, which is stopped.
+    /// Sets the TSC offset of vCPU `index`, which is stopped.
     ///
     /// # Errors
     ///
     /// That of the ioctl.
-    pub fn set_tsc_offset(&self, index: usize, offset: u64) -> Result<()> {
+    pub fn set_tsc_offset(&self, index: usize, offset: TscOffset) -> Result<()> {
         set_tsc_offset(&self.vcpus[index].fd(), offset).context("KVM_VCPU_TSC_OFFSET")
     }
 

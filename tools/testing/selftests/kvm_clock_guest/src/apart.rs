@@ -26,7 +26,8 @@ pub fn apart(kvm: &Kvm) -> Result<Vm> {
 pub fn pull_apart(vm: &Vm, ahead: &[i64]) -> Result<()> {
     let first = vm.tsc_offsets()?[0];
     for (index, &ahead) in ahead.iter().enumerate() {
-        vm.set_tsc_offset(index, first.wrapping_add_signed(ahead))?;
+        // CAST: mod 2^64.
+        vm.set_tsc_offset(index, first.wrapping_add(ahead as u64))?;
     }
     run_a_little(vm).map(drop)
 }
@@ -35,9 +36,7 @@ pub fn pull_apart(vm: &Vm, ahead: &[i64]) -> Result<()> {
 pub fn ensure_apart(vm: &Vm) -> Result<()> {
     let offsets = vm.tsc_offsets()?;
     // CAST: the signed differences of values mod 2^64.
-    let ahead = offsets
-        .iter()
-        .map(|offset| offset.wrapping_sub(offsets[0]) as i64);
+    let ahead = offsets.iter().map(|offset| offset.since(offsets[0]) as i64);
     let ahead: Vec<_> = ahead.collect();
     ensure_eq!(ahead, AHEAD, "vCPUs' TSCs ahead of the first, ticks");
     Ok(())

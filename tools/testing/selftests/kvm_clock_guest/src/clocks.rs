@@ -13,7 +13,10 @@ use clockguest::{
 };
 use kvm_bindings::KVM_CLOCK_HOST_TSC;
 use kvm_clock::VmClock;
-use pvclock::abi::{ClockGuest, STATUS_PINNED};
+use pvclock::{
+    abi::{ClockGuest, STATUS_PINNED},
+    counter::{HostTsc, TscOffset},
+};
 
 /// Record flag: KVM stopped the guest.
 pub const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
@@ -22,8 +25,8 @@ pub const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
 /// `KVM_GET_CLOCK`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clocks {
-    /// `KVM_VCPU_TSC_OFFSET` of every vCPU, ticks.
-    pub offsets: Vec<u64>,
+    /// `KVM_VCPU_TSC_OFFSET` of every vCPU.
+    pub offsets: Vec<TscOffset>,
     /// The pvclock page of every vCPU, `version` cleared; all 0 before KVM wrote it.
     pub pages: Vec<ClockGuest>,
     /// The record of `KVM_GET_VM_CLOCK_GUEST`.
@@ -62,7 +65,7 @@ impl Clocks {
     }
 
     /// Clocks that are pinned to `record`, and have these TSC `offsets`.
-    pub fn pinned_to(record: ClockGuest, offsets: Vec<u64>) -> Self {
+    pub fn pinned_to(record: ClockGuest, offsets: Vec<TscOffset>) -> Self {
         Self {
             pages: vec![record; offsets.len()],
             offsets,
@@ -74,7 +77,7 @@ impl Clocks {
 
     /// The same with all TSCs moved as far as the first vCPU's is in `now`, pinned to `record`.
     pub fn moved_to(&self, now: &Self, record: ClockGuest) -> Self {
-        let shift = now.offsets[0].wrapping_sub(self.offsets[0]);
+        let shift = now.offsets[0].since(self.offsets[0]);
         let offsets = self.offsets.iter();
         let offsets = offsets.map(|offset| offset.wrapping_add(shift)).collect();
         Self::pinned_to(record, offsets)
@@ -145,7 +148,7 @@ pub fn clock_diff_ns(vm: &Vm, clock: &VmClock) -> Result<Option<i64>> {
     let expected = clock
         .header
         .record
-        .kvmclock_ns(transform.guest_tsc(data.host_tsc));
+        .kvmclock_ns(transform.guest_tsc(HostTsc(data.host_tsc)));
     // CAST: The signed difference of values mod 2^64.
     Ok(Some(data.clock.wrapping_sub(expected) as i64))
 }

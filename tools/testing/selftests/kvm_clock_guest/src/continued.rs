@@ -18,10 +18,7 @@ use clockguest::{
     vmm::Vm,
 };
 use kvm_clock::VmClock;
-use pvclock::{
-    abi::ClockGuest,
-    tsc::{is_ahead, TscTransform},
-};
+use pvclock::{abi::ClockGuest, counter::HostTsc, tsc::TscTransform};
 
 /// Readings, of which the narrowest counts.
 const TRIES: u32 = 100;
@@ -68,8 +65,8 @@ fn narrowest<T>(mut of: impl FnMut() -> Result<(i64, T)>) -> Result<T> {
 /// A reading of one of the host's clocks, and host TSC before and after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Paired {
-    /// Host TSC (ticks) before and after.
-    pub host_tsc: [u64; 2],
+    /// Host TSC before and after.
+    pub host_tsc: [HostTsc; 2],
     /// The clock, ns.
     pub ns: i64,
 }
@@ -82,7 +79,7 @@ impl Paired {
             let ns = now_ns(id);
             let after = rdtsc_ordered();
             // CAST: Far below 2^63 ticks.
-            let width = after.wrapping_sub(before) as i64;
+            let width = after.since(before) as i64;
             let host_tsc = [before, after];
             Ok((width, Self { host_tsc, ns }))
         })
@@ -107,11 +104,11 @@ impl Function {
         })
     }
 
-    /// kvmclock (ns) at host TSC `host_tsc` (ticks), also before the record's timestamp.
-    pub fn at(&self, host_tsc: u64) -> i64 {
+    /// kvmclock (ns) at host TSC `host_tsc`, also before the record's timestamp.
+    pub fn at(&self, host_tsc: HostTsc) -> i64 {
         let record = self.record;
         let guest_tsc = self.transform.guest_tsc(host_tsc);
-        let [from, to] = if is_ahead(record.tsc_timestamp, guest_tsc) {
+        let [from, to] = if record.tsc_timestamp.is_ahead_of(guest_tsc) {
             [guest_tsc, record.tsc_timestamp]
         } else {
             [record.tsc_timestamp, guest_tsc]
@@ -214,7 +211,7 @@ impl Continued {
         let (ns, system_time) = (sample.kvmclock_ns as i64, record.system_time as i64);
         let computed = record.kvmclock_ns(sample.tsc) as i64;
         ensure_eq!(ns, computed, "kvmclock by the guest's record, ns");
-        let since = sample.tsc.wrapping_sub(record.tsc_timestamp);
+        let since = sample.tsc.since(record.tsc_timestamp);
         let least = self.function.at(read.host_before.wrapping_sub(since)) - drifting.most
             + self.ahead.least
             - self.precision_ns;

@@ -11,7 +11,10 @@ use anyhow::{ensure, Result};
 use clockguest::{measure::Reading, vmm::Vm};
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC};
 use kvm_clock::VmClock;
-use pvclock::abi::{ClockGuest, VmClockGuest};
+use pvclock::{
+    abi::{ClockGuest, VmClockGuest},
+    counter::{GuestTsc, HostTsc, TscOffset},
+};
 
 /// Guest ticks in `ns` at the rate of `header`, rounded towards 0.
 pub fn ticks(header: &VmClockGuest, ns: i128) -> i128 {
@@ -52,14 +55,14 @@ pub fn error_ticks(saved: &VmClockGuest, after: &VmClock, at: &VmClockGuest) -> 
         .guest_tsc
         .wrapping_add(ticks(saved, elapsed_ns(saved, at)) as u64);
     // CAST: the signed difference of values mod 2^64.
-    Ok(actual.wrapping_sub(expected) as i64)
+    Ok(actual.since(expected) as i64)
 }
 
 /// kvmclock (ns, mod 2^64) of `record` at guest TSC `guest_tsc`, which may be below its timestamp:
 /// the record's function, extended to there.
-pub fn kvmclock_ns(record: &ClockGuest, guest_tsc: u64) -> u64 {
+pub fn kvmclock_ns(record: &ClockGuest, guest_tsc: GuestTsc) -> u64 {
     // CAST: the sign of a difference mod 2^64 is the order.
-    let ticks = i128::from(guest_tsc.wrapping_sub(record.tsc_timestamp) as i64);
+    let ticks = i128::from(guest_tsc.since(record.tsc_timestamp) as i64);
     let shifted = match record.tsc_shift {
         shift @ ..0 => ticks >> shift.unsigned_abs(),
         shift => ticks << shift,
@@ -87,10 +90,10 @@ pub fn lattice_ticks(record: &ClockGuest) -> u64 {
 
 /// `record`, or if it lies ahead of guest TSC `guest_tsc`, the nearest point of its lattice that
 /// does not.
-pub fn not_ahead_of(record: &ClockGuest, guest_tsc: u64) -> ClockGuest {
+pub fn not_ahead_of(record: &ClockGuest, guest_tsc: GuestTsc) -> ClockGuest {
     let mut moved = *record;
     // CAST: the sign of a difference mod 2^64 is the order.
-    let ahead = record.tsc_timestamp.wrapping_sub(guest_tsc) as i64;
+    let ahead = record.tsc_timestamp.since(guest_tsc) as i64;
     if let Ok(ahead) = u64::try_from(ahead) {
         let step = lattice_ticks(record);
         let ticks = ahead.div_ceil(step).wrapping_mul(step);
@@ -102,10 +105,10 @@ pub fn not_ahead_of(record: &ClockGuest, guest_tsc: u64) -> ClockGuest {
 
 /// Fails unless all readings of the guest are `record`'s function of its TSC, to the ns.
 ///
-/// `offset` is the TSC offset (ticks) of the vCPU that `record` is for.
-pub fn ensure_reads(reading: &Reading, record: &ClockGuest, offset: u64) -> Result<()> {
+/// `offset` is the TSC offset of the vCPU that `record` is for.
+pub fn ensure_reads(reading: &Reading, record: &ClockGuest, offset: TscOffset) -> Result<()> {
     for (index, vcpu) in reading.vcpus.iter().enumerate() {
-        let ahead = vcpu.tsc.offset.wrapping_sub(offset);
+        let ahead = vcpu.tsc.offset.since(offset);
         ensure!(!vcpu.samples.is_empty(), "vCPU {index} made no reading");
         for sample in vcpu.samples.iter().map(|bracketed| &bracketed.sample) {
             let expected = kvmclock_ns(record, sample.tsc.wrapping_sub(ahead));
@@ -135,7 +138,7 @@ pub fn get_clock_and_host_tsc(vm: &Vm) -> Result<kvm_clock_data> {
 /// ns.
 pub fn ensure_kvm_agrees(vm: &Vm, after: &VmClock, record: &ClockGuest) -> Result<()> {
     let data = get_clock_and_host_tsc(vm)?;
-    let guest_tsc = reference_transform(after)?.guest_tsc(data.host_tsc);
+    let guest_tsc = reference_transform(after)?.guest_tsc(HostTsc(data.host_tsc));
     let expected = kvmclock_ns(record, guest_tsc);
     ensure_eq!(
         data.clock,

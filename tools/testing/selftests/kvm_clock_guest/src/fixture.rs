@@ -13,6 +13,7 @@ use kvm_clock::{
 use kvm_ioctls::{Kvm, VcpuFd};
 use pvclock::{
     abi::{ClockGuest, MODE_ADVANCE, MODE_EXACT, MODE_FREEZE},
+    counter::{HostTsc, TscOffset},
     rate::GuestRate,
     tsc::{Scale, TscTransform},
 };
@@ -26,7 +27,7 @@ pub const MODES: [(&str, u32); 3] = [
 ];
 
 /// A host TSC of another domain, far ahead of this host's.
-pub const OTHER_DOMAIN: u64 = 1 << 60;
+pub const OTHER_DOMAIN: HostTsc = HostTsc(1 << 60);
 
 /// A VM that has run and is stopped, with a derived clock.
 pub fn derived(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
@@ -145,16 +146,16 @@ pub fn set_tsc_khz(vm: &Vm, first: usize, khz: u32) -> Result<()> {
         .try_for_each(|vcpu| vcpu.fd().set_tsc_khz(khz).context("KVM_SET_TSC_KHZ"))
 }
 
-/// TSC offsets (ticks) of all vCPUs of `clock`.
-pub fn offsets(clock: &VmClock) -> Vec<u64> {
+/// TSC offsets of all vCPUs of `clock`.
+pub fn offsets(clock: &VmClock) -> Vec<TscOffset> {
     clock.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect()
 }
 
-/// TSC offset (ticks) of the reference vCPU of `clock`; 0 if it is not in the array.
-pub fn reference_offset(clock: &VmClock) -> u64 {
+/// TSC offset of the reference vCPU of `clock`; 0 if it is not in the array.
+pub fn reference_offset(clock: &VmClock) -> TscOffset {
     let id = clock.header.ref_vcpu_id;
     let reference = clock.vcpus.iter().find(|vcpu| vcpu.vcpu_id == id);
-    reference.map_or(0, |vcpu| vcpu.tsc_offset)
+    reference.map_or(TscOffset(0), |vcpu| vcpu.tsc_offset)
 }
 
 /// Recomputes `guest_tsc` and `kvmclock_ns` from the rest of `clock`, if it has a valid ratio.
@@ -184,12 +185,12 @@ pub fn shift(clock: &mut VmClock, ticks: u64) {
 
 /// Makes `clock` one that was saved where the host TSC was `host_tsc` at the anchor: the offsets
 /// differ, every vCPU's TSC and the record do not.
-pub fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
+pub fn move_to_domain(clock: &mut VmClock, host_tsc: HostTsc) {
     let header = &mut clock.header;
     let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).unwrap_or(Scale::IDENTITY);
     let shift = scale
-        .apply(header.host_tsc)
-        .wrapping_sub(scale.apply(host_tsc));
+        .apply(header.host_tsc.0)
+        .wrapping_sub(scale.apply(host_tsc.0));
     header.host_tsc = host_tsc;
     add_to_offsets(clock, shift);
 }
@@ -272,7 +273,7 @@ pub fn an_hour_ahead(mut clock: VmClock) -> VmClock {
 /// everything, in any mode.
 pub fn unlike(clock: VmClock) -> VmClock {
     let mut clock = at_another_rate(clock);
-    let host_tsc = clock.header.host_tsc / 2;
+    let host_tsc = HostTsc(clock.header.host_tsc.0 / 2);
     move_to_domain(&mut clock, host_tsc);
     clock.header.tai_ns -= HOUR_NS;
     clock

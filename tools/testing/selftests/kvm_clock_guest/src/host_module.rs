@@ -4,6 +4,7 @@
 
 use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
+use pvclock::counter::HostTsc;
 use std::{env, ffi::CString, fs::File, io, ops::Range, os::fd::AsRawFd, path::Path};
 
 /// Where they are, relative to a `kvm_clock_guest.ko` that was built with them.
@@ -41,10 +42,11 @@ pub fn protect_guest_tsc(vm: &Vm, vcpu: usize, protected: bool) -> Result<()> {
 
 /// Sets the host TSC that KVM recorded when it last loaded these `vcpus` of the stopped `vm`. Every
 /// ioctl of a vCPU overwrites it.
-pub fn set_last_host_tsc(vm: &Vm, vcpus: Range<usize>, ticks: u64) -> Result<()> {
+pub fn set_last_host_tsc(vm: &Vm, vcpus: Range<usize>, host_tsc: HostTsc) -> Result<()> {
     for vcpu in &vm.vcpus()[vcpus] {
         let fd = vcpu.fd().as_raw_fd();
-        load_once("set_last_host_tsc", &format!("vcpu_fd={fd} ticks={ticks}"))?;
+        let parameters = format!("vcpu_fd={fd} ticks={host_tsc}");
+        load_once("set_last_host_tsc", &parameters)?;
     }
     Ok(())
 }

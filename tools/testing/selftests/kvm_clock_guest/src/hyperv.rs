@@ -11,6 +11,7 @@ use anyhow::{ensure, Context, Result};
 use clockguest::vmm::Vm;
 use kvm_bindings::{kvm_enable_cap, KVM_CAP_HYPERV_SYNIC};
 use kvm_ioctls::VcpuFd;
+use pvclock::counter::GuestTsc;
 use std::sync::atomic::Ordering;
 
 /// The reference counter's unit, ns.
@@ -109,10 +110,9 @@ impl TscPage {
         }
     }
 
-    /// The reference counter at guest TSC `guest_tsc` (ticks), as a guest computes it, units of
-    /// 100 ns.
-    pub fn reference_count(self, guest_tsc: u64) -> u64 {
-        let product = u128::from(guest_tsc) * u128::from(self.scale);
+    /// The reference counter at guest TSC `guest_tsc`, as a guest computes it, units of 100 ns.
+    pub fn reference_count(self, guest_tsc: GuestTsc) -> u64 {
+        let product = u128::from(guest_tsc.0) * u128::from(self.scale);
         // CAST: the upper half of the product.
         ((product >> 64) as u64).wrapping_add(self.offset)
     }

@@ -30,6 +30,7 @@ pub use pvclock::{
         ClockGuest, ClockGuestVcpu, VmClockGuest, FLAG_ALLOW_BACKWARDS, MODE_ADVANCE, MODE_EXACT,
         MODE_FREEZE, PVCLOCK_TSC_STABLE, STATUS_HOST_TSC_STABLE, STATUS_PINNED,
     },
+    counter::{GuestTsc, HostTsc, TscOffset},
     tsc::TscTransform,
 };
 pub use std::{

@@ -15,6 +15,7 @@ use clockguest::{
     },
 };
 use kvm_ioctls::Kvm;
+use pvclock::counter::GuestTsc;
 use std::{arch::global_asm, sync::atomic::Ordering, thread::sleep, time::Duration};
 
 /// The timer's interrupt.
@@ -204,9 +205,9 @@ impl Timer<'_> {
         self.load(READY) != 0
     }
 
-    /// The guest TSC for which the timer was armed, ticks.
-    pub fn deadline(&self) -> u64 {
-        self.load(DEADLINE)
+    /// The guest TSC for which the timer was armed.
+    pub fn deadline(&self) -> GuestTsc {
+        GuestTsc(self.load(DEADLINE))
     }
 
     /// Rounds of the loop that waits; 0 until the vCPU takes interrupts.
@@ -219,12 +220,12 @@ impl Timer<'_> {
         self.load(COUNT)
     }
 
-    /// The TSC (ticks) at the vCPU's first interrupts, a few at most.
-    pub fn fired(&self) -> Vec<u64> {
+    /// The TSC at the vCPU's first interrupts, a few at most.
+    pub fn fired(&self) -> Vec<GuestTsc> {
         // CAST: few.
         let count = self.count() as usize;
         (0..count.min(FIRED_LEN))
-            .map(|index| self.load(FIRED + 8 * index))
+            .map(|index| GuestTsc(self.load(FIRED + 8 * index)))
             .collect()
     }
 }

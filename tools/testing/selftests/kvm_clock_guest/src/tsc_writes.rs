@@ -9,6 +9,7 @@ use crate::{
 };
 use anyhow::Result;
 use clockguest::{host::rdtsc_ordered, vmm::Vm};
+use pvclock::counter::GuestTsc;
 
 /// A way to move a TSC.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +39,7 @@ pub const BY_VMM: TscWrite = TscWrite {
     by_guest: false,
     add: |vm, index, ticks| {
         let value = now(vm, index)?.wrapping_add(ticks);
-        Ok(set_msr(&vm.vcpus()[index].fd(), MSR_IA32_TSC, value)?)
+        Ok(set_msr(&vm.vcpus()[index].fd(), MSR_IA32_TSC, value.0)?)
     },
 };
 
@@ -48,7 +49,7 @@ pub const BY_GUEST: TscWrite = TscWrite {
     by_guest: true,
     add: |vm, index, ticks| {
         let value = now(vm, index)?.wrapping_add(ticks);
-        snippet::write_msr(vm, index, MSR_IA32_TSC, value)
+        snippet::write_msr(vm, index, MSR_IA32_TSC, value.0)
     },
 };
 
@@ -65,7 +66,7 @@ pub const BY_GUEST_ADJUST: TscWrite = TscWrite {
 /// All of them.
 pub const TSC_WRITES: [TscWrite; 4] = [BY_OFFSET, BY_VMM, BY_GUEST, BY_GUEST_ADJUST];
 
-/// The vCPU's TSC now, ticks.
-pub fn now(vm: &Vm, index: usize) -> Result<u64> {
+/// The vCPU's TSC now.
+pub fn now(vm: &Vm, index: usize) -> Result<GuestTsc> {
     Ok(vcpu_transform(&vm.vcpus()[index].fd())?.guest_tsc(rdtsc_ordered()))
 }

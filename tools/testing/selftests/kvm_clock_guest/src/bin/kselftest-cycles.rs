@@ -122,7 +122,7 @@ fn ensure_moved(before: &VmClock, after: &VmClock, ns: i64, cycles: u32) -> Resu
     let cycles = i128::from(cycles);
     let here = |ns: i64| ticks(&before.header, ns.into());
     // CAST: the signed difference of values mod 2^64.
-    let error = i128::from(is.wrapping_sub(was) as i64) - cycles * here(ns);
+    let error = i128::from(is.since(was) as i64) - cycles * here(ns);
     let passed_ns = after.header.monotonic_raw_ns - before.header.monotonic_raw_ns;
     // Two clocks read to the ns, and one division: less than 2 ns and a tick each.
     let tolerance = cycles * (here(2) + 1) + here(passed_ns) * DRIFT_PER_MILLION / 1_000_000;

@@ -91,13 +91,13 @@ fn anchor(vm: &Vm) -> Result<()> {
         let anchor = (header.host_tsc, header.tai_ns, header.monotonic_raw_ns);
         let within = |low: i64, value: i64, high: i64| (low..=high).contains(&value);
         ensure!(
-            (before.0..=after.0).contains(&anchor.0)
+            anchor.0.is_between(before.0, after.0)
                 && within(before.1, anchor.1, after.1)
                 && within(before.2, anchor.2, after.2),
             "(host_tsc, tai_ns, monotonic_raw_ns) is {anchor:?}, not between {before:?} and \
              {after:?}"
         );
-        least = least.min(after.0 - before.0);
+        least = least.min(after.0.since(before.0));
     }
     note!("{CALLS} calls, the shortest bracket had {least} host ticks");
     Ok(())
@@ -147,7 +147,7 @@ fn guest_agrees(vm: &Vm) -> Result<()> {
                 transform.guest_tsc(bracketed.host_after),
             );
             ensure!(
-                (low..=high).contains(&sample.tsc),
+                sample.tsc.is_between(low, high),
                 "vCPU {index} read TSC {}, by its offset it was between {low} and {high}",
                 sample.tsc
             );
@@ -171,7 +171,10 @@ fn while_running(vm: &Vm) -> Result<()> {
             let record = clock.header.record;
             ensure_eq_hex!(record, before.header.record, "the record");
             let host_tsc = clock.header.host_tsc;
-            ensure!(host_tsc > last, "host_tsc is {host_tsc} after {last}");
+            ensure!(
+                host_tsc.is_ahead_of(last),
+                "host_tsc is {host_tsc} after {last}"
+            );
             last = host_tsc;
         }
         Ok(())

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// TAI - UTC before, s.
 const TAI_S: i32 = 37;
 /// Anchor in another host TSC domain.
-const DOMAIN: u64 = 1 << 63;
+const DOMAIN: HostTsc = HostTsc(1 << 63);
 
 fn main() -> ExitCode {
     ktap::main(
@@ -104,7 +104,7 @@ impl Saved {
         let [expected, observed] =
             transforms.map(|transform| transform.guest_tsc(after.header.host_tsc));
         // CAST: the signed difference of values mod 2^64.
-        let error = observed.wrapping_sub(expected) as i64;
+        let error = observed.since(expected) as i64;
         let by_tai = error_ticks(&saved.header, &after, &after.header)?;
         // The host's TSC drifts against its TAI, also from SET to GET.
         let since_set_ns = after.header.tai_ns - before_set.header.tai_ns;

@@ -161,7 +161,7 @@ fn hot_add(vm: &Vm, mode: u32) -> Result<()> {
         "the new vCPU's offset is {offset:#x}, the others' {:x?}",
         before.offsets
     );
-    let expected = before.pages[0].shifted_by(offset.wrapping_sub(before.offsets[0]));
+    let expected = before.pages[0].shifted_by(offset.since(before.offsets[0]));
     ensure_eq_hex!(page, expected, "the new vCPU's record");
     let count = before.offsets.len() + 1;
     let mut clock = get(vm)?;

@@ -7,7 +7,7 @@
 
 use crate::{
     expected::{all_of, for_each},
-    sleep::{sleep_as, HostTsc},
+    sleep::{sleep_as, TscInSleep},
     Host, VCPUS,
 };
 use kvm_clock_guest_selftests::{
@@ -20,7 +20,7 @@ const TOLERANCE_NS: i64 = SECOND_NS + SECOND_NS / 4;
 /// The shortest sleep that exceeds the tolerance.
 const LEAST_NS: i64 = 5 * SECOND_NS;
 
-pub(crate) fn cases(tsc: HostTsc) -> Vec<Case<Host>> {
+pub(crate) fn cases(tsc: TscInSleep) -> Vec<Case<Host>> {
     vec![
         Case::new(
             "clocks count the sleep: VMs that were never SET",
@@ -47,7 +47,8 @@ pub(crate) fn cases(tsc: HostTsc) -> Vec<Case<Host>> {
         Case::new(
             "clocks count the sleep: pinned VMs that did not run since the host booted",
             move |host| {
-                let age = |vm: &Vm| host_module::set_last_host_tsc(vm, 0..VCPUS as usize, 1);
+                let age =
+                    |vm: &Vm| host_module::set_last_host_tsc(vm, 0..VCPUS as usize, HostTsc(1));
                 stopped(host, tsc, age, 1)
             },
         ),
@@ -67,7 +68,7 @@ struct Clocks {
     booted_ns: [i64; 2],
     /// By KVM_GET_CLOCK.
     kvmclock_ns: u64,
-    guest_tsc: Option<u64>,
+    guest_tsc: Option<GuestTsc>,
 }
 
 impl Clocks {
@@ -101,7 +102,7 @@ impl Clocks {
         let mut grew = vec![("KVM_GET_CLOCK", kvmclock)];
         if let (Some(now), Some(then)) = (self.guest_tsc, earlier.guest_tsc) {
             // CAST: As above.
-            let ticks = now.wrapping_sub(then) as i64;
+            let ticks = now.since(then) as i64;
             let ns = i128::from(ticks) * 1_000_000 / i128::from(vm.tsc_khz()?);
             grew.push(("the guest TSC", i64::try_from(ns)?));
         }
@@ -116,7 +117,7 @@ impl Clocks {
 }
 
 /// Suspends the host, and skips the case if it did not sleep long enough.
-fn sleep_long(tsc: HostTsc) -> Result<()> {
+fn sleep_long(tsc: TscInSleep) -> Result<()> {
     let asleep = || now_ns(libc::CLOCK_BOOTTIME) - now_ns(libc::CLOCK_MONOTONIC);
     let before = asleep();
     sleep_as(tsc)?;
@@ -134,7 +135,7 @@ fn pinned(host: &Host) -> Result<Vec<Vm>> {
     host.pinning(an_hour_ahead)
 }
 
-fn never_set(host: &Host, tsc: HostTsc) -> Result<()> {
+fn never_set(host: &Host, tsc: TscInSleep) -> Result<()> {
     let vms = host.derived()?;
     let before = all_of(&vms, Clocks::kvmclock)?;
     sleep_long(tsc)?;
@@ -163,7 +164,7 @@ fn ensure_one_function(vm: &Vm, when: &str, ran: bool) -> Result<()> {
     }
     let data = get_clock_and_host_tsc(vm).context(when.to_owned())?;
     for (name, record, transform) in functions {
-        let ns = record.kvmclock_ns(transform.guest_tsc(data.host_tsc));
+        let ns = record.kvmclock_ns(transform.guest_tsc(HostTsc(data.host_tsc)));
         ensure_eq!(data.clock, ns, "{when}, KVM_GET_CLOCK against {name}, ns");
     }
     Ok(())
@@ -183,7 +184,7 @@ fn ensure_count(vms: &[Vm], before: &[Clocks], sleeps: i64) -> Result<()> {
     })
 }
 
-fn running(host: &Host, tsc: HostTsc) -> Result<()> {
+fn running(host: &Host, tsc: TscInSleep) -> Result<()> {
     let vms = pinned(host)?;
     let before = all_of(&vms, Clocks::all)?;
     for vm in &vms {
@@ -198,7 +199,7 @@ fn running(host: &Host, tsc: HostTsc) -> Result<()> {
 
 fn stopped(
     host: &Host,
-    tsc: HostTsc,
+    tsc: TscInSleep,
     prepare: impl Fn(&Vm) -> Result<()>,
     sleeps: i64,
 ) -> Result<()> {
@@ -213,7 +214,7 @@ fn stopped(
 
 /// GET and the guest's records have the stable flag: there is one function, and the host TSC is
 /// stable.
-fn stable(host: &Host, tsc: HostTsc) -> Result<()> {
+fn stable(host: &Host, tsc: TscInSleep) -> Result<()> {
     let vms = pinned(host)?;
     sleep_as(tsc)?;
     let ensure_stable = |vm: &Vm, when: &str| {

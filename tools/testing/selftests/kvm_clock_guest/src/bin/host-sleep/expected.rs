@@ -56,7 +56,7 @@ impl Before {
             .offsets
             .iter()
             .zip(&self.clocks.offsets)
-            .map(|(now, then)| now.wrapping_sub(*then))
+            .map(|(now, then)| now.since(*then))
             .collect();
         // CAST: The sign of a difference mod 2^64 is the order.
         ensure!(
@@ -65,7 +65,7 @@ impl Before {
         );
         // KVM no longer has a master clock for this VM, but the function is the same.
         let was = function(self.clocks.record);
-        let shift = now.record.tsc_timestamp.wrapping_sub(was.tsc_timestamp);
+        let shift = now.record.tsc_timestamp.since(was.tsc_timestamp);
         let record = ClockGuest {
             tsc_timestamp: was.tsc_timestamp.wrapping_add(shift),
             ..was

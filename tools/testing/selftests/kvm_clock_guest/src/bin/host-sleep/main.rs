@@ -20,7 +20,7 @@ mod sleep;
 mod unstable;
 
 use kvm_clock_guest_selftests::{fixture::at_another_rate, prelude::*};
-use sleep::{HostTsc, NotBehind};
+use sleep::{NotBehind, TscInSleep};
 use unstable::Unstable;
 
 const VCPUS: u32 = 2;
@@ -72,16 +72,16 @@ impl Host {
 
 fn main() -> ExitCode {
     match (
-        ktap::option("host-tsc", HostTsc::CountsOn),
+        ktap::option("host-tsc", TscInSleep::CountsOn),
         ktap::option("unstable", String::new()),
     ) {
-        (Ok(HostTsc::CountsOn), Ok(at)) if at.is_empty() => {
+        (Ok(TscInSleep::CountsOn), Ok(at)) if at.is_empty() => {
             let mut cases = counts_on::cases();
-            cases.extend(counted::cases(HostTsc::CountsOn));
+            cases.extend(counted::cases(TscInSleep::CountsOn));
             ktap::main(Host::new, cases)
         }
-        (Ok(HostTsc::Restarts), Ok(at)) if at.is_empty() => {
-            let counted = counted::cases(HostTsc::Restarts);
+        (Ok(TscInSleep::Restarts), Ok(at)) if at.is_empty() => {
+            let counted = counted::cases(TscInSleep::Restarts);
             let cases = [restarts::cases(), saved::cases(), counted]
                 .into_iter()
                 .flatten();

@@ -53,7 +53,7 @@ fn ensure_went_on(saved: &VmClock, now: &VmClock, slept: Sleep, ran: bool) -> Re
     let ticks = |ns: u64| then.scale.apply(ns * khz / 1_000_000) as i64;
     let went = since
         .guest_tsc(slept.after)
-        .wrapping_sub(then.guest_tsc(slept.before));
+        .since(then.guest_tsc(slept.before));
     // CAST: The sign of a difference mod 2^64 is the order.
     let went = went as i64;
     let least = if ran { 0 } else { -ticks(MOST_NS) };
@@ -76,7 +76,7 @@ fn ensure_reported(vm: &Vm, saved: &VmClock) -> Result<VmClock> {
         "GET's status"
     );
     // CAST: The sign of a difference mod 2^64 is the order.
-    let went = header.guest_tsc.wrapping_sub(was.guest_tsc) as i64;
+    let went = header.guest_tsc.since(was.guest_tsc) as i64;
     let kvmclock_went = header.kvmclock_ns.wrapping_sub(was.kvmclock_ns) as i64;
     let offsets = vm.tsc_offsets()?;
     let reported_offsets = fixture::offsets(&reported);
@@ -162,7 +162,7 @@ fn added_afterwards(host: &Host) -> Result<()> {
         let mut fd = snippet::add_vcpu(vm)?;
         let page = snippet::record_in_real_mode(vm, &mut fd)?;
         let offset = tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?;
-        let ahead = offset.wrapping_sub(vm.tsc_offsets()?[0]);
+        let ahead = offset.since(vm.tsc_offsets()?[0]);
         // CAST: The sign of a difference mod 2^64 is the order.
         note!("its TSC is {} ticks ahead", ahead as i64);
         let record = before.clocks.record;

@@ -28,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 /// The host TSC has not reached the anchor yet: nothing changes.
 fn stale(host: &Host) -> Result<()> {
     /// Enough ticks for the whole case.
-    const ENOUGH: u64 = 20_000_000_000;
+    const ENOUGH: HostTsc = HostTsc(20_000_000_000);
 
     let vms = host.pinned()?;
     wait_for_tsc(ENOUGH);
@@ -90,7 +90,7 @@ fn same_offsets(host: &Host) -> Result<()> {
         let mut clock = saved.clone();
         // A present anchor, and a guest that was saved long before it, as its TSC must be behind.
         clock.header.host_tsc = get(vm)?.header.host_tsc;
-        clock.header.record.tsc_timestamp = reference_offset(&clock);
+        clock.header.record.tsc_timestamp = reference_transform(&clock)?.guest_tsc(HostTsc(0));
         make_consistent(&mut clock);
         set(vm, &mut clock, MODE_EXACT)?;
         ensure_is_set(vm, &clock)
@@ -107,7 +107,7 @@ fn moved(host: &Host, mode: u32) -> Result<()> {
         if mode == MODE_ADVANCE {
             ensure_advanced(saved, &now)?;
         } else {
-            let went = now.header.guest_tsc.wrapping_sub(saved.header.guest_tsc);
+            let went = now.header.guest_tsc.since(saved.header.guest_tsc);
             let second = u64::from(vm.tsc_khz()?) * 1000;
             ensure!(went < 10 * second, "the guest TSC grew by {went} ticks");
         }

@@ -12,10 +12,10 @@ const MEM_SLEEP: &str = "/sys/power/mem_sleep";
 /// A suspension of the host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sleep {
-    /// Host TSC (ticks) just before.
-    pub(crate) before: u64,
-    /// Host TSC (ticks) just after.
-    pub(crate) after: u64,
+    /// Host TSC just before.
+    pub(crate) before: HostTsc,
+    /// Host TSC just after.
+    pub(crate) after: HostTsc,
     /// Time between them that the host was awake, ns.
     pub(crate) awake_ns: i64,
     /// Time between them, ns.
@@ -30,7 +30,7 @@ pub(crate) struct NotBehind(Sleep);
 impl Sleep {
     /// Whether the TSC, which has more than a tick per ns, did not count all the time.
     fn is_restarted(&self) -> bool {
-        let counted = self.after.checked_sub(self.before);
+        let counted = self.after.0.checked_sub(self.before.0);
         counted.is_none_or(|ticks| ticks < self.awake_ns.unsigned_abs())
     }
 }
@@ -73,12 +73,12 @@ fn sleep() -> Result<Sleep> {
 
 /// What the host TSC does during the sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HostTsc {
+pub(crate) enum TscInSleep {
     CountsOn,
     Restarts,
 }
 
-impl FromStr for HostTsc {
+impl FromStr for TscInSleep {
     type Err = io::Error;
 
     fn from_str(text: &str) -> io::Result<Self> {
@@ -91,10 +91,10 @@ impl FromStr for HostTsc {
 }
 
 /// Suspends the host, whose TSC must behave as in `tsc`.
-pub(crate) fn sleep_as(tsc: HostTsc) -> Result<Sleep> {
+pub(crate) fn sleep_as(tsc: TscInSleep) -> Result<Sleep> {
     match tsc {
-        HostTsc::CountsOn => sleep_counting(),
-        HostTsc::Restarts => sleep_restarting(),
+        TscInSleep::CountsOn => sleep_counting(),
+        TscInSleep::Restarts => sleep_restarting(),
     }
 }
 
@@ -108,17 +108,17 @@ pub(crate) fn sleep_counting() -> Result<Sleep> {
 /// Suspends the host, whose TSC must restart; fails with [`NotBehind`] if it does not.
 pub(crate) fn sleep_restarting() -> Result<Sleep> {
     /// More ticks than usually pass until the host is awake.
-    const ENOUGH: u64 = 8_000_000_000;
+    const ENOUGH: HostTsc = HostTsc(8_000_000_000);
 
     wait_for_tsc(ENOUGH);
     let slept = sleep()?;
-    ensure!(slept.after < slept.before, NotBehind(slept));
+    ensure!(slept.before.is_ahead_of(slept.after), NotBehind(slept));
     Ok(slept)
 }
 
-/// Returns when the host TSC is at `least` ticks.
-pub(crate) fn wait_for_tsc(least: u64) {
-    while rdtsc_ordered() < least {
+/// Returns when the host TSC is at `least`.
+pub(crate) fn wait_for_tsc(least: HostTsc) {
+    while least.is_ahead_of(rdtsc_ordered()) {
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::{
     expected::own_steps_back,
-    sleep::{prepare, sleep_as, wait_for_tsc, HostTsc},
+    sleep::{prepare, sleep_as, wait_for_tsc, TscInSleep},
     VCPUS,
 };
 use kvm_clock::get_vm_clock_guest_or_fall_back;
@@ -110,14 +110,14 @@ pub(crate) struct Unstable {
 
 impl Unstable {
     /// `at` is "suspend" or "online".
-    pub(crate) fn new(tsc: HostTsc, at: &str) -> Result<Self> {
+    pub(crate) fn new(tsc: TscInSleep, at: &str) -> Result<Self> {
         /// More ticks than any host needs to wake up, as there is no second try: an emulated host
         /// with a debug kernel took up to 80 s at 2.6 GHz.
-        const ENOUGH: u64 = 300_000_000_000;
+        const ENOUGH: HostTsc = HostTsc(300_000_000_000);
 
         let kvm = require::clock_guest()?;
         prepare()?;
-        if tsc == HostTsc::Restarts {
+        if tsc == TscInSleep::Restarts {
             note!("waits until the host TSC is at {ENOUGH} ticks");
             wait_for_tsc(ENOUGH);
         }

@@ -91,7 +91,7 @@ fn advance_tai(kvm: &Kvm, saved_s: i32, here_s: i32) -> Result<()> {
         let _until_saved = TaiOffset::set(saved_s)?;
         get(&vm)?
     };
-    move_to_domain(&mut saved, 0);
+    move_to_domain(&mut saved, HostTsc(0));
     // One second less of UTC between them if a leap second was inserted.
     saved.header.tai_ns -= 2 * SECOND_NS;
     let _until_set = TaiOffset::set(here_s)?;

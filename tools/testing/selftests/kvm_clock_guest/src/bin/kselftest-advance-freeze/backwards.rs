@@ -59,7 +59,7 @@ fn back(kvm: &Kvm, ns: i64) -> Result<()> {
         let step = lattice_ticks(&saved.header.record);
         note!(
             "record moved by {} steps of {step} ticks",
-            was.wrapping_sub(is) / step
+            was.since(is) / step
         );
         ensure!(was != is, "the record did not move");
     }
@@ -98,7 +98,7 @@ fn stepped(vm: &Vm) -> Result<()> {
     let step_ns = i128::from(WALL_STEP_US) * 1_000;
     let [was, is] = [&saved, &after].map(|clock| clock.vcpus[0].tsc_offset);
     // CAST: the signed difference of values mod 2^64.
-    let error = i128::from(is.wrapping_sub(was) as i64) + ticks(&saved.header, step_ns);
+    let error = i128::from(is.since(was) as i64) + ticks(&saved.header, step_ns);
     // Two roundings to a ns; and TAI may drift against the TSC by a part per million.
     let passed_ns = elapsed_ns(&saved.header, &after.header) + step_ns;
     let tolerance = ticks(&saved.header, 2) + 2 + ticks(&saved.header, passed_ns) / 1_000_000;

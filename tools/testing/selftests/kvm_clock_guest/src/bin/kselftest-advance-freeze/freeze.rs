@@ -36,7 +36,7 @@ fn freeze(vm: &Vm, edit: fn(&mut VmClockGuest)) -> Result<()> {
         let saved_tsc = saved.header.guest_tsc;
         // CAST: the signed differences of values mod 2^64.
         let window = [host_before, host_after]
-            .map(|host_tsc| transform.guest_tsc(host_tsc).wrapping_sub(saved_tsc) as i64);
+            .map(|host_tsc| transform.guest_tsc(host_tsc).since(saved_tsc) as i64);
         note!("guest TSC was {window:?} ticks ahead of the saved one before and after SET");
         ensure!(
             window[0] <= 0 && window[1] >= 0,

@@ -14,7 +14,11 @@ use kvm_clock_guest_selftests::prelude::*;
 const VCPUS: u32 = 2;
 
 /// Anchors of the other domain: behind, and far ahead of, this host's TSC.
-const DOMAINS: &[u64] = &[0, 1 << 63, u64::MAX - 1_000_000_007];
+const DOMAINS: &[HostTsc] = &[
+    HostTsc(0),
+    HostTsc(1 << 63),
+    HostTsc(u64::MAX - 1_000_000_007),
+];
 
 fn main() -> ExitCode {
     let mut cases = advance::cases();

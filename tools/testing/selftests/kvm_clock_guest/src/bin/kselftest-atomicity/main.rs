@@ -44,12 +44,12 @@ fn ensure_done(vm: &Vm, before: &Clocks, clock: &VmClock) -> Result<()> {
     let reading = run_a_little(vm)?;
     let now = Clocks::of(vm)?;
     now.ensure_pinned_to(clock.header.record)?;
-    let by = now.offsets[0].wrapping_sub(saved[0]);
+    let by = now.offsets[0].since(saved[0]);
     ensure!(
         now.offsets
             .iter()
             .zip(&saved)
-            .all(|(now, saved)| now.wrapping_sub(*saved) == by),
+            .all(|(now, saved)| now.since(*saved) == by),
         "offsets are {:x?}, SET were {saved:x?}",
         now.offsets
     );

@@ -31,7 +31,7 @@ const FAILURES: &[(&str, Mutation)] = &[
     }),
     ("anchor an hour ahead", |clock, now| {
         let ticks = u64::from(now.header.host_tsc_khz) * 3_600_000;
-        clock.header.host_tsc = now.header.host_tsc + ticks;
+        clock.header.host_tsc = now.header.host_tsc.wrapping_add(ticks);
         make_consistent(clock);
         libc::ESTALE
     }),

@@ -19,7 +19,7 @@ struct State {
     /// With the offset and the record of vCPU 0.
     header: VmClockGuest,
     scale: Scale,
-    offset: u64,
+    offset: TscOffset,
     stride: u64,
 }
 
@@ -145,7 +145,11 @@ impl States {
     }
 
     /// The state of `clock`, which GET reported between host TSCs `before` and `after`.
-    pub(crate) fn which(&self, clock: &VmClock, (before, after): (u64, u64)) -> Result<usize> {
+    pub(crate) fn which(
+        &self,
+        clock: &VmClock,
+        (before, after): (HostTsc, HostTsc),
+    ) -> Result<usize> {
         let header = &clock.header;
         let is = |state: &State| {
             let guest_tsc = state.transform(0).guest_tsc(header.host_tsc);
@@ -158,7 +162,7 @@ impl States {
                     == (state.scale.ratio(), state.scale.frac_bits())
         };
         ensure!(
-            (before..=after).contains(&header.host_tsc)
+            header.host_tsc.is_between(before, after)
                 && header.status == STATUS_PINNED | STATUS_HOST_TSC_STABLE
                 && header.precision_ns == 0
                 && header.nr_vcpus as usize == clock.vcpus.len(),
@@ -174,7 +178,7 @@ impl States {
     }
 
     /// The state whose kvmclock is `kvmclock_ns` at `host_tsc`.
-    pub(crate) fn which_kvmclock(&self, host_tsc: u64, kvmclock_ns: u64) -> Result<usize> {
+    pub(crate) fn which_kvmclock(&self, host_tsc: HostTsc, kvmclock_ns: u64) -> Result<usize> {
         let value = |state: &State| {
             let guest_tsc = state.transform(0).guest_tsc(host_tsc);
             state.record(0).kvmclock_ns(guest_tsc)
@@ -204,11 +208,11 @@ impl States {
 
     /// The state of a reading that vCPU `id` made before host TSC `after`: of its TSC, its record,
     /// and its kvmclock.
-    pub(crate) fn which_sample(&self, sample: &Sample, id: u32, after: u64) -> Result<usize> {
+    pub(crate) fn which_sample(&self, sample: &Sample, id: u32, after: HostTsc) -> Result<usize> {
         let which = self.which_record(sample.record, id)?;
         let now = self.states[which].transform(id).guest_tsc(after);
         ensure!(
-            now.wrapping_sub(sample.tsc) < LEAP / 2,
+            now.since(sample.tsc) < LEAP / 2,
             "vCPU {id} read {sample:x?} with the record of state {which}, where its TSC is {now:#x}"
         );
         let expected = sample.record.kvmclock_ns(sample.tsc);

@@ -26,7 +26,7 @@ fn whole(kvm: &Kvm) -> Result<()> {
         let reader = scope.spawn(|| {
             stop.until(|| {
                 let data = get_clock(&vm)?;
-                seen[states.which_kvmclock(data.host_tsc, data.clock)?].add();
+                seen[states.which_kvmclock(HostTsc(data.host_tsc), data.clock)?].add();
                 Ok(())
             })
         });

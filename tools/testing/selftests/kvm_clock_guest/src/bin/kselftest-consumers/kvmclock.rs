@@ -44,7 +44,7 @@ fn get_clock(vm: &Vm, pinned: &Pinned) -> Result<()> {
 
     for _ in 0..CALLS {
         let data = get_clock_and_host_tsc(vm)?;
-        let ns = pinned.ns(data.host_tsc);
+        let ns = pinned.ns(HostTsc(data.host_tsc));
         ensure_eq!(data.clock, ns, "KVM_GET_CLOCK, ns");
     }
     Ok(())

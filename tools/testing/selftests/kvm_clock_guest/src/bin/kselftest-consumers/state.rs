@@ -4,8 +4,8 @@
 
 use kvm_clock_guest_selftests::{apart::pull_apart, fixture::at_another_rate, prelude::*};
 
-/// A guest TSC far from 0, ticks.
-const START_TSC: u64 = 1 << 44;
+/// A guest TSC far from 0.
+const START_TSC: GuestTsc = GuestTsc(1 << 44);
 /// Long compared with a call: the error of a clock that ignores the record.
 const A_WHILE: Duration = Duration::from_millis(20);
 
@@ -42,8 +42,8 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    /// kvmclock at `host_tsc` (ticks), ns.
-    pub(crate) fn ns(&self, host_tsc: u64) -> u64 {
+    /// kvmclock at `host_tsc`, ns.
+    pub(crate) fn ns(&self, host_tsc: HostTsc) -> u64 {
         self.record.kvmclock_ns(self.transform.guest_tsc(host_tsc))
     }
 }
@@ -75,7 +75,7 @@ impl State {
             set_tsc_khz(&vm, 0, u32::try_from(khz)?)?;
             // The rate moved the TSCs, perhaps below 0, where Hyper-V's page is invalid.
             let now = get(&vm)?.header;
-            let shift = START_TSC.wrapping_sub(now.guest_tsc);
+            let shift = START_TSC.since(now.guest_tsc);
             for (vcpu, offset) in vm.vcpus().iter().zip(vm.tsc_offsets()?) {
                 vm.set_tsc_offset(vcpu.index(), offset.wrapping_add(shift))?;
             }

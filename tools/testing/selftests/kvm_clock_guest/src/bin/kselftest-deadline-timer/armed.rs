@@ -8,7 +8,6 @@ use kvm_clock_guest_selftests::{
     timer_guest::{self, timers, wait_for_interrupts, Timer, Wait, AFTERWARDS, EARLY_NS, LATE_NS},
     tsc_writes,
 };
-use pvclock::tsc::is_ahead;
 
 pub(crate) const MSEC_NS: i64 = 1_000_000;
 
@@ -111,7 +110,7 @@ impl Armed {
     /// From the anchor of the saved clock to the first deadline, ns.
     pub(crate) fn until_deadline_ns(&self) -> Result<i64> {
         let first = timers(&self.vm).next().context("no vCPU")?;
-        Ok(self.ns(first.deadline().wrapping_sub(self.saved.header.guest_tsc)))
+        Ok(self.ns(first.deadline().since(self.saved.header.guest_tsc)))
     }
 
     /// SETs the saved clock.
@@ -124,7 +123,7 @@ impl Armed {
         wait_until("the deadlines pass", PATIENCE, || {
             for timer in timers(&self.vm) {
                 let now = tsc_writes::now(&self.vm, timer.vcpu)?;
-                if !is_ahead(now, timer.deadline()) {
+                if !now.is_ahead_of(timer.deadline()) {
                     return Ok(false);
                 }
             }
@@ -141,7 +140,7 @@ impl Armed {
         // The expected TSCs.
         let expected = timers(&self.vm).map(|timer| {
             let (now, deadline) = (tsc_writes::now(&self.vm, timer.vcpu)?, timer.deadline());
-            Ok(if is_ahead(now, deadline) {
+            Ok(if now.is_ahead_of(deadline) {
                 now
             } else {
                 deadline
@@ -162,11 +161,11 @@ impl Armed {
         Ok(())
     }
 
-    fn ensure_fired(&self, timer: &Timer<'_>, expected: u64) -> Result<()> {
+    fn ensure_fired(&self, timer: &Timer<'_>, expected: GuestTsc) -> Result<()> {
         let (vcpu, fired) = (timer.vcpu, timer.fired());
         let first = *fired.first().context("no interrupt")?;
-        let from_deadline_ns = self.ns(first.wrapping_sub(timer.deadline()));
-        let late_ns = self.ns(first.wrapping_sub(expected));
+        let from_deadline_ns = self.ns(first.since(timer.deadline()));
+        let late_ns = self.ns(first.since(expected));
         note!("vCPU {vcpu}: interrupt {from_deadline_ns} ns after the deadline, {late_ns} ns late");
         ensure!(
             from_deadline_ns >= -EARLY_NS,

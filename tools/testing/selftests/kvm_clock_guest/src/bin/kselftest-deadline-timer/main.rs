@@ -187,7 +187,7 @@ fn fired_before(kvm: &Kvm, act: Act) -> Result<()> {
     armed.ensure_fires()?;
     for index in 0..armed.vm.vcpus().len() {
         // So that even mode exact writes the TSC.
-        armed.vm.set_tsc_offset(index, 0)?;
+        armed.vm.set_tsc_offset(index, TscOffset(0))?;
     }
     act(&mut armed)?;
     armed.ensure_no_more(1)

@@ -5,7 +5,6 @@
 
 use crate::{Host, VCPUS};
 use kvm_clock_guest_selftests::{expect, prelude::*};
-use pvclock::tsc::is_ahead;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
@@ -36,7 +35,7 @@ fn an_hour_back(vm: &Vm) -> Result<()> {
     let latest = transform.guest_tsc(host_after);
     let (was, is) = (function(saved.record), function(now.header.record));
     ensure!(
-        is_ahead(was.tsc_timestamp, latest),
+        was.tsc_timestamp.is_ahead_of(latest),
         "the guest's TSC, {latest:#x} at most, is not behind the record {was:x?}"
     );
     // It is not ahead of the guest's TSC of that moment, and would be one lattice step further.
@@ -48,12 +47,12 @@ fn an_hour_back(vm: &Vm) -> Result<()> {
     );
     let next = is.tsc_timestamp.wrapping_add(1 << was.exact_step_log2());
     ensure!(
-        !is_ahead(is.tsc_timestamp, latest) && is_ahead(next, earliest),
+        !is.tsc_timestamp.is_ahead_of(latest) && next.is_ahead_of(earliest),
         "the record is {is:x?}, the guest's TSC was in {earliest:#x}..={latest:#x}"
     );
 
     // It is the same function of the TSC, before the old timestamp and after it.
-    let reach = was.tsc_timestamp.wrapping_sub(is.tsc_timestamp);
+    let reach = was.tsc_timestamp.since(is.tsc_timestamp);
     for part in 0..=64u64 {
         for near in 0..=2 {
             let ticks = (reach / 32).wrapping_mul(part) + near;

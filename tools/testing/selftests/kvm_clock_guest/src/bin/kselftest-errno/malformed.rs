@@ -83,22 +83,24 @@ const SET: &[(&str, Edit)] = &[
 
 /// Changes of a valid SET that make it inconsistent.
 const CONTRADICTIONS: &[(&str, Edit)] = &[
-    ("guest_tsc 1 tick off", |c| c.header.guest_tsc ^= 1),
-    ("guest_tsc's highest bit", |c| c.header.guest_tsc ^= 1 << 63),
+    ("guest_tsc 1 tick off", |c| c.header.guest_tsc.0 ^= 1),
+    ("guest_tsc's highest bit", |c| {
+        c.header.guest_tsc.0 ^= 1 << 63
+    }),
     ("kvmclock_ns 1 ns off", |c| c.header.kvmclock_ns ^= 1),
     ("kvmclock_ns's highest bit", |c| {
         c.header.kvmclock_ns ^= 1 << 63
     }),
-    ("host_tsc 1 tick off", |c| c.header.host_tsc ^= 1),
+    ("host_tsc 1 tick off", |c| c.header.host_tsc.0 ^= 1),
     ("record's system_time 1 ns off", |c| {
         c.header.record.system_time ^= 1
     }),
     // A tick may be less than a ns.
     ("record's tsc_timestamp 4096 ticks off", |c| {
-        c.header.record.tsc_timestamp ^= 1 << 12
+        c.header.record.tsc_timestamp.0 ^= 1 << 12
     }),
     ("reference vCPU's offset 1 tick off", |c| {
-        c.vcpus[0].tsc_offset ^= 1
+        c.vcpus[0].tsc_offset.0 ^= 1
     }),
 ];
 

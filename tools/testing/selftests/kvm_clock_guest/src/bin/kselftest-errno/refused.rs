@@ -112,7 +112,8 @@ fn stale(host: &Host, ahead_ms: u64) -> Result<()> {
     for vm in &host.vms {
         let now = get(vm)?.header.host_tsc;
         let mut clock = request(vm, MODE_EXACT)?;
-        clock.header.host_tsc = now + u64::from(clock.header.host_tsc_khz) * ahead_ms;
+        let ahead = u64::from(clock.header.host_tsc_khz) * ahead_ms;
+        clock.header.host_tsc = now.wrapping_add(ahead);
         make_consistent(&mut clock);
         ensure_refused(vm, libc::ESTALE, |fd| set_vm_clock_guest(fd, &mut clock))?;
     }

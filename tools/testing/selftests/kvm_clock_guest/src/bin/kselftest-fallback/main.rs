@@ -56,7 +56,7 @@ fn ensure_valid(vm: &Vm) -> Result<(VmClock, i64)> {
 
     let header = &clock.header;
     ensure!(
-        (before..=after).contains(&header.host_tsc),
+        header.host_tsc.is_between(before, after),
         "the anchor {} is not between {before} and {after}",
         header.host_tsc
     );
@@ -73,12 +73,12 @@ fn ensure_valid(vm: &Vm) -> Result<(VmClock, i64)> {
     let offsets = offsets(&clock);
     let expected = vm.tsc_offsets()?;
     ensure_eq_hex!(offsets, expected, "TSC offsets of GET");
-    let took = (after - before) * 1_000_000 / u64::from(header.host_tsc_khz);
+    let took = after.since(before) * 1_000_000 / u64::from(header.host_tsc_khz);
     Ok((clock, i64::try_from(took)? + 1))
 }
 
 /// Offsets and the guest's records, which a call that fails must not change.
-fn visible(vm: &Vm) -> Result<(Vec<u64>, Vec<ClockGuest>)> {
+fn visible(vm: &Vm) -> Result<(Vec<TscOffset>, Vec<ClockGuest>)> {
     Ok((vm.tsc_offsets()?, pages(vm)))
 }
 

@@ -42,7 +42,8 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 /// A stopped VM whose vCPUs' TSC offsets differ.
 fn apart(kvm: &Kvm) -> Result<Vm> {
     let vm = derived(kvm, VCPUS)?;
-    let offset = vm.tsc_offsets()?[0].wrapping_add_signed(AHEAD);
+    // CAST: mod 2^64.
+    let offset = vm.tsc_offsets()?[0].wrapping_add(AHEAD as u64);
     let last = vm.vcpus().last().context("no vCPU")?;
     vm.set_tsc_offset(last.index(), offset)?;
     run_a_little(&vm)?;
@@ -120,7 +121,7 @@ fn pins(vm: &Vm) -> Result<()> {
         );
         let expected: Vec<_> = offsets
             .iter()
-            .map(|offset| record.shifted_by(offset.wrapping_sub(offsets[0])))
+            .map(|offset| record.shifted_by(offset.since(offsets[0])))
             .collect();
         let observed = pages(vm);
         ensure_eq_hex!(observed, expected, "the guest's records");

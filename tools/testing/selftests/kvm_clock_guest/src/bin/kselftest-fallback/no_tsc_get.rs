@@ -65,7 +65,7 @@ fn gets(host: &Host) -> Result<()> {
 fn took_here_ns(clock: &VmClock) -> Result<i64> {
     let [before, after] = Paired::now(libc::CLOCK_MONOTONIC_RAW)?.host_tsc;
     let khz = u64::from(clock.header.host_tsc_khz);
-    Ok(i64::try_from((after - before) * 1_000_000 / khz)?)
+    Ok(i64::try_from(after.since(before) * 1_000_000 / khz)?)
 }
 
 /// The raw clock and TAI are those of the anchor, to within the precision.
@@ -79,7 +79,7 @@ fn ensure_instant(clock: &VmClock) -> Result<()> {
         let pair = Paired::now(id)?;
         let since = i128::from(pair.ns) - i128::from(reported);
         let by_tsc = pair.host_tsc.map(|host_tsc| {
-            i128::from(host_tsc.wrapping_sub(header.host_tsc)) * 1_000_000
+            i128::from(host_tsc.since(header.host_tsc)) * 1_000_000
                 / i128::from(header.host_tsc_khz)
         });
         let drift = since / 1_000;

@@ -36,7 +36,7 @@ struct Request {
 
 /// Host TSC and TAI before and after SET.
 struct Around {
-    host_tsc: [u64; 2],
+    host_tsc: [HostTsc; 2],
     tai: [Paired; 2],
     precision_ns: u32,
 }
@@ -46,7 +46,7 @@ fn exact(mut clock: VmClock) -> Request {
     for (vcpu, ticks) in clock.vcpus.iter_mut().zip([1 << 40, 12_345]) {
         vcpu.tsc_offset = vcpu.tsc_offset.wrapping_sub(ticks);
     }
-    clock.header.record.tsc_timestamp -= 1 << 40;
+    clock.header.record = clock.header.record.shifted_by((1u64 << 40).wrapping_neg());
     make_consistent(&mut clock);
     let check = |clock: &VmClock, transform: TscTransform, _: &Around| {
         let expected = reference_transform(clock)?;
@@ -62,7 +62,7 @@ fn exact(mut clock: VmClock) -> Request {
 
 /// From another host, an hour ago.
 fn advance(mut clock: VmClock) -> Request {
-    move_to_domain(&mut clock, 1 << 60);
+    move_to_domain(&mut clock, HostTsc(1 << 60));
     clock.header.tai_ns -= HOUR_NS;
     // The TSC grows by the elapsed TAI at the saved rate, within the precision.
     let check = |clock: &VmClock, transform: TscTransform, around: &Around| {
@@ -76,9 +76,8 @@ fn advance(mut clock: VmClock) -> Request {
                 .guest_tsc
                 .wrapping_add((elapsed * khz / 1_000_000) as u64);
             // CAST: the signed differences of values mod 2^64.
-            tai.host_tsc.map(|host_tsc| {
-                i128::from(transform.guest_tsc(host_tsc).wrapping_sub(expected) as i64)
-            })
+            tai.host_tsc
+                .map(|host_tsc| i128::from(transform.guest_tsc(host_tsc).since(expected) as i64))
         });
         let least = error[0][0].min(error[1][0]);
         let most = error[0][1].max(error[1][1]);
@@ -97,15 +96,15 @@ fn advance(mut clock: VmClock) -> Request {
 
 /// From another host, at any time.
 fn freeze(mut clock: VmClock) -> Request {
-    move_to_domain(&mut clock, 1 << 60);
+    move_to_domain(&mut clock, HostTsc(1 << 60));
     // The TSC is the saved value at some instant of the call.
     let check = |clock: &VmClock, transform: TscTransform, around: &Around| {
         let [before, after] = around
             .host_tsc
             .map(|host_tsc| transform.guest_tsc(host_tsc));
-        let since = clock.header.guest_tsc.wrapping_sub(before);
+        let since = clock.header.guest_tsc.since(before);
         ensure!(
-            since <= after.wrapping_sub(before),
+            since <= after.since(before),
             "the guest TSC was {before} before SET and {after} after, saved was {}",
             clock.header.guest_tsc
         );
@@ -164,8 +163,8 @@ fn ensure_set(vm: &Vm, request: Request) -> Result<()> {
     };
     check(&clock, transform, &around)?;
 
-    let differences = |offsets: &[u64]| -> Vec<u64> {
-        let differences = offsets.iter().map(|offset| offset.wrapping_sub(offsets[0]));
+    let differences = |offsets: &[TscOffset]| -> Vec<u64> {
+        let differences = offsets.iter().map(|offset| offset.since(offsets[0]));
         differences.collect()
     };
     let observed = differences(&offsets);
@@ -179,7 +178,7 @@ fn ensure_set(vm: &Vm, request: Request) -> Result<()> {
     );
     let precision_ns = i64::from(set.header.precision_ns);
     let own_ns = precision_ns - i64::from(clock.header.precision_ns);
-    let took_ns = (end - begin) * 1_000_000 / u64::from(clock.header.host_tsc_khz) + 1;
+    let took_ns = end.since(begin) * 1_000_000 / u64::from(clock.header.host_tsc_khz) + 1;
     let took_ns = i64::try_from(took_ns)?;
     ensure!(
         (1..=2 * took_ns).contains(&own_ns),

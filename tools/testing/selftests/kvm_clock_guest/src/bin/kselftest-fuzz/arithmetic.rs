@@ -29,6 +29,11 @@ pub(crate) fn scaled((ratio, frac_bits): Ratio, host_ticks: u64) -> u64 {
     }
 }
 
+/// The guest's TSC at host TSC `host_tsc`.
+pub(crate) fn guest_tsc(ratio: Ratio, host_tsc: HostTsc, offset: TscOffset) -> GuestTsc {
+    GuestTsc(scaled(ratio, host_tsc.0).wrapping_add(offset.0))
+}
+
 /// The ratio of `header`.
 pub(crate) fn ratio(header: &VmClockGuest) -> Ratio {
     (header.tsc_ratio, header.tsc_frac_bits)
@@ -55,14 +60,14 @@ pub(crate) fn ppm(a: u64, b: u64) -> f64 {
     a.abs_diff(b) as f64 * 1e6 / a as f64
 }
 
-/// Whether TSC value `a` lies ahead of `b`.
-pub(crate) fn is_ahead(a: u64, b: u64) -> bool {
-    (1..1 << 63).contains(&a.wrapping_sub(b))
+/// Whether a TSC value that many `ticks` (mod 2^64) after another lies ahead of it.
+pub(crate) fn is_ahead(ticks: u64) -> bool {
+    (1..1 << 63).contains(&ticks)
 }
 
 /// kvmclock (ns, mod 2^64) that a guest computes from `record` at TSC `tsc`, as documented.
-pub(crate) fn reads(record: &ClockGuest, tsc: u64) -> u64 {
-    let ticks = u128::from(tsc.wrapping_sub(record.tsc_timestamp));
+pub(crate) fn reads(record: &ClockGuest, tsc: GuestTsc) -> u64 {
+    let ticks = u128::from(tsc.since(record.tsc_timestamp));
     let bits = u32::from(record.tsc_shift.unsigned_abs());
     let shifted = match record.tsc_shift {
         ..0 => ticks.checked_shr(bits).unwrap_or(0),

@@ -35,7 +35,7 @@ impl Fixture {
             3 => {
                 let vm = derived(kvm, vcpus)?;
                 for vcpu in vm.vcpus() {
-                    vm.set_tsc_offset(vcpu.index(), any64(rng))?;
+                    vm.set_tsc_offset(vcpu.index(), TscOffset(any64(rng)))?;
                 }
                 vm
             }
@@ -101,8 +101,8 @@ impl Fixture {
         self.running.contains(&true)
     }
 
-    /// TSC offset (ticks) of every vCPU; none may run.
-    pub(crate) fn offsets(&self) -> Result<Vec<u64>> {
+    /// TSC offset of every vCPU; none may run.
+    pub(crate) fn offsets(&self) -> Result<Vec<TscOffset>> {
         let mut offsets = self.vm.tsc_offsets()?;
         for fd in &self.added {
             offsets.push(tsc_offset(fd).context("KVM_VCPU_TSC_OFFSET")?);

@@ -4,7 +4,7 @@
 
 use crate::{
     arena::{Arena, ARRAY, HEADER, PAGE},
-    arithmetic::{is_identity, ratio, reads, scaled},
+    arithmetic::{guest_tsc, is_identity, ratio, reads},
     extremes::{any32, any64, magnitude, one_in, pick, Rng},
     model::{ENTRY, KNOWN},
     records::{near_factor, record},
@@ -40,7 +40,7 @@ impl Argument {
         let mut entry = || ClockGuestVcpu {
             vcpu_id: any32(rng),
             pad: any32(rng),
-            tsc_offset: any64(rng),
+            tsc_offset: TscOffset(any64(rng)),
             steal_ns: any64(rng),
         };
         let entries = (0..vcpus).map(|_| entry()).collect();
@@ -67,7 +67,7 @@ impl Argument {
         choose_rate(rng, &mut header, &here);
         header.host_tsc = match header.mode {
             MODE_EXACT => here.host_tsc.wrapping_sub(magnitude(rng, 62)),
-            _ => any64(rng),
+            _ => HostTsc(any64(rng)),
         };
         header.tai_offset_s = pick(
             rng,
@@ -150,11 +150,11 @@ impl Argument {
             .entries
             .iter()
             .find(|entry| entry.vcpu_id == header.ref_vcpu_id);
-        let offset = reference.map_or(0, |entry| entry.tsc_offset);
+        let offset = reference.map_or(TscOffset(0), |entry| entry.tsc_offset);
         header.guest_tsc = match ratio(header) {
             // 128 bits cannot be shifted by so many fraction bits.
-            (_, 128..) => 0,
-            ratio => scaled(ratio, header.host_tsc).wrapping_add(offset),
+            (_, 128..) => GuestTsc(0),
+            ratio => guest_tsc(ratio, header.host_tsc, offset),
         };
         if let Some(age) = age {
             header.record.tsc_timestamp = header.guest_tsc.wrapping_sub(age);
@@ -181,8 +181,8 @@ fn any_header(rng: &mut Rng) -> VmClockGuest {
     VmClockGuest {
         status: any32(rng) & STATUS_KNOWN,
         ref_vcpu_id: any32(rng),
-        host_tsc: any64(rng),
-        guest_tsc: any64(rng),
+        host_tsc: HostTsc(any64(rng)),
+        guest_tsc: GuestTsc(any64(rng)),
         kvmclock_ns: any64(rng),
         // CAST: any bits.
         tai_ns: any64(rng) as i64,
@@ -196,7 +196,7 @@ fn any_header(rng: &mut Rng) -> VmClockGuest {
         paused_ns: any64(rng),
         record: ClockGuest {
             version: any32(rng),
-            tsc_timestamp: any64(rng),
+            tsc_timestamp: GuestTsc(any64(rng)),
             // CAST: any bits.
             flags: any32(rng) as u8,
             ..ClockGuest::default()
@@ -237,14 +237,14 @@ fn steal_ns(rng: &mut Rng) -> u64 {
 fn entries(rng: &mut Rng, state: &State) -> Vec<ClockGuestVcpu> {
     let (by, which) = (any64(rng), rng.random_range(0..4));
     let steals = one_in(rng, 2);
-    let entry = |(vcpu_id, &present): (u32, &u64)| ClockGuestVcpu {
+    let entry = |(vcpu_id, &present): (u32, &TscOffset)| ClockGuestVcpu {
         vcpu_id,
         pad: 0,
         tsc_offset: match which {
             0 => present,
             1 => present.wrapping_add(by),
-            2 => by,
-            _ => any64(rng),
+            2 => TscOffset(by),
+            _ => TscOffset(any64(rng)),
         },
         steal_ns: if steals { steal_ns(rng) } else { 0 },
     };

@@ -38,10 +38,10 @@ fn change(fuzz: &mut Fuzz<'_>, which: u32) -> Result<()> {
     let vcpu = &vm.vcpus()[rng.random_range(0..vm.vcpus().len())];
     match which {
         0 => set_clock(vm, value)?,
-        1 => vm.set_tsc_offset(vcpu.index(), value)?,
+        1 => vm.set_tsc_offset(vcpu.index(), TscOffset(value))?,
         2 => {
             for vcpu in vm.vcpus() {
-                vm.set_tsc_offset(vcpu.index(), value)?;
+                vm.set_tsc_offset(vcpu.index(), TscOffset(value))?;
             }
         }
         3 => set_msr(&vcpu.fd(), MSR_IA32_TSC, value)?,

@@ -5,7 +5,7 @@
 
 use crate::{
     arena::{Arena, PAGE},
-    arithmetic::{hz, is_ahead, is_ratio, ratio, reads, scaled},
+    arithmetic::{guest_tsc, hz, is_ahead, is_ratio, ratio, reads},
     expected::Expected,
     state::State,
 };
@@ -161,10 +161,10 @@ fn are_entries_valid(given: &Given) -> bool {
         .iter()
         .find(|entry| entry.vcpu_id == header.ref_vcpu_id);
     let is_consistent = reference.is_some_and(|reference| {
-        let guest_tsc = scaled(ratio(header), header.host_tsc).wrapping_add(reference.tsc_offset);
+        let guest_tsc = guest_tsc(ratio(header), header.host_tsc, reference.tsc_offset);
         guest_tsc == header.guest_tsc
             && reads(&header.record, guest_tsc) == header.kvmclock_ns
-            && !is_ahead(header.record.tsc_timestamp, guest_tsc)
+            && !is_ahead(header.record.tsc_timestamp.since(guest_tsc))
     });
     let paused_ns = match header.mode {
         MODE_FREEZE => 0,

@@ -64,7 +64,7 @@ const SET: &[Mutation] = &[
     },
     |d, rng, _| d.header.record.tsc_shift = rng.random(),
     |d, rng, _| d.header.record.tsc_shift = pick(rng, &[-128, -32, -31, 31, 32, 64, 127]),
-    |d, rng, _| d.header.record.tsc_timestamp = any64(rng),
+    |d, rng, _| d.header.record.tsc_timestamp = GuestTsc(any64(rng)),
     |d, rng, _| d.header.record.system_time = any64(rng),
     |d, rng, _| d.header.host_tsc_khz = any32(rng),
     |d, rng, _| {
@@ -98,7 +98,7 @@ const SET: &[Mutation] = &[
         d.header.tsc_frac_bits = rng.random_range(1..64);
     },
     |d, rng, _| d.header.ref_vcpu_id = any32(rng),
-    |d, rng, _| d.header.host_tsc = any64(rng),
+    |d, rng, _| d.header.host_tsc = HostTsc(any64(rng)),
     |d, rng, _| d.header.tai_ns = any64(rng) as i64,
     |d, rng, _| d.header.tai_ns = d.header.tai_ns.wrapping_add(any64(rng) as i64),
     |d, rng, _| d.header.tai_offset_s = any32(rng) as i32,
@@ -106,7 +106,11 @@ const SET: &[Mutation] = &[
     |d, rng, _| on_entry(d, rng, |entry, rng| entry.steal_ns = any64(rng) | 1 << 63),
     |d, rng, _| on_entry(d, rng, |entry, rng| entry.vcpu_id = any32(rng)),
     |d, rng, _| on_entry(d, rng, |entry, rng| entry.vcpu_id ^= rng.random_range(0..4)),
-    |d, rng, _| on_entry(d, rng, |entry, rng| entry.tsc_offset = any64(rng)),
+    |d, rng, _| {
+        on_entry(d, rng, |entry, rng| {
+            entry.tsc_offset = TscOffset(any64(rng))
+        })
+    },
     |d, rng, _| {
         let entry = d.entries[0];
         on_entry(d, rng, |other, _| *other = entry);
@@ -123,7 +127,7 @@ const SET: &[Mutation] = &[
 
 /// Contradictions within the header.
 const CONTRADICTION: &[Mutation] = &[
-    |d, rng, _| d.header.guest_tsc ^= 1 << rng.random_range(0..64),
+    |d, rng, _| d.header.guest_tsc.0 ^= 1 << rng.random_range(0..64),
     |d, rng, _| d.header.kvmclock_ns ^= 1 << rng.random_range(0..64),
     |d, rng, _| d.header.kvmclock_ns = any64(rng),
     |d, rng, _| {

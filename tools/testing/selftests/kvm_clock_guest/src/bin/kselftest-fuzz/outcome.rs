@@ -3,7 +3,7 @@
 //! The effect of calls that succeeded.
 
 use crate::{
-    arithmetic::{hz, is_ahead, is_identity, ratio, scaled, ticks_in, Ticks},
+    arithmetic::{guest_tsc, hz, is_ahead, is_identity, ratio, scaled, ticks_in, Ticks},
     model::{Given, KNOWN},
     plan::is_resloped,
     records::exact_factor,
@@ -20,23 +20,23 @@ pub(crate) fn ensure_got(
     got: &VmClockGuest,
     vcpus: Option<&[ClockGuestVcpu]>,
     state: &State,
-    host_tsc: [u64; 2],
+    host_tsc: [HostTsc; 2],
 ) -> Result<()> {
     let was = state.clock.as_ref();
     let was = was.context("GET succeeded, but GET with FALLBACK failed")?;
     ensure!(
-        !is_ahead(host_tsc[0], got.host_tsc) && !is_ahead(got.host_tsc, host_tsc[1]),
+        !is_ahead(host_tsc[0].since(got.host_tsc)) && !is_ahead(got.host_tsc.since(host_tsc[1])),
         "the anchor is {:#x}, the host TSC was {host_tsc:x?} before and after",
         got.host_tsc
     );
     let since = |of: fn(&VmClockGuest) -> i64| of(got).cmp(&of(&was.header));
-    let order = got.host_tsc.cmp(&was.header.host_tsc);
+    let order = got.host_tsc.0.cmp(&was.header.host_tsc.0);
     ensure!(
         since(|at| at.tai_ns) == order && since(|at| at.monotonic_raw_ns) == order,
         "the host's clocks are {got:x?}\nand {:x?}",
         was.header
     );
-    let transform = scaled(ratio(got), got.host_tsc).wrapping_add(state.offsets[0]);
+    let transform = guest_tsc(ratio(got), got.host_tsc, state.offsets[0]);
     ensure_eq_hex!(got.guest_tsc, transform, "guest_tsc by offset and ratio");
     let kvmclock_ns = crate::arithmetic::reads(&got.record, got.guest_tsc);
     ensure_eq!(got.kvmclock_ns, kvmclock_ns, "kvmclock_ns by the record");
@@ -102,7 +102,7 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
     ensure_ratio(saved, &was.header, &is.header)?;
 
     let offset = |id: u32| after.offsets.get(id as usize).copied().unwrap_or_default();
-    let by = |entry: &ClockGuestVcpu| offset(entry.vcpu_id).wrapping_sub(entry.tsc_offset);
+    let by = |entry: &ClockGuestVcpu| offset(entry.vcpu_id).since(entry.tsc_offset);
     let reference = given
         .entries
         .iter()
@@ -135,7 +135,7 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
         return ensure_resloped(saved, &record, here, offset);
     }
     if saved.mode == MODE_ADVANCE && elapsed_ns(saved, &was.header) < 0 {
-        let at = here.map(|at| scaled(ratio(&is.header), at.host_tsc).wrapping_add(offset));
+        let at = here.map(|at| guest_tsc(ratio(&is.header), at.host_tsc, offset));
         return ensure_not_ahead(&saved.record, &record, at);
     }
     ensure_same_function(&saved.record, &record)
@@ -168,7 +168,7 @@ fn ensure_resloped(
     saved: &VmClockGuest,
     record: &ClockGuest,
     here: [&VmClockGuest; 2],
-    offset: u64,
+    offset: TscOffset,
 ) -> Result<()> {
     let elapsed_ns = match saved.mode {
         MODE_ADVANCE => {
@@ -185,7 +185,7 @@ fn ensure_resloped(
         _ => 0,
     };
     let guest_tsc = match (saved.mode, ticks_in(saved, elapsed_ns)) {
-        (MODE_EXACT, _) => scaled(ratio(here[1]), saved.host_tsc).wrapping_add(offset),
+        (MODE_EXACT, _) => guest_tsc(ratio(here[1]), saved.host_tsc, offset),
         // CAST: mod 2^64.
         (_, Ticks::Of(ticks)) => saved.guest_tsc.wrapping_add(ticks as u64),
         _ => bail!("SET succeeded with {elapsed_ns} ns"),
@@ -231,7 +231,7 @@ fn ensure_ratio(saved: &VmClockGuest, was: &VmClockGuest, is: &VmClockGuest) -> 
 
 /// The reference vCPU's offset that is expected if the call was made at the anchor of `at`; `None`
 /// beyond the reach of TSC values.
-fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
+fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<TscOffset> {
     let elapsed = match saved.mode {
         MODE_ADVANCE => elapsed_ns(saved, at),
         _ => 0,
@@ -241,7 +241,8 @@ fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
     };
     // CAST: mod 2^64.
     let guest_tsc = saved.guest_tsc.wrapping_add(ticks as u64);
-    Some(guest_tsc.wrapping_sub(scaled(ratio(at), at.host_tsc)))
+    let scaled = scaled(ratio(at), at.host_tsc.0);
+    Some(TscOffset(guest_tsc.0.wrapping_sub(scaled)))
 }
 
 /// Fails unless `offset` lies between `first` and `last`, expected by the clocks before and after
@@ -249,25 +250,25 @@ fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<u64> {
 fn ensure_between(
     saved: &VmClockGuest,
     here: [&VmClockGuest; 2],
-    [first, last]: [u64; 2],
-    offset: u64,
+    [first, last]: [TscOffset; 2],
+    offset: TscOffset,
 ) -> Result<()> {
     // ADVANCE: the host's clock counts whole ns, and NTP may steer it.
     let slack = match saved.mode {
         MODE_ADVANCE => {
             let ns = hz(saved).max(hz(here[0])) / 1_000_000_000 + 2;
-            let took = here[1].host_tsc.wrapping_sub(here[0].host_tsc);
+            let took = here[1].host_tsc.since(here[0].host_tsc);
             2 * ns + (took >> 20)
         }
         _ => 1,
     };
-    let (low, high) = match is_ahead(first, last) {
+    let (low, high) = match is_ahead(first.since(last)) {
         true => (last, first),
         false => (first, last),
     };
     let (low, high) = (low.wrapping_sub(slack), high.wrapping_add(slack));
     ensure!(
-        !is_ahead(low, offset) && !is_ahead(offset, high),
+        !is_ahead(low.since(offset)) && !is_ahead(offset.since(high)),
         "the reference vCPU's offset is {offset:#x}, expected {low:#x} to {high:#x}"
     );
     Ok(())
@@ -276,8 +277,8 @@ fn ensure_between(
 /// Fails unless `is` is the record `saved`, or if that lies ahead of the guest's TSC, the same
 /// function from the last point that does not. The guest's TSC is between the two values of
 /// `guest_tsc` during the call.
-fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [u64; 2]) -> Result<()> {
-    let ahead = guest_tsc.map(|tsc| is_ahead(saved.tsc_timestamp, tsc));
+fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [GuestTsc; 2]) -> Result<()> {
+    let ahead = guest_tsc.map(|tsc| is_ahead(saved.tsc_timestamp.since(tsc)));
     if !ahead[0] || !ahead[1] && function(*saved) == function(*is) {
         return ensure_same_function(saved, is);
     }
@@ -288,13 +289,13 @@ fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [u64; 2]) ->
         ..*saved
     };
     ensure_same_function(&moved, is)?;
-    let by = saved.tsc_timestamp.wrapping_sub(is.tsc_timestamp);
+    let by = saved.tsc_timestamp.since(is.tsc_timestamp);
     let next = is.tsc_timestamp.wrapping_add(step);
-    let is_last = step >= 1 << 62 || is_ahead(next, guest_tsc[0]);
+    let is_last = step >= 1 << 62 || is_ahead(next.since(guest_tsc[0]));
     // Half the ring behind the first value is ahead of the last one.
     let is_reached = guest_tsc
         .iter()
-        .any(|&tsc| !is_ahead(is.tsc_timestamp, tsc));
+        .any(|&tsc| !is_ahead(is.tsc_timestamp.since(tsc)));
     ensure!(
         by % step == 0 && is_last && is_reached,
         "the record {saved:x?} was moved to {:#x}, by steps of {step:#x}; TSC is {guest_tsc:x?}",

@@ -4,7 +4,7 @@
 //! of SET.
 
 use crate::{
-    arithmetic::{hz, is_ahead, is_identity, khz, ppm, ratio, scaled, ticks_in, Ticks},
+    arithmetic::{guest_tsc, hz, is_ahead, is_identity, khz, ppm, ratio, ticks_in, Ticks},
     expected::Expected,
     model::{is_header_valid, is_record_valid},
     records::{exact_factor, own_factor},
@@ -42,7 +42,7 @@ pub(crate) fn plan(expected: &mut Expected, saved: &VmClockGuest, states: [&Stat
     }
     match saved.mode {
         MODE_EXACT => {
-            let stale = here.map(|here| is_ahead(saved.host_tsc, here.host_tsc));
+            let stale = here.map(|here| is_ahead(saved.host_tsc.since(here.host_tsc)));
             expected.between(libc::ESTALE, stale);
         }
         MODE_ADVANCE => {
@@ -125,7 +125,7 @@ fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128, keeps_slope: bool) -> Op
     let guest_tsc = saved.guest_tsc.wrapping_add(ticks as u64);
     let record = &saved.record;
     // CAST: as compared.
-    let ahead = record.tsc_timestamp.wrapping_sub(guest_tsc) as i64;
+    let ahead = record.tsc_timestamp.since(guest_tsc) as i64;
     if ticks >= 0 {
         // The guest's TSC would be half the ring ahead of its record's timestamp.
         return match ahead.unsigned_abs() {
@@ -139,7 +139,7 @@ fn beyond_reach(saved: &VmClockGuest, elapsed_ns: i128, keeps_slope: bool) -> Op
     }
     // The record can only move back so far that its shift does not lose bits of the ticks.
     let moved = not_ahead_of(record, guest_tsc);
-    let by = record.tsc_timestamp.wrapping_sub(moved.tsc_timestamp);
+    let by = record.tsc_timestamp.since(moved.tsc_timestamp);
     let shifted = u128::from(by) << record.tsc_shift.max(0).unsigned_abs();
     match shifted {
         _ if record.tsc_shift <= 0 => Some(false),
@@ -167,8 +167,8 @@ pub(crate) fn plan_record(
     expected.must(libc::ERANGE, off > 3.0);
     expected.may(libc::ERANGE, off > 0.5);
     let ahead = [&before.header, &after.header].map(|at| {
-        let guest_tsc = scaled(ratio(at), at.host_tsc).wrapping_add(states[0].offsets[index]);
-        is_ahead(record.tsc_timestamp, guest_tsc)
+        let guest_tsc = guest_tsc(ratio(at), at.host_tsc, states[0].offsets[index]);
+        is_ahead(record.tsc_timestamp.since(guest_tsc))
     });
     expected.between(libc::EINVAL, ahead);
 }

@@ -3,7 +3,7 @@
 //! Random records.
 
 use crate::{
-    arithmetic::{hz, khz, ratio, scaled},
+    arithmetic::{guest_tsc, hz, khz, ratio},
     extremes::{any32, any64, magnitude, pick, Rng},
     state::State,
 };
@@ -59,7 +59,7 @@ pub(crate) fn near_factor(rng: &mut Rng, here: &VmClockGuest) -> Factor {
 pub(crate) fn record_for(rng: &mut Rng, state: &State, index: usize) -> ClockGuest {
     let here = state.clock.clone().unwrap_or_default().header;
     let factor = own_factor(&here);
-    let guest_tsc = scaled(ratio(&here), here.host_tsc).wrapping_add(state.offsets[index]);
+    let guest_tsc = guest_tsc(ratio(&here), here.host_tsc, state.offsets[index]);
     ClockGuest {
         tsc_timestamp: guest_tsc.wrapping_sub(magnitude(rng, 62)),
         tsc_to_system_mul: factor.mul,

@@ -13,8 +13,8 @@ pub(crate) struct State {
     /// The result of GET with `FALLBACK`; `None` for `ENODATA`, because one record cannot serve all
     /// vCPUs.
     pub(crate) clock: Option<VmClock>,
-    /// TSC offset of every vCPU, ticks.
-    pub(crate) offsets: Vec<u64>,
+    /// TSC offset of every vCPU.
+    pub(crate) offsets: Vec<TscOffset>,
     /// The record in each vCPU's page, including its version; empty if vCPUs run.
     pages: Vec<ClockGuest>,
     /// `KVM_GET_CLOCK` minus kvmclock by the record at the same host TSC, ns, if known.
@@ -39,7 +39,7 @@ impl Unchanging {
         if header.status & STATUS_PINNED == 0 && record.tsc_timestamp == header.guest_tsc {
             // KVM has no fixed point from which it derives this clock, and GET used the anchor:
             // only the difference to the raw clock is constant.
-            record.tsc_timestamp = 0;
+            record.tsc_timestamp = GuestTsc(0);
             // CAST: mod 2^64.
             let raw_ns = header.monotonic_raw_ns as u64;
             record.system_time = record.system_time.wrapping_sub(raw_ns);
@@ -69,7 +69,7 @@ impl State {
         let is_pinned = clock.header.status & STATUS_PINNED != 0;
         let has_tsc = data.flags & KVM_CLOCK_HOST_TSC != 0;
         let clock_diff_ns = (has_tsc && (is_pinned || transform.scale.is_identity())).then(|| {
-            let guest_tsc = transform.guest_tsc(data.host_tsc);
+            let guest_tsc = transform.guest_tsc(HostTsc(data.host_tsc));
             // CAST: The signed difference of values mod 2^64.
             data.clock
                 .wrapping_sub(clock.header.record.kvmclock_ns(guest_tsc)) as i64
@@ -113,7 +113,7 @@ impl State {
     /// The record of vCPU `index`, from GET's result.
     pub(crate) fn record(&self, index: usize) -> ClockGuest {
         let record = self.clock.as_ref().map(|clock| clock.header.record);
-        let by = self.offsets[index].wrapping_sub(self.offsets[0]);
+        let by = self.offsets[index].since(self.offsets[0]);
         record.unwrap_or_default().shifted_by(by)
     }
 
@@ -147,7 +147,7 @@ impl State {
     /// may change them.
     pub(crate) fn pinned_function(&self) -> Option<(ClockGuest, u64)> {
         let clock = self.clock.as_ref().filter(|_| self.is_pinned())?;
-        let record = function(clock.header.record).shifted_by(self.offsets[0].wrapping_neg());
+        let record = function(clock.header.record).shifted_by(TscOffset(0).since(self.offsets[0]));
         Some((record, clock.header.tsc_ratio))
     }
 

@@ -42,7 +42,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     |r, rng| r.tsc_shift = rng.random(),
     |r, rng| r.tsc_shift = pick(rng, &[-128, -32, -31, 31, 32, 64, 127]),
-    |r, rng| r.tsc_timestamp = any64(rng),
+    |r, rng| r.tsc_timestamp = GuestTsc(any64(rng)),
     |r, rng| r.tsc_timestamp = r.tsc_timestamp.wrapping_add(any64(rng)),
 ];
 
@@ -238,7 +238,7 @@ fn attribute_as(
         (Ok(_), 8) if is_get => {
             let offset = was.offsets[index];
             ensure!(
-                reported[..8] == offset.to_ne_bytes(),
+                reported[..8] == offset.0.to_ne_bytes(),
                 "reported {reported:x?}, offset {offset:#x}"
             );
         }

@@ -31,7 +31,7 @@ fn ensure_joined(vm: &Vm, added: &VcpuFd) -> Result<VmClock> {
     let observed = vcpu_transform(added)?;
     ensure_eq!(observed.scale, first.scale, "the new vCPU's ratio");
     // CAST: the signed difference of values mod 2^64.
-    let ahead = observed.offset.wrapping_sub(first.offset) as i64;
+    let ahead = observed.offset.since(first.offset) as i64;
     ensure_eq!(ahead, 0, "ticks by which the new vCPU's TSC is ahead");
     let clock = get(vm).context("with the new vCPU")?;
     ensure!(

@@ -38,7 +38,7 @@ fn near_boot(kvm: &Kvm, vcpus: u32, page: Page) -> Result<()> {
     let record = header.record;
     let age_ns = i64::try_from(header.kvmclock_ns - record.system_time)?;
     // The guest booted at TSC 0. Halfway from there to the record:
-    let ticks = u128::from(record.tsc_timestamp / 2);
+    let ticks = u128::from(record.tsc_timestamp.0 / 2);
     let back_ns = i64::try_from(ticks * 1_000_000 / u128::from(header.host_tsc_khz))?;
     header.tai_ns += age_ns + back_ns;
     header.flags = FLAG_ALLOW_BACKWARDS;
@@ -47,7 +47,7 @@ fn near_boot(kvm: &Kvm, vcpus: u32, page: Page) -> Result<()> {
 
     let after = get(&vm)?;
     ensure!(
-        after.header.record.tsc_timestamp > after.header.guest_tsc,
+        after.header.record.tsc_timestamp.0 > after.header.guest_tsc.0,
         "the record is {:x?}, which is not above TSC {:#x}",
         after.header.record,
         after.header.guest_tsc

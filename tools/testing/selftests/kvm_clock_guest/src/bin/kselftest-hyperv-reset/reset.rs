@@ -13,7 +13,7 @@ use kvm_clock_guest_selftests::{
 /// How long a guest has run when it is reset, ticks.
 const UPTIME: u64 = 1 << 42;
 /// The TSC that a VMM's reset writes.
-const RESET_TSC: u64 = 1;
+const RESET_TSC: GuestTsc = GuestTsc(1);
 
 /// A way to reset TSCs.
 type Reset = fn(&Vm) -> Result<()>;
@@ -23,7 +23,7 @@ const RESETS: [(&str, u32, Reset); 5] = [
     ("KVM_SET_MSRS of the TSC", 1, by_vmm),
     ("KVM_SET_MSRS of the TSC, 2 vCPUs", 2, by_vmm),
     ("the guest's WRMSR of the TSC", 1, |vm| {
-        snippet::write_msr(vm, 0, MSR_IA32_TSC, RESET_TSC)
+        snippet::write_msr(vm, 0, MSR_IA32_TSC, RESET_TSC.0)
     }),
     ("the guest's WRMSR of TSC_ADJUST", 1, |vm| {
         move_to_reset(vm, BY_GUEST_ADJUST)
@@ -60,12 +60,12 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
 
 fn by_vmm(vm: &Vm) -> Result<()> {
     let mut vcpus = vm.vcpus().iter();
-    vcpus.try_for_each(|vcpu| Ok(set_msr(&vcpu.fd(), MSR_IA32_TSC, RESET_TSC)?))
+    vcpus.try_for_each(|vcpu| Ok(set_msr(&vcpu.fd(), MSR_IA32_TSC, RESET_TSC.0)?))
 }
 
 /// Moves all TSCs by what vCPU 0's is above [`RESET_TSC`].
 fn move_to_reset(vm: &Vm, write: TscWrite) -> Result<()> {
-    let ticks = RESET_TSC.wrapping_sub(tsc_writes::now(vm, 0)?);
+    let ticks = RESET_TSC.since(tsc_writes::now(vm, 0)?);
     (0..vm.vcpus().len()).try_for_each(|index| (write.add)(vm, index, ticks))
 }
 
@@ -82,7 +82,7 @@ fn long_running(kvm: &Kvm, vcpus: u32) -> Result<Vm> {
 fn ensure_reset(vm: &Vm) -> Result<()> {
     let guest_tsc = tsc_writes::now(vm, 0)?;
     ensure!(
-        guest_tsc < UPTIME,
+        guest_tsc.0 < UPTIME,
         "the guest's TSC is {guest_tsc} after the reset"
     );
     Ok(())

@@ -47,8 +47,8 @@ impl Function {
         })
     }
 
-    /// kvmclock at `host_tsc` (ticks), ns; the TSC may be below the record's timestamp.
-    fn ns(&self, host_tsc: u64) -> u64 {
+    /// kvmclock at `host_tsc`, ns; the TSC may be below the record's timestamp.
+    fn ns(&self, host_tsc: HostTsc) -> u64 {
         kvmclock_ns(&self.record, self.transform.guest_tsc(host_tsc))
     }
 }

@@ -115,7 +115,7 @@ impl Armed {
         &self,
         clock: &VmClock,
         vcpu: usize,
-        fired: &[u64],
+        fired: &[GuestTsc],
         expected_ns: u64,
     ) -> Result<()> {
         let first = *fired.first().context("no interrupt")?;

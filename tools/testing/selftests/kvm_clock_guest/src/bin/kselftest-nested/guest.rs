@@ -147,10 +147,10 @@ impl Nested<'_> {
         self.store(CALL, 1);
     }
 
-    /// How often L1 entered L2, and the L1 TSC (ticks) just before the last time.
-    pub(crate) fn l1_entry(&self) -> (u64, u64) {
+    /// How often L1 entered L2, and the L1 TSC just before the last time.
+    pub(crate) fn l1_entry(&self) -> (u64, GuestTsc) {
         loop {
-            let entry = (self.load(L1_COUNT), self.load(L1_TSC));
+            let entry = (self.load(L1_COUNT), GuestTsc(self.load(L1_TSC)));
             if entry.0 == self.load(L1_COUNT) {
                 return entry;
             }
@@ -162,15 +162,15 @@ impl Nested<'_> {
         self.load(L2_COUNT)
     }
 
-    /// The TSC (ticks) of L2's latest complete reading.
-    pub(crate) fn l2_tsc(&self) -> Option<u64> {
+    /// The TSC of L2's latest complete reading.
+    pub(crate) fn l2_tsc(&self) -> Option<GuestTsc> {
         loop {
             let number = self.l2_count().checked_sub(1)?;
             // CAST: below RING_LEN.
             let tsc = self.load(L2_RING + 8 * (number % RING_LEN) as usize);
             // The guest did not begin to overwrite it.
             if self.l2_count() < number + RING_LEN {
-                return Some(tsc);
+                return Some(GuestTsc(tsc));
             }
         }
     }

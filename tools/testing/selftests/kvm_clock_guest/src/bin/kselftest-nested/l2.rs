@@ -13,7 +13,6 @@ use kvm_clock_guest_selftests::{
     prelude::*,
     wait::wait_for_guest,
 };
-use pvclock::tsc::is_ahead;
 
 /// How long the guest may take for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -80,8 +79,8 @@ impl Running {
         Ok(())
     }
 
-    /// L1's TSC offset of every vCPU, ticks.
-    pub(crate) fn l1_offsets(&self) -> Result<Vec<u64>> {
+    /// L1's TSC offset of every vCPU.
+    pub(crate) fn l1_offsets(&self) -> Result<Vec<TscOffset>> {
         Ok(self.vm.tsc_offsets()?)
     }
 
@@ -122,8 +121,8 @@ impl Running {
             let after = l2.guest_tsc(rdtsc_ordered());
             ensure_between("L2", nested.vcpu, before, tsc, after)?;
             // CAST: the signed differences of values mod 2^64.
-            least = least.max(tsc.wrapping_sub(after) as i64);
-            most = most.min(tsc.wrapping_sub(before) as i64);
+            least = least.max(tsc.since(after) as i64);
+            most = most.min(tsc.since(before) as i64);
         }
         note!(
             "vCPU {}: L2's TSC is {least} to {most} ticks off, from {READINGS} readings",
@@ -147,9 +146,15 @@ impl Running {
     }
 }
 
-fn ensure_between(level: &str, vcpu: usize, before: u64, tsc: u64, after: u64) -> Result<()> {
+fn ensure_between(
+    level: &str,
+    vcpu: usize,
+    before: GuestTsc,
+    tsc: GuestTsc,
+    after: GuestTsc,
+) -> Result<()> {
     ensure!(
-        !is_ahead(before, tsc) && !is_ahead(tsc, after),
+        tsc.is_between(before, after),
         "{level} of vCPU {vcpu} read {tsc:#x}, its TSC was {before:#x} to {after:#x} meanwhile"
     );
     Ok(())

@@ -64,7 +64,7 @@ fn set_while_active(kvm: &Kvm, mode: u32, moves: bool, edit: fn(&mut VmClock)) -
     set(&running.vm, &mut clock, mode)?;
     let after = running.l1_offsets()?;
     let shifts: Vec<_> = zip(&before, &after)
-        .map(|(before, after)| after.wrapping_sub(*before))
+        .map(|(before, after)| after.since(*before))
         .collect();
     ensure!(
         shifts.iter().all(|&shift| shift == shifts[0]) && (shifts[0] != 0) == moves,

@@ -256,7 +256,7 @@ fn apart_and_back(vm: &Vm) -> Result<()> {
 /// The TSC changes, and kvmclock continues.
 fn set_tscs(vm: &Vm) -> Result<()> {
     // Days from its value, or KVM assumes that it should not change.
-    let value = vm.tsc_offsets()?[0].wrapping_neg().wrapping_add(1 << 50);
+    let value = vm.tsc_offsets()?[0].0.wrapping_neg().wrapping_add(1 << 50);
     vm.vcpus()
         .iter()
         .try_for_each(|vcpu| Ok(set_msr(&vcpu.fd(), MSR_IA32_TSC, value)?))

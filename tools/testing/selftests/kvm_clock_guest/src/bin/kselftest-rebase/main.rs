@@ -107,7 +107,7 @@ fn by_vcpu<'a>(
 ) -> impl Iterator<Item = ClockGuest> + 'a {
     let offsets = before.offsets.iter().zip(&after.offsets);
     records.iter().zip(offsets).map(|(record, (was, is))| {
-        let tsc_timestamp = record.tsc_timestamp.wrapping_add(is.wrapping_sub(*was));
+        let tsc_timestamp = record.tsc_timestamp.wrapping_add(is.since(*was));
         ClockGuest {
             tsc_timestamp,
             ..*record

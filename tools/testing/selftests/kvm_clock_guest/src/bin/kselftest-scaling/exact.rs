@@ -59,7 +59,7 @@ pub(crate) fn ensure_kvm_agrees(vm: &Vm, record: &ClockGuest) -> Result<()> {
     let tsc = Tsc::of(vm, 0)?;
     for _ in 0..100 {
         let data = get_clock_and_host_tsc(vm)?;
-        let expected = kvmclock_ns(record, tsc.at(data.host_tsc));
+        let expected = kvmclock_ns(record, tsc.at(HostTsc(data.host_tsc)));
         ensure_eq!(data.clock, expected, "KVM_GET_CLOCK, ns");
     }
     Ok(())
@@ -87,9 +87,9 @@ fn anchor(host: &Host, rate: &Rate) -> Result<()> {
         let clock = get(&vm)?;
         let header = &clock.header;
         let guest_tsc = Tsc::of(&vm, 0)?.at(header.host_tsc);
-        let expected = [guest_tsc, kvmclock_ns(&header.record, guest_tsc)];
+        let expected = [guest_tsc.0, kvmclock_ns(&header.record, guest_tsc)];
         ensure!(
-            header.ref_vcpu_id == 0 && [header.guest_tsc, header.kvmclock_ns] == expected,
+            header.ref_vcpu_id == 0 && [header.guest_tsc.0, header.kvmclock_ns] == expected,
             "guest TSC and kvmclock at host TSC {} are {expected:?}, GET reports {header:?}",
             header.host_tsc
         );
@@ -140,7 +140,7 @@ fn before_first_run(host: &Host, rate: &Rate) -> Result<()> {
 fn stale(host: &Host, rate: &Rate) -> Result<()> {
     let vm = rate.derived(host)?;
     let mut clock = get(&vm)?;
-    let ahead = clock.header.host_tsc + (1 << 50);
+    let ahead = clock.header.host_tsc.wrapping_add(1 << 50);
     move_to_domain(&mut clock, ahead);
     clock.header.mode = MODE_EXACT;
     ensure_refused(&vm, libc::ESTALE, |fd| set_vm_clock_guest(fd, &mut clock))

@@ -8,7 +8,7 @@ use kvm_clock_guest_selftests::prelude::*;
 use pvclock::abi::{FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE};
 
 /// The other host's TSC at the anchor.
-const DOMAIN: u64 = u64::MAX - 1_000_000_007;
+const DOMAIN: HostTsc = HostTsc(u64::MAX - 1_000_000_007);
 
 /// Parts per million within and beyond the tolerance.
 const WITHIN_PPM: u32 = 100;

@@ -14,7 +14,11 @@ use kvm_clock_guest_selftests::{
 
 /// Anchors of the other domain: behind, and far ahead of, any host TSC of this host. Scaled by a
 /// ratio above 1, the last two exceed 64 bits.
-const DOMAINS: &[u64] = &[0, 1 << 63, u64::MAX - 1_000_000_007];
+const DOMAINS: &[HostTsc] = &[
+    HostTsc(0),
+    HostTsc(1 << 63),
+    HostTsc(u64::MAX - 1_000_000_007),
+];
 
 /// Downtimes, ns.
 const DOWNTIMES: &[(&str, i64)] = &[("0 ns", 0), ("3 weeks", 21 * 24 * 3600 * SECOND_NS)];

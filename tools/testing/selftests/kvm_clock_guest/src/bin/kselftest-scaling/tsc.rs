@@ -12,8 +12,7 @@ use kvm_clock_guest_selftests::prelude::*;
 pub(crate) struct Tsc {
     pub(crate) ratio: u64,
     pub(crate) frac_bits: u32,
-    /// Ticks.
-    pub(crate) offset: u64,
+    pub(crate) offset: TscOffset,
 }
 
 impl Tsc {
@@ -35,15 +34,15 @@ impl Tsc {
         (product >> self.frac_bits) as u64
     }
 
-    /// The vCPU's TSC (ticks) at host TSC `host_tsc` (ticks).
-    pub(crate) fn at(&self, host_tsc: u64) -> u64 {
-        self.scaled(host_tsc).wrapping_add(self.offset)
+    /// The vCPU's TSC at host TSC `host_tsc`.
+    pub(crate) fn at(&self, host_tsc: HostTsc) -> GuestTsc {
+        GuestTsc(self.scaled(host_tsc.0)).wrapping_add(self.offset.0)
     }
 
     /// Whether the vCPU's TSC is `guest_tsc`, to the tick, at some host TSC in `window`. With a
     /// ratio above 1 it skips values.
-    pub(crate) fn is_at_some_time(&self, guest_tsc: u64, window: [u64; 2]) -> bool {
-        let distance = guest_tsc.wrapping_sub(self.at(window[0]));
+    pub(crate) fn is_at_some_time(&self, guest_tsc: GuestTsc, window: [HostTsc; 2]) -> bool {
+        let distance = guest_tsc.since(self.at(window[0]));
         // The window is short, so a large distance is one backwards.
         let ticks = (u128::from(distance) << self.frac_bits) / u128::from(self.ratio);
         let Ok(ticks) = u64::try_from(ticks) else {
@@ -51,8 +50,8 @@ impl Tsc {
         };
         // The division and `at()` round down.
         (ticks.saturating_sub(2)..=ticks.saturating_add(2)).any(|ticks| {
-            let host_tsc = window[0].saturating_add(ticks);
-            host_tsc <= window[1] && self.at(host_tsc) == guest_tsc
+            let host_tsc = window[0].0.saturating_add(ticks);
+            host_tsc <= window[1].0 && self.at(HostTsc(host_tsc)) == guest_tsc
         })
     }
 
@@ -63,14 +62,14 @@ impl Tsc {
 }
 
 /// As `fixture::move_to_domain()`, in this module's arithmetic.
-pub(crate) fn move_to_domain(clock: &mut VmClock, host_tsc: u64) {
+pub(crate) fn move_to_domain(clock: &mut VmClock, host_tsc: HostTsc) {
     let header = &mut clock.header;
     let tsc = Tsc {
         ratio: header.tsc_ratio,
         frac_bits: header.tsc_frac_bits,
-        offset: 0,
+        offset: TscOffset(0),
     };
-    let shift = tsc.at(header.host_tsc).wrapping_sub(tsc.at(host_tsc));
+    let shift = tsc.at(header.host_tsc).since(tsc.at(host_tsc));
     header.host_tsc = host_tsc;
     for vcpu in &mut clock.vcpus {
         vcpu.tsc_offset = vcpu.tsc_offset.wrapping_add(shift);
@@ -87,7 +86,7 @@ pub(crate) fn ensure_on_function(vm: &Vm, reading: &Reading) -> Result<()> {
             let (low, high) = (tsc.at(bracketed.host_before), tsc.at(bracketed.host_after));
             let read = bracketed.sample.tsc;
             ensure!(
-                read.wrapping_sub(low) <= high.wrapping_sub(low),
+                read.since(low) <= high.since(low),
                 "vCPU {index} read TSC {read}, which was between {low} and {high} by {tsc:x?}"
             );
         }
@@ -102,8 +101,8 @@ pub(crate) fn excludes_host_rate(first: &Reading, last: &Reading) -> Option<bool
         first.vcpus[0].samples.first()?,
         last.vcpus[0].samples.last()?,
     );
-    let guest_ticks = last.sample.tsc.wrapping_sub(first.sample.tsc);
-    let least = last.host_before.saturating_sub(first.host_after);
-    let most = last.host_after.saturating_sub(first.host_before);
+    let guest_ticks = last.sample.tsc.since(first.sample.tsc);
+    let least = last.host_before.0.saturating_sub(first.host_after.0);
+    let most = last.host_after.0.saturating_sub(first.host_before.0);
     Some(!(least..=most).contains(&guest_ticks))
 }

@@ -23,12 +23,12 @@ const READINGS: u64 = 3;
 const ALL_EVERY: u32 = 4;
 
 /// A mode, and the anchor in another host TSC domain, if any.
-const WAYS: &[(u32, Option<u64>)] = &[
+const WAYS: &[(u32, Option<HostTsc>)] = &[
     (MODE_EXACT, None),
     (MODE_FREEZE, None),
     (MODE_ADVANCE, None),
-    (MODE_FREEZE, Some(0)),
-    (MODE_ADVANCE, Some(1 << 63)),
+    (MODE_FREEZE, Some(HostTsc(0))),
+    (MODE_ADVANCE, Some(HostTsc(1 << 63))),
 ];
 
 pub(crate) fn cases() -> Vec<Case<Kvm>> {

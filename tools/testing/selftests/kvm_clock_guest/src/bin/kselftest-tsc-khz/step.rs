@@ -43,7 +43,7 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
     }
 
     let data = get_clock(&vm)?;
-    let expected = kvmclock_ns(&record, transform.guest_tsc(data.host_tsc));
+    let expected = kvmclock_ns(&record, transform.guest_tsc(HostTsc(data.host_tsc)));
     ensure_eq!(data.clock, expected, "KVM_GET_CLOCK, ns");
     for when in ["immediately", "later"] {
         let run = observe::run(&vm)?;
@@ -57,7 +57,7 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
 }
 
 /// Fails unless kvmclock at the former anchor is unchanged.
-fn ensure_same_function(vm: &Vm, host_tsc: u64, expected: u64) -> Result<()> {
+fn ensure_same_function(vm: &Vm, host_tsc: HostTsc, expected: u64) -> Result<()> {
     let now = get(vm)?;
     let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
     let ns = kvmclock_ns(&now.header.record, transform.guest_tsc(host_tsc));

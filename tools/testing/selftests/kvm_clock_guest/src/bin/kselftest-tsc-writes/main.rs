@@ -59,7 +59,7 @@ fn page_moves(kvm: &Kvm, write: TscWrite, index: usize, ahead: u64) -> Result<()
     if !write.by_guest {
         snippet::halt(&vm, index)?;
     }
-    let moved = vm.tsc_offsets()?[index].wrapping_sub(offsets[index]);
+    let moved = vm.tsc_offsets()?[index].since(offsets[index]);
     ensure!(
         moved >= TICKS / 2,
         "the TSC moved by {moved} ticks, not {TICKS}"

@@ -77,7 +77,7 @@ fn record(info: &TimeInfo) -> ClockGuest {
     ClockGuest {
         version: info.version,
         pad0: info.pad0,
-        tsc_timestamp: info.tsc_timestamp,
+        tsc_timestamp: GuestTsc(info.tsc_timestamp),
         system_time: info.system_time,
         tsc_to_system_mul: info.tsc_to_system_mul,
         tsc_shift: info.tsc_shift,

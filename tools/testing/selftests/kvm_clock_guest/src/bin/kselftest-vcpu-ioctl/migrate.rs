@@ -29,7 +29,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 }
 
 /// (2) The offset of a vCPU, and its scale, which only exists with hardware scaling.
-fn offset_and_scale(fd: &VcpuFd) -> Result<(u64, Option<TscScale>)> {
+fn offset_and_scale(fd: &VcpuFd) -> Result<(TscOffset, Option<TscScale>)> {
     let mut scale = TscScale::default();
     let address = (&raw mut scale).expose_provenance();
     // SAFETY: KVM writes the 16 bytes of `scale`, of which any are a value.
@@ -41,9 +41,9 @@ fn offset_and_scale(fd: &VcpuFd) -> Result<(u64, Option<TscScale>)> {
     Ok((tsc_offset(fd).context("KVM_VCPU_TSC_OFFSET")?, scale))
 }
 
-fn scaled(host_tsc: u64, scale: Option<TscScale>) -> u64 {
-    scale.map_or(host_tsc, |scale| {
-        let product = u128::from(host_tsc) * u128::from(scale.tsc_ratio);
+fn scaled(host_tsc: HostTsc, scale: Option<TscScale>) -> u64 {
+    scale.map_or(host_tsc.0, |scale| {
+        let product = u128::from(host_tsc.0) * u128::from(scale.tsc_ratio);
         // CAST: mod 2^64, as TSC values are.
         (product >> scale.tsc_frac_bits) as u64
     })
@@ -94,7 +94,8 @@ fn migration(host: &Host) -> Result<()> {
     let mut guest_tscs = Vec::new();
     for vcpu in vm.vcpus() {
         let (offset, scale) = offset_and_scale(&vcpu.fd())?;
-        guest_tscs.push(scaled(there.host_tsc, scale).wrapping_add(offset));
+        let guest_ticks = scaled(HostTsc(there.host_tsc), scale);
+        guest_tscs.push(GuestTsc(guest_ticks).wrapping_add(offset.0));
     }
     let info = get(&vm, 0)?;
 
@@ -115,8 +116,8 @@ fn migration(host: &Host) -> Result<()> {
         let (_, scale) = offset_and_scale(&fd)?;
         // CAST: mod 2^64, as TSC values are.
         let advanced = guest_tsc.wrapping_add(ticks as u64);
-        let offset = advanced.wrapping_sub(scaled(here.host_tsc, scale));
-        set_tsc_offset(&fd, offset).context("KVM_VCPU_TSC_OFFSET")?;
+        let offset = advanced.wrapping_sub(scaled(HostTsc(here.host_tsc), scale));
+        set_tsc_offset(&fd, TscOffset(offset.0)).context("KVM_VCPU_TSC_OFFSET")?;
     }
     // (8): it succeeds, so (9) is not needed.
     set(&vm, 0, &info)?;

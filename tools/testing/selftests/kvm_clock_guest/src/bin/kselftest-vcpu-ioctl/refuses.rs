@@ -128,14 +128,14 @@ fn edited(host: &Host, errno: i32, edit: Edit) -> Result<()> {
 fn ahead(host: &Host) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let now = get(&vm, 0)?;
-    let guest_tsc = || -> Result<u64> {
+    let guest_tsc = || -> Result<GuestTsc> {
         let host_tsc = rdtsc_ordered();
-        Ok(host_tsc.wrapping_add(vm.tsc_offsets()?[0]))
+        Ok(GuestTsc(host_tsc.0).wrapping_add(vm.tsc_offsets()?[0].0))
     };
     let hour = u64::from(vm.tsc_khz()?) * 3_600_000;
     for ticks in [hour, 1 << 62, (1 << 63) - 1_000 * hour] {
         let info = TimeInfo {
-            tsc_timestamp: guest_tsc()?.wrapping_add(ticks),
+            tsc_timestamp: guest_tsc()?.wrapping_add(ticks).0,
             ..now
         };
         ensure_refused(&vm, libc::EINVAL, &info).with_context(|| format!("{ticks} ahead"))?;
@@ -143,7 +143,7 @@ fn ahead(host: &Host) -> Result<()> {
     // The TSC has this value at the time of the call, or had it long before.
     for ticks in [0, hour, (1 << 63) - 1_000 * hour] {
         let info = TimeInfo {
-            tsc_timestamp: guest_tsc()?.wrapping_sub(ticks),
+            tsc_timestamp: guest_tsc()?.wrapping_sub(ticks).0,
             ..now
         };
         ensure_accepted(&vm, &info).with_context(|| format!("{ticks} behind"))?;

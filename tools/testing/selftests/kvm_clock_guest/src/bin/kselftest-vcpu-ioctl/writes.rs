@@ -106,12 +106,13 @@ fn apart(host: &Host, index: usize) -> Result<()> {
     let vm = derived(&host.kvm, VCPUS)?;
     let info = an_hour_ahead(get(&vm, 0)?);
     let first = vm.tsc_offsets()?[0];
-    vm.set_tsc_offset(1, first.wrapping_add_signed(AHEAD))?;
+    // CAST: mod 2^64.
+    vm.set_tsc_offset(1, first.wrapping_add(AHEAD as u64))?;
     run_a_little(&vm)?;
 
     let offsets = vm.tsc_offsets()?;
     let of_vcpu = |vcpu: usize| {
-        let ticks = offsets[vcpu].wrapping_sub(first);
+        let ticks = offsets[vcpu].since(first);
         TimeInfo {
             tsc_timestamp: info.tsc_timestamp.wrapping_add(ticks),
             flags: 0,

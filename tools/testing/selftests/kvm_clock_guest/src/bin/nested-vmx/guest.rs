@@ -158,14 +158,14 @@ impl Nested<'_> {
         self.load(L2_ROUNDS)
     }
 
-    /// L1's TSC (ticks) just before it entered L2.
-    pub(crate) fn entry_tsc(&self) -> u64 {
-        self.load(ENTRY_TSC)
+    /// L1's TSC just before it entered L2.
+    pub(crate) fn entry_tsc(&self) -> GuestTsc {
+        GuestTsc(self.load(ENTRY_TSC))
     }
 
-    /// L1's TSC (ticks) just after L2 exited, and the exit reason.
-    pub(crate) fn exit(&self) -> Option<(u64, u64)> {
-        (self.load(EXITS) != 0).then(|| (self.load(EXIT_TSC), self.load(EXIT_REASON)))
+    /// L1's TSC just after L2 exited, and the exit reason.
+    pub(crate) fn exit(&self) -> Option<(GuestTsc, u64)> {
+        (self.load(EXITS) != 0).then(|| (GuestTsc(self.load(EXIT_TSC)), self.load(EXIT_REASON)))
     }
 
     /// The last field that L1 wrote.

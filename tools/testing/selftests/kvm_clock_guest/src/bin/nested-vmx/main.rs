@@ -23,11 +23,10 @@ use kvm_clock_guest_selftests::{
     wait::wait_for_guest,
 };
 use kvm_ioctls::Cap;
-use pvclock::tsc::is_ahead;
 use vmx::{EXIT_PREEMPTION_TIMER, MSR_FEATURE_CONTROL, TIMER_SHIFT};
 
-/// L1's initial TSC, ticks: minutes ahead of a new VM's.
-const TSC: u64 = 1 << 38;
+/// L1's initial TSC: minutes ahead of a new VM's.
+const TSC: GuestTsc = GuestTsc(1 << 38);
 /// How long the guest may take to enter L2, and to leave it at the deadline.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -94,8 +93,8 @@ fn requirements() -> Result<Kvm> {
 struct InL2 {
     vm: Vm,
     khz: u64,
-    /// L1's TSC (ticks) at which L2 must exit.
-    deadline: u64,
+    /// L1's TSC at which L2 must exit.
+    deadline: GuestTsc,
 }
 
 impl InL2 {
@@ -104,7 +103,7 @@ impl InL2 {
         let vm = VmBuilder::new(kvm, 1)
             .guest(Guest::Code(guest::code()))
             .build()?;
-        set_msr(&vm.vcpus()[0].fd(), MSR_IA32_TSC, TSC)?;
+        set_msr(&vm.vcpus()[0].fd(), MSR_IA32_TSC, TSC.0)?;
         let khz = u64::from(vm.tsc_khz()?);
         // CAST: some seconds.
         let ticks = (seconds * 1000.0) as u64 * khz;
@@ -116,7 +115,7 @@ impl InL2 {
         vm.stop()?;
         let deadline = deadline(&vm)?;
         note!("L2 made {} rounds", nested.l2_rounds());
-        let late = deadline.wrapping_sub(nested.entry_tsc() + ticks);
+        let late = deadline.since(nested.entry_tsc().wrapping_add(ticks));
         // L1 and KVM need about 0.1 s to enter L2; and the timer's unit.
         // CAST: The sign of a difference mod 2^64 is the order.
         ensure!(
@@ -133,30 +132,30 @@ impl InL2 {
 
         let nested = Nested(&self.vm);
         let begin = tsc_writes::now(&self.vm, 0)?;
-        let expected = if is_ahead(begin, self.deadline) {
+        let expected = if begin.is_ahead_of(self.deadline) {
             begin
         } else {
             self.deadline
         };
         let ms = |ticks: u64| (ticks as i64) / self.khz as i64;
-        let patience = Duration::from_millis((expected - begin) / self.khz) + PATIENCE;
+        let patience = Duration::from_millis(expected.since(begin) / self.khz) + PATIENCE;
         self.vm.run()?;
         let exited = wait_for_guest(&self.vm, "L2 exits", patience, || nested.exit().is_some());
         exited.with_context(|| {
             format!(
                 "expected after {} ms; the deadline was {} ms ahead",
-                ms(expected.wrapping_sub(begin)),
-                ms(self.deadline.wrapping_sub(begin))
+                ms(expected.since(begin)),
+                ms(self.deadline.since(begin))
             )
         })?;
         let (tsc, reason) = nested.exit().context("no exit")?;
         self.vm.stop()?;
         ensure_eq_hex!(reason, EXIT_PREEMPTION_TIMER, "L2's exit reason");
         // CAST: The sign of a difference mod 2^64 is the order.
-        let late = tsc.wrapping_sub(expected) as i64;
+        let late = tsc.since(expected) as i64;
         let text = format!(
             "L2 exited {late} ticks late: {} ms",
-            ms(tsc.wrapping_sub(expected))
+            ms(tsc.since(expected))
         );
         note!("{text}");
         ensure!((0..=(LATE_MS * self.khz) as i64).contains(&late), "{text}");
@@ -164,8 +163,8 @@ impl InL2 {
     }
 }
 
-/// KVM's deadline (ticks of L1's TSC) for L2, in which the vCPU is stopped.
-fn deadline(vm: &Vm) -> Result<u64> {
+/// KVM's deadline, of L1's TSC, for L2, in which the vCPU is stopped.
+fn deadline(vm: &Vm) -> Result<GuestTsc> {
     let state = nested_state(vm, 0)?;
     // SAFETY: The kernel filled in the header of VMX, and any bits are valid for it.
     let header = unsafe { state.hdr.vmx };
@@ -176,7 +175,7 @@ fn deadline(vm: &Vm) -> Result<u64> {
         state.flags,
         header.flags
     );
-    Ok(header.preemption_timer_deadline << TIMER_SHIFT)
+    Ok(GuestTsc(header.preemption_timer_deadline << TIMER_SHIFT))
 }
 
 /// `mode_and_ns`: the mode of SET, and how much TAI passes in addition to the pause, ns.

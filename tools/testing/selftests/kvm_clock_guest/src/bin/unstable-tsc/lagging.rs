@@ -81,7 +81,7 @@ fn comes(vm: &Vm, vcpus: Range<usize>) -> Result<()> {
         let offsets = get_or_fall_back(vm)?.vcpus;
         let before = [kvm_ahead_of_raw(vm)?, get_ahead_of_raw(vm)?];
         let gone = cpu.go_offline()?;
-        host_module::set_last_host_tsc(vm, vcpus.clone(), rdtsc_ordered() + LAG)?;
+        host_module::set_last_host_tsc(vm, vcpus.clone(), rdtsc_ordered().wrapping_add(LAG))?;
         gone.come_back()?;
         let after = [kvm_ahead_of_raw(vm)?, get_ahead_of_raw(vm)?];
         for (ioctl, before, after) in [

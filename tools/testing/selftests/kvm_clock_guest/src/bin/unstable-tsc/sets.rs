@@ -36,14 +36,14 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     let first = clock.vcpus[0].tsc_offset;
     clock.vcpus[1].tsc_offset = first;
     // Some time before the anchor, because the check also evaluates the record before SET.
-    clock.header.record.tsc_timestamp = first
-        .wrapping_add(clock.header.host_tsc)
+    clock.header.record.tsc_timestamp = reference_transform(&clock)?
+        .guest_tsc(clock.header.host_tsc)
         .wrapping_sub(1 << 36);
     clock.header.record.system_time += HOUR_NS.unsigned_abs();
     clock.header.precision_ns = SAVED_NS;
     make_consistent(&mut clock);
     if mode != MODE_EXACT {
-        move_to_domain(&mut clock, 1 << 60);
+        move_to_domain(&mut clock, HostTsc(1 << 60));
     }
 
     let khz = u64::from(clock.header.host_tsc_khz);
@@ -60,7 +60,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     let (status, reported_status) = (set.header.status, reported.header.status);
     ensure_eq_hex!((status, reported_status), (0, 0), "statuses of SET and GET");
     let own_ns = i64::from(set.header.precision_ns) - i64::from(SAVED_NS);
-    let took_ns = i64::try_from((end - begin) * 1_000_000 / khz)? + 1;
+    let took_ns = i64::try_from(end.since(begin) * 1_000_000 / khz)? + 1;
     ensure!(
         (1..=2 * took_ns).contains(&own_ns),
         "SET reports {} ns, {SAVED_NS} ns of it saved, and took {took_ns} ns",
@@ -84,7 +84,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
             ..reference_transform(&clock)?
         };
         // CAST: the signed difference of values mod 2^64.
-        let error = transform.guest_tsc(begin).wrapping_sub(expected) as i64;
+        let error = transform.guest_tsc(begin).since(expected) as i64;
         ensure!(
             error.unsigned_abs() < tolerance,
             "mode {mode}: the error of a guest TSC is {error} ticks, tolerance {tolerance}"
@@ -114,12 +114,9 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     for bracketed in reading.vcpus.iter().flat_map(|vcpu| &vcpu.samples) {
         let [least, most] = [bracketed.host_before, bracketed.host_after]
             .map(|host_tsc| transform.guest_tsc(host_tsc));
-        let since = bracketed
-            .sample
-            .tsc
-            .wrapping_sub(least.wrapping_sub(tolerance));
+        let since = bracketed.sample.tsc.since(least.wrapping_sub(tolerance));
         ensure!(
-            since <= most.wrapping_sub(least) + 2 * tolerance,
+            since <= most.since(least) + 2 * tolerance,
             "the guest read TSC {}, expected {least} to {most}, tolerance {tolerance}",
             bracketed.sample.tsc
         );
