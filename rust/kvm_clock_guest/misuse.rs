@@ -12,6 +12,7 @@ use crate::{
     },
     pvclock::{
         abi::ClockGuest,
+        counter::HostTsc,
         tsc::TscTransform, //
     },
 };
@@ -19,7 +20,8 @@ use kernel::prelude::*;
 
 /// Compiles.
 #[cfg(misuse = "nothing")]
-fn nothing(vm: &Vm, record: &ClockGuest, transform: TscTransform) -> Result {
+fn nothing(vm: &Vm, record: &ClockGuest, transform: TscTransform, host_tsc: HostTsc) -> Result {
+    record.kvmclock_ns(transform.guest_tsc(host_tsc));
     let guard = vm.lock()?;
     let state = guard.read(0, None, false)?;
     let locked = guard.trylock_all_vcpus()?;
@@ -68,6 +70,12 @@ fn tscs_written_without_locked_vcpus(
 #[cfg(misuse = "E0616")]
 fn pointer_of_a_vm(vm: &Vm) {
     let _ = vm.0.get();
+}
+
+/// E0308: a host TSC where a guest TSC belongs.
+#[cfg(misuse = "E0308")]
+fn host_tsc_for_a_guest_tsc(record: &ClockGuest, host_tsc: HostTsc) -> u64 {
+    record.kvmclock_ns(host_tsc)
 }
 
 /// E0451: a guard without a lock.
