@@ -7,7 +7,8 @@
 //!
 //! Two functions make a guest clock; all else follows from them:
 //!
-//! - L1 guest TSC at host TSC `h`, [`tsc::TscTransform`]: `G(h) = ((h * ratio) >> frac_bits) + offset`,
+//! - L1 guest TSC at host TSC `h`, [`tsc::TscTransform`]: `G(h) = ((h * ratio) >> frac_bits) +
+//!   offset`,
 //! - kvmclock at guest TSC `g`, [`record`]:
 //!   `K(g) = system_time + (((g - tsc_timestamp) << shift) * mul >> 32)`.
 //!

@@ -213,8 +213,9 @@ pub fn plan(
 /// The factor that replaces the record's, if the request asks for the slope of a TSC of `rate` and
 /// the record has another.
 ///
-/// KVM's own factor stays, although KVM computes it from whole kHz: the guest had it before. Any other
-/// is replaced by that of the rate in Hz, as a scaled rate is up to 1 kHz above what KVM takes it for.
+/// KVM's own factor stays, although KVM computes it from whole kHz: the guest had it before. Any
+/// other is replaced by that of the rate in Hz, as a scaled rate is up to 1 kHz above what KVM
+/// takes it for.
 ///
 /// # Errors
 ///

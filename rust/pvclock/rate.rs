@@ -146,8 +146,8 @@ impl Factor {
         if !(-31..=31).contains(&self.shift) {
             return false;
         }
-        // The implied rate is 10^9 * 2^32 / (mul * 2^shift) Hz: both it and `hz`, times `mul`. These
-        // have at most 93 and 96 bits, so that the products below fit 116 and 128.
+        // The implied rate is 10^9 * 2^32 / (mul * 2^shift) Hz: both it and `hz`, times `mul`.
+        // These have at most 93 and 96 bits, so that the products below fit 116 and 128.
         let implied = u128::from(NSEC_PER_SEC) << (32 - i32::from(self.shift));
         let rate = u128::from(hz) * u128::from(self.mul);
         implied.abs_diff(rate) * PPM <= rate * u128::from(tolerance_ppm)
@@ -155,8 +155,8 @@ impl Factor {
 
     /// The factor KVM gives a guest of `hz` Hz; `None` for a rate of 0.
     ///
-    /// Mirrors `kvm_get_time_scale(NSEC_PER_SEC, hz)`, bit for bit: it must equal what KVM hands the
-    /// guest of an unpinned clock.
+    /// Mirrors `kvm_get_time_scale(NSEC_PER_SEC, hz)`, bit for bit: it must equal what KVM hands
+    /// the guest of an unpinned clock.
     pub const fn of_hz(hz: u64) -> Option<Self> {
         if hz == 0 {
             return None;

@@ -99,8 +99,8 @@ impl GetRequest {
     }
 }
 
-/// Validates a record, and returns it as SET pins it: the host counts its own versions, so `version`
-/// is cleared; of `flags`, [`abi::PVCLOCK_TSC_STABLE`] alone stays.
+/// Validates a record, and returns it as SET pins it: the host counts its own versions, so
+/// `version` is cleared; of `flags`, [`abi::PVCLOCK_TSC_STABLE`] alone stays.
 ///
 /// # Errors
 ///
@@ -185,8 +185,8 @@ impl SetRequest {
     ///
     /// # Errors
     ///
-    /// - [`Invalid::Vcpus`] unless `entries` names every one of `present` once and nothing else, the
-    ///   reference vCPU among them,
+    /// - [`Invalid::Vcpus`] unless `entries` names every one of `present` once and nothing else,
+    ///   the reference vCPU among them,
     /// - [`Invalid::Padding`], [`Invalid::Steal`],
     /// - [`Invalid::Inconsistent`] unless `guest_tsc` and `kvmclock_ns` are what the offset and the
     ///   record say at the anchor,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The ioctls of the kernel module `kvm_clock_guest` for VMMs that use [kvm-ioctls](kvm_ioctls). They
-//! save and restore the TSCs and the kvmclock of a whole VM in one operation.
+//! The ioctls of the kernel module `kvm_clock_guest` for VMMs that use [kvm-ioctls](kvm_ioctls).
+//! They save and restore the TSCs and the kvmclock of a whole VM in one operation.
 //!
 //! - [`clock_guest_cap`]: the features of this kernel,
 //! - [`get_vm_clock_guest`], [`set_vm_clock_guest`]: the clocks of a whole VM,
@@ -11,8 +11,8 @@
 //! - [`abi`]: structures and constants, and the evaluation of pvclock records,
 //! - [`bits`]: serde for the structures.
 //!
-//! `Documentation/virt/kvm/clock-guest.rst` describes the ioctls, their errors, and the order in which a
-//! VMM restores a guest; `samples/vmm` is a complete VMM.
+//! `Documentation/virt/kvm/clock-guest.rst` describes the ioctls, their errors, and the order in
+//! which a VMM restores a guest; `samples/vmm` is a complete VMM.
 //!
 //! # Example
 //!
@@ -47,8 +47,8 @@
 //! }
 //! ```
 //!
-//! Compute the clocks of a saved vCPU at any TSC value of the host that saved it, without KVM. (If the
-//! host scales, [`pvclock::tsc`] also applies the ratio.)
+//! Compute the clocks of a saved vCPU at any TSC value of the host that saved it, without KVM. (If
+//! the host scales, [`pvclock::tsc`] also applies the ratio.)
 //!
 //! ```
 //! use kvm_clock::{abi, counter::{GuestTsc, HostTsc, TscOffset}, VmClock};

@@ -15,8 +15,8 @@ use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ptr};
 /// # Safety
 ///
 /// If `arg` is writable, it points to a structure that begins with its own size; if the structure's
-/// `vcpus` is writable, it points to `nr_vcpus` entries. The kernel may write all of this during the
-/// call. (An address that is not writable gives `EFAULT`.)
+/// `vcpus` is writable, it points to `nr_vcpus` entries. The kernel may write all of this during
+/// the call. (An address that is not writable gives `EFAULT`.)
 pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
     // SAFETY: The caller allows the kernel's writes.
     check(unsafe { ioctl_with_mut_ptr(fd, KVM_GET_VM_CLOCK_GUEST.into(), arg) })

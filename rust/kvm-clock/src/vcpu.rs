@@ -63,8 +63,8 @@ pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
 ///
 /// Those of [`get_clock_guest`], and
 ///
-/// - `EINVAL`: padding is not 0, `mul` is below 2^31, `shift` is outside -31..=31, or `tsc_timestamp` is
-///   ahead of the vCPU's TSC.
+/// - `EINVAL`: padding is not 0, `mul` is below 2^31, `shift` is outside -31..=31, or
+///   `tsc_timestamp` is ahead of the vCPU's TSC.
 /// - `ERANGE`: the record's rate differs by more than 1 kHz from that of the vCPU's TSC.
 ///
 /// # Example

@@ -47,8 +47,8 @@ impl VmClock {
     }
 }
 
-/// Reads `KVM_CAP_VM_CLOCK_GUEST` of `vm`: a set of [`CAP_*`](pvclock::abi::CAP_EXACT) bits, 0 without
-/// the `kvm_clock_guest` module.
+/// Reads `KVM_CAP_VM_CLOCK_GUEST` of `vm`: a set of [`CAP_*`](pvclock::abi::CAP_EXACT) bits, 0
+/// without the `kvm_clock_guest` module.
 ///
 /// # Example
 ///
@@ -64,7 +64,8 @@ pub fn clock_guest_cap(vm: &VmFd) -> u32 {
     u32::try_from(bits).unwrap_or(0)
 }
 
-/// Reads the clocks of `vm`, all at one host TSC value. It changes nothing, and works while vCPUs run.
+/// Reads the clocks of `vm`, all at one host TSC value. It changes nothing, and works while vCPUs
+/// run.
 ///
 /// Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_EXACT`.
 ///
@@ -91,15 +92,15 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
     get(vm, 0)
 }
 
-/// As [`get_vm_clock_guest`], but without a master clock or a stable host TSC it reads KVM's clock, and
-/// `header.precision_ns` is the largest error of that.
+/// As [`get_vm_clock_guest`], but without a master clock or a stable host TSC it reads KVM's clock,
+/// and `header.precision_ns` is the largest error of that.
 ///
 /// Needs `KVM_CAP_VM_CLOCK_GUEST` with `CAP_FALLBACK`.
 ///
 /// # Errors
 ///
-/// Those of [`get_vm_clock_guest`], with `ENODATA` only if the vCPUs' TSCs run at different rates, or if
-/// there is no vCPU.
+/// Those of [`get_vm_clock_guest`], with `ENODATA` only if the vCPUs' TSCs run at different rates,
+/// or if there is no vCPU.
 ///
 /// # Example
 ///
@@ -152,14 +153,14 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// # Errors
 ///
 /// - `ENOTTY`: the `kvm_clock_guest` module is not loaded.
-/// - `EINVAL`: `clock` is malformed, or does not have every vCPU exactly once. A record with a `mul`
-///   below 2^31 is malformed, and so is a steal time above `i64::MAX` ns.
+/// - `EINVAL`: `clock` is malformed, or does not have every vCPU exactly once. A record with a
+///   `mul` below 2^31 is malformed, and so is a steal time above `i64::MAX` ns.
 /// - `EBUSY`: a vCPU is inside an ioctl, such as `KVM_RUN`.
-/// - `ENODATA`: the host TSC is not stable, and `FLAG_FALLBACK` is not set; or the vCPUs' TSCs run at
-///   different rates.
+/// - `ENODATA`: the host TSC is not stable, and `FLAG_FALLBACK` is not set; or the vCPUs' TSCs run
+///   at different rates.
 /// - `ERANGE`: the TSC rates differ by more than KVM's parameter `tsc_tolerance_ppm`, and
-///   `FLAG_ALLOW_RATE_MISMATCH` is not set; or the record's rate differs by more from that of the guest's
-///   TSC here, and `FLAG_RESLOPE` is not set.
+///   `FLAG_ALLOW_RATE_MISMATCH` is not set; or the record's rate differs by more from that of the
+///   guest's TSC here, and `FLAG_RESLOPE` is not set.
 /// - `ESTALE`: mode exact, but the anchor is ahead of this host's TSC.
 /// - `ETIME`: mode advance would move the guest backwards.
 /// - `EOPNOTSUPP`: the guest's TSC is protected from the host.

@@ -73,8 +73,8 @@ impl<T: ClockGuestOps> Registration<T> {
                     vm_ioctl: Some(Self::vm_ioctl),
                     vcpu_ioctl: Some(Self::vcpu_ioctl),
                 };
-                // SAFETY: The initializer may write to `slot`. It is pinned, and unregistered before
-                // it goes, see `drop()`; the functions are the code of their owner.
+                // SAFETY: The initializer may write to `slot`. It is pinned, and unregistered
+                // before it goes, see `drop()`; the functions are the code of their owner.
                 // INVARIANT: If this returns `Ok(())`, `slot` is registered.
                 to_result(unsafe {
                     slot.write(ops);
@@ -97,7 +97,8 @@ impl<T: ClockGuestOps> Registration<T> {
         ioctl: c_uint,
         argp: *mut c_void,
     ) -> c_int {
-        // SAFETY: KVM calls this with the VM of the file descriptor's vCPU, which outlives the call.
+        // SAFETY: KVM calls this with the VM of the file descriptor's vCPU, which outlives the
+        // call.
         let vm = unsafe { Vm::from_raw(kvm) };
         from_result(|| T::vcpu_ioctl(vm, index, ioctl, UserPtr::from_ptr(argp)))
     }

@@ -57,8 +57,8 @@ fn restore(file: &str) -> Result<()> {
     vcpus.try_for_each(|(before, after)| compare(before, after, saved.tsc_khz, precision_ns))
 }
 
-/// Prints the clocks of a vCPU before and after, and fails if the TSC has stepped, or kvmclock by more
-/// than `precision_ns`.
+/// Prints the clocks of a vCPU before and after, and fails if the TSC has stepped, or kvmclock by
+/// more than `precision_ns`.
 fn compare(before: &Reading, after: &Reading, tsc_khz: u32, precision_ns: u32) -> Result<()> {
     // CAST: The signed difference of values mod 2^64.
     let ns = |ticks: u64| i128::from(ticks as i64) * 1_000_000 / i128::from(tsc_khz);
@@ -66,8 +66,8 @@ fn compare(before: &Reading, after: &Reading, tsc_khz: u32, precision_ns: u32) -
     // In host time, which may be 500 ppm faster or slower than the TSC.
     let least = after.when.start.duration_since(before.when.end)?.as_nanos() as i128;
     let most = after.when.end.duration_since(before.when.start)?.as_nanos() as i128;
-    // kvmclock must be the same function of the TSC as before; or, without a stable host TSC, follow the
-    // host's time.
+    // kvmclock must be the same function of the TSC as before; or, without a stable host TSC,
+    // follow the host's time.
     let kvmclock = i128::from(after.record.kvmclock_ns(after.tsc));
     let off = kvmclock - i128::from(before.record.kvmclock_ns(after.tsc));
     // The rates of KVM's timer and of the TSC differ, so a timer may fire early.

@@ -29,7 +29,8 @@ pub(crate) struct Snapshot {
     pub(crate) readings: Vec<Reading>,
 }
 
-/// Other guests have more state, e.g. FPU, pending events, halted vCPUs: restore it with the registers.
+/// Other guests have more state, e.g. FPU, pending events, halted vCPUs: restore it with the
+/// registers.
 #[derive(Serialize, Deserialize)]
 struct Vcpu {
     regs: kvm_regs,
@@ -59,9 +60,9 @@ impl Snapshot {
         Ok(Self {
             boot_id: fs::read_to_string(BOOT_ID)?,
             tsc_khz: vm.vcpus[0].get_tsc_khz()?,
-            // One call for all vCPUs. All values are as of one host TSC, which they include, so it does not
-            // matter how long after the stop this is called. If the host TSC is not stable, it reports the
-            // precision of the values.
+            // One call for all vCPUs. All values are as of one host TSC, which they include, so it
+            // does not matter how long after the stop this is called. If the host TSC is not
+            // stable, it reports the precision of the values.
             clock: get_vm_clock_guest_or_fall_back(&vm.fd).context("KVM_GET_VM_CLOCK_GUEST")?,
             memory: words.collect(),
             vcpus: vm.vcpus.iter().map(Vcpu::save).collect::<Result<_>>()?,
@@ -79,7 +80,8 @@ impl Snapshot {
         // 1. Create a VM with the guest's TSC rate, and vCPUs with the saved IDs.
         let vm = Vm::new(Some(self.tsc_khz))?;
 
-        // 2. Restore memory, registers and MSRs. Memory first: an MSR makes KVM write records to it.
+        // 2. Restore memory, registers and MSRs. Memory first: an MSR makes KVM write records to
+        //    it.
         let words = MEMORY.0.iter().zip(&self.memory);
         words.for_each(|(word, &saved)| word.store(saved, Ordering::Relaxed));
         for (vcpu, saved) in vm.vcpus.iter().zip(&self.vcpus) {
@@ -90,9 +92,9 @@ impl Snapshot {
 
         // 3. Restore the clocks, after all calls that change them: KVM_SET_TSC_KHZ, MSR_IA32_TSC,
         //    KVM_VCPU_TSC_OFFSET, KVM_SET_CLOCK. If the host's TSC has counted since the save, mode
-        //    exact restores offsets and record bit for bit. On another host, mode advance continues the
-        //    TSC by the elapsed time of the two hosts' clocks. (A TSC also counts over a kexec, which
-        //    changes the boot ID: a VMM may use mode exact if it knows that.)
+        //    exact restores offsets and record bit for bit. On another host, mode advance continues
+        //    the TSC by the elapsed time of the two hosts' clocks. (A TSC also counts over a kexec,
+        //    which changes the boot ID: a VMM may use mode exact if it knows that.)
         let same_boot = fs::read_to_string(BOOT_ID)? == self.boot_id;
         let mut clock = self.clock.clone();
         clock.header.mode = [MODE_ADVANCE, MODE_EXACT][usize::from(same_boot)];
@@ -101,8 +103,8 @@ impl Snapshot {
         set_vm_clock_guest(&vm.fd, &mut clock).context("KVM_SET_VM_CLOCK_GUEST")?;
 
         for (vcpu, saved) in vm.vcpus.iter().zip(&self.vcpus) {
-            // 4. Restore timers, which KVM compares with the guest's TSC. The LAPIC first: KVM ignores
-            //    a deadline while its timer is not in TSC-deadline mode.
+            // 4. Restore timers, which KVM compares with the guest's TSC. The LAPIC first: KVM
+            //    ignores a deadline while its timer is not in TSC-deadline mode.
             vcpu.set_lapic(&saved.lapic)?;
             set_msrs(vcpu, &saved.tsc_deadline)?;
             // 5. Keep the guest's watchdogs from reporting the pause as a lockup.

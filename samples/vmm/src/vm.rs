@@ -93,14 +93,15 @@ impl Vm {
         Ok(())
     }
 
-    /// Runs one vCPU after the other until it has read its clocks; all are stopped before and after.
+    /// Runs one vCPU after the other until it has read its clocks; all are stopped before and
+    /// after.
     pub(crate) fn read_clocks(&mut self) -> Result<Vec<Reading>> {
         let read = |(page, vcpu): (&[AtomicU64], &mut VcpuFd)| {
             let entered = SystemTime::now();
             let exit = vcpu.run()?;
             ensure!(matches!(exit, VcpuExit::IoOut(0, _)), "{exit:?}");
-            // KVM completes the OUT, which updates the registers, when KVM_RUN is entered again; with
-            // this flag it then returns at once.
+            // KVM completes the OUT, which updates the registers, when KVM_RUN is entered again;
+            // with this flag it then returns at once.
             vcpu.set_kvm_immediate_exit(1);
             let stopped = vcpu.run().is_err_and(|e| e.errno() == libc::EINTR);
             ensure!(stopped, "the vCPU does not stop");

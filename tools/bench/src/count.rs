@@ -6,8 +6,8 @@ use anyhow::{ensure, Result};
 use clockguest::host::rdtsc_ordered;
 use std::arch::asm;
 
-/// The ticks that `work` takes: the minimum of `repeat` rounds, as interrupts only add to it. `prepare`
-/// precedes each round, and is not counted.
+/// The ticks that `work` takes: the minimum of `repeat` rounds, as interrupts only add to it.
+/// `prepare` precedes each round, and is not counted.
 pub(crate) fn minimum<T>(
     repeat: u32,
     of: &mut T,

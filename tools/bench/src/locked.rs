@@ -23,8 +23,8 @@ impl LockedTime {
         Ok(Self(probes))
     }
 
-    /// Instructions from locking the first vCPU to unlocking the first one during `work`; `None` if none was
-    /// locked.
+    /// Instructions from locking the first vCPU to unlocking the first one during `work`; `None` if
+    /// none was locked.
     pub(crate) fn during(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<u64>> {
         self.0.clear()?;
         work()?;

@@ -24,11 +24,11 @@ Exit status:
   1  failed
   2  wrong usage";
 
-/// Counts the instructions for saving and restoring a guest's clocks, and the cost for a guest that does not
-/// use the interface
+/// Counts the instructions for saving and restoring a guest's clocks, and the cost for a guest that
+/// does not use the interface
 ///
-/// This needs a host whose TSC counts its instructions, as QEMU's does with `-icount shift=0`; `make bench`
-/// provides one.
+/// This needs a host whose TSC counts its instructions, as QEMU's does with `-icount shift=0`;
+/// `make bench` provides one.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_STATUS)]
 struct Cli {

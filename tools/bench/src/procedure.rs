@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The procedures to save and restore the clocks of a VM, each as efficient as a VMM can make it: all
-//! descriptors and buffers exist before.
+//! The procedures to save and restore the clocks of a VM, each as efficient as a VMM can make it:
+//! all descriptors and buffers exist before.
 
 use crate::vm::Vm;
 use anyhow::{Context, Result};
@@ -20,8 +20,8 @@ use serde::Serialize;
 pub(crate) enum Procedure {
     /// KVM_GET_VM_CLOCK_GUEST and KVM_SET_VM_CLOCK_GUEST.
     Atomic,
-    /// The same per vCPU, as proposed on the kernel list: KVM_VCPU_TSC_OFFSET, and KVM_GET_CLOCK_GUEST or
-    /// KVM_SET_CLOCK_GUEST.
+    /// The same per vCPU, as proposed on the kernel list: KVM_VCPU_TSC_OFFSET, and
+    /// KVM_GET_CLOCK_GUEST or KVM_SET_CLOCK_GUEST.
     PerVcpu,
     /// The kernel's documented procedure.
     Documented,

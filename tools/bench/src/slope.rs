@@ -2,8 +2,8 @@
 
 //! The cost of another vCPU.
 
-/// The slope of the least-squares line through `points` (vCPUs, instructions); `None` with fewer than two
-/// different numbers of vCPUs.
+/// The slope of the least-squares line through `points` (vCPUs, instructions); `None` with fewer
+/// than two different numbers of vCPUs.
 pub(crate) fn slope(points: &[(u32, u64)]) -> Option<f64> {
     // CAST: Counts are far below 2^53.
     let points: Vec<_> = points

@@ -53,8 +53,8 @@ struct Count {
     vcpus: u32,
     instructions: u64,
     syscalls: u64,
-    /// Instructions with vCPUs locked. Procedures with several calls count fully, as no vCPU may run in
-    /// between.
+    /// Instructions with vCPUs locked. Procedures with several calls count fully, as no vCPU may
+    /// run in between.
     locked: u64,
 }
 

@@ -18,9 +18,9 @@ use std::path::PathBuf;
 /// Measures the clock errors of saving and restoring a KVM guest, from the guest's own readings
 ///
 /// The guest is a few dozen instructions that read the TSC and the pvclock page in a tight loop on
-/// every vCPU. The program stops it, saves its clocks with a method, and restores them: in the same VM,
-/// in another process, on another host, or under another kernel. It then compares the guest's clocks
-/// with the values that they would have had without the interruption.
+/// every vCPU. The program stops it, saves its clocks with a method, and restores them: in the same
+/// VM, in another process, on another host, or under another kernel. It then compares the guest's
+/// clocks with the values that they would have had without the interruption.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -86,9 +86,9 @@ pub(crate) enum Command {
 
     /// Pause a running guest repeatedly, and show the current errors of its clocks in one line
     ///
-    /// On a terminal, the line is rewritten; otherwise, each cycle has its own line. Ctrl-C or --cycles ends
-    /// the program, which then prints a summary. The errors are of the last cycle, and, in parentheses, in
-    /// total since the guest started.
+    /// On a terminal, the line is rewritten; otherwise, each cycle has its own line. Ctrl-C or
+    /// --cycles ends the program, which then prints a summary. The errors are of the last cycle,
+    /// and, in parentheses, in total since the guest started.
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS]))]
     Watch(Watch),
 

@@ -69,8 +69,8 @@ impl Demo {
         self.failed().is_none()
     }
 
-    /// The first failed run. Without a stable host TSC, a legacy method may fail: it has no host TSC
-    /// to relate to.
+    /// The first failed run. Without a stable host TSC, a legacy method may fail: it has no host
+    /// TSC to relate to.
     fn failed(&self) -> Option<&Summary> {
         let precise = self.summaries().all(|s| s.precision_ns_max == 0);
         self.summaries()

@@ -2,8 +2,9 @@
 
 //! The sections below the options in `--help` and the man pages.
 //!
-//! Each text consists of sections: a heading that ends in a colon, and indented lines. The lines are
-//! paragraphs, definitions (`term  text`, with further lines indented deeper) or commands (`$ command`);
+//! Each text consists of sections: a heading that ends in a colon, and indented lines. The lines
+//! are paragraphs, definitions (`term  text`, with further lines indented deeper) or commands (`$
+//! command`);
 //! [`crate::man`] parses them.
 
 pub(crate) const EXIT_STATUS: &str = "\

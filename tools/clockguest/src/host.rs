@@ -101,8 +101,8 @@ pub fn rdtsc_ordered() -> HostTsc {
     }
 }
 
-/// KVM's module parameter `tsc_tolerance_ppm` (parts per million), or its default: KVM does not scale a
-/// guest's TSC whose rate is this close to the host's.
+/// KVM's module parameter `tsc_tolerance_ppm` (parts per million), or its default: KVM does not
+/// scale a guest's TSC whose rate is this close to the host's.
 pub fn tsc_tolerance_ppm() -> u32 {
     fs::read_to_string("/sys/module/kvm/parameters/tsc_tolerance_ppm")
         .ok()

@@ -107,7 +107,7 @@ impl Info {
         };
         let tai = |offset| format!("{offset} s");
         let mut text = String::new();
-        let mut line = |name: &str, value: String| text += &format!("{name:20}{value}\n");
+        let mut line = |name: &str, value: String| text += &format!("{name:24}{value}\n");
         line("kernel", self.kernel.clone());
         line(
             "/dev/kvm",
@@ -177,6 +177,8 @@ fn cap_names(cap: u32) -> Vec<String> {
         (abi::CAP_FREEZE, "freeze"),
         (abi::CAP_FALLBACK, "fallback"),
         (abi::CAP_VCPU, "vcpu"),
+        (abi::CAP_RESLOPE, "reslope"),
+        (abi::CAP_STEAL, "steal"),
     ];
     let mut names = Vec::new();
     let mut rest = cap;
@@ -214,6 +216,7 @@ mod tests {
         assert!(cap_names(0).is_empty());
         assert_eq!(cap_names(0b111), ["exact", "advance", "freeze"]);
         assert_eq!(cap_names(0b11000), ["fallback", "vcpu"]);
-        assert_eq!(cap_names(0b10_0001), ["exact", "0x20"]);
+        assert_eq!(cap_names(0b110_0000), ["reslope", "steal"]);
+        assert_eq!(cap_names(0b1000_0001), ["exact", "0x80"]);
     }
 }

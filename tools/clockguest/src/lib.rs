@@ -21,8 +21,8 @@
 //!
 //! # Example
 //!
-//! The same as `clockguest cycle --scenario pause --method legacy-msr --cycles 5`. It needs KVM; the
-//! examples of [`measure::compare`] and [`stream`] do not.
+//! The same as `clockguest cycle --scenario pause --method legacy-msr --cycles 5`. It needs KVM;
+//! the examples of [`measure::compare`] and [`stream`] do not.
 //!
 //! ```no_run
 //! use clockguest::{method::Method, progress::Progress, scenario};

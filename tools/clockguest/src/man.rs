@@ -30,7 +30,8 @@ pub(crate) struct ManPages {
     pub(crate) date: String,
 }
 
-/// The page of a subcommand, or of the program itself, with `date`; `None` if the subcommand is unknown.
+/// The page of a subcommand, or of the program itself, with `date`; `None` if the subcommand is
+/// unknown.
 pub(crate) fn page<C: CommandFactory>(subcommand: Option<&str>, date: &str) -> Option<String> {
     let program = built::<C>();
     let command = match subcommand {

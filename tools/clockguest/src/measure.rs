@@ -2,19 +2,21 @@
 
 //! Clock errors, computed from the guest's own readings.
 //!
-//! Before a cycle, a vCPU has a TSC transform, which is the offset and scaling ratio that KVM reports,
-//! and the pvclock record that the guest read last. After the cycle, the guest reads TSC `g` and
-//! kvmclock `k`. With `G(h)` the guest TSC at host TSC `h`, and `K(g)` the record's kvmclock at `g`:
+//! Before a cycle, a vCPU has a TSC transform, which is the offset and scaling ratio that KVM
+//! reports, and the pvclock record that the guest read last. After the cycle, the guest reads TSC
+//! `g` and kvmclock `k`. With `G(h)` the guest TSC at host TSC `h`, and `K(g)` the record's
+//! kvmclock at `g`:
 //!
 //! - the host TSC of the reading is the `h` with `G_after(h) = g`,
 //! - TSC error = `g - G_before(h)`, in ticks,
 //! - kvmclock error = `k - K_before(G_before(h))`, in ns,
 //! - skew = `k - K_before(g)`, in ns: the shift of kvmclock against the TSC.
 //!
-//! All three are 0 if nothing touches the clocks. Between hosts, the `h` of `G_before(h)` is the TSC of
-//! the source at the same moment, see [`compare_across`]. `G_after` is verified: the host reads its own
-//! TSC before and after the guest's reading, and `g` must lie between the values of `G_after` for both.
-//! So is `k`: it must be the kvmclock of the record that the guest read, at `g`.
+//! All three are 0 if nothing touches the clocks. Between hosts, the `h` of `G_before(h)` is the
+//! TSC of the source at the same moment, see [`compare_across`]. `G_after` is verified: the host
+//! reads its own TSC before and after the guest's reading, and `g` must lie between the values of
+//! `G_after` for both. So is `k`: it must be the kvmclock of the record that the guest read, at
+//! `g`.
 
 use crate::guest::{Backwards, Sample};
 use pvclock::{
@@ -83,7 +85,8 @@ pub struct Reading {
     pub host_run: HostTsc,
     /// Host TSC right after the last vCPU stopped.
     pub host_stop: HostTsc,
-    /// The precision that the kernel reports for the clocks saved at the stop, ns; 0 if exact or unknown.
+    /// The precision that the kernel reports for the clocks saved at the stop, ns; 0 if exact or
+    /// unknown.
     #[serde(default)]
     pub precision_ns: u32,
 }

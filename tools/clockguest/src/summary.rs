@@ -68,8 +68,8 @@ pub struct Summary {
     pub backwards_steps: u64,
     /// Steps back by kind.
     pub backwards: Backwards,
-    /// The first failure: inconsistent readings, a failed call, a dead process; or any clock error of an
-    /// exact method.
+    /// The first failure: inconsistent readings, a failed call, a dead process; or any clock error
+    /// of an exact method.
     pub first_error: Option<String>,
     /// The individual cycles.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -234,8 +234,8 @@ impl Summary {
             && self.backwards_steps == 0
     }
 
-    /// Whether the run is exact; or, without a stable host TSC, the guest's TSC is exact. The guest's
-    /// kvmclock then follows the host's time with the precision that the kernel reports.
+    /// Whether the run is exact; or, without a stable host TSC, the guest's TSC is exact. The
+    /// guest's kvmclock then follows the host's time with the precision that the kernel reports.
     fn is_as_good_as_reported(&self) -> bool {
         self.is_exact()
             || self.precision_ns_max != 0

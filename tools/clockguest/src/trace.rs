@@ -42,8 +42,8 @@ impl Event {
 }
 
 impl Kprobes {
-    /// Sets probes, each with its name and the parts of its `kprobe_events` line before and after the name:
-    /// `p` or `r`, then function and fields.
+    /// Sets probes, each with its name and the parts of its `kprobe_events` line before and after
+    /// the name: `p` or `r`, then function and fields.
     ///
     /// # Errors
     ///

@@ -134,8 +134,8 @@ fn rates(input: &Input) {
     );
 }
 
-/// Panics unless `record`, moved so that it is not ahead of `tsc`, reads the same at its timestamp and
-/// `later` (ticks).
+/// Panics unless `record`, moved so that it is not ahead of `tsc`, reads the same at its timestamp
+/// and `later` (ticks).
 pub(crate) fn moved(record: &ClockGuest, tsc: GuestTsc, later: &[u64]) {
     let step = reference::exact_step(record);
     assert_eq!(1 << record.exact_step_log2(), step, "{record:x?}");

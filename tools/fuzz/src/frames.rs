@@ -32,8 +32,8 @@ pub(crate) fn with_checksums(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The stream of the frames in `text`: a line has the number of a frame's kind, and then its payload, or
-/// the length of the memory in bytes.
+/// The stream of the frames in `text`: a line has the number of a frame's kind, and then its
+/// payload, or the length of the memory in bytes.
 pub(crate) fn stream_of(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut writer = Writer::new(&mut out, SESSION);

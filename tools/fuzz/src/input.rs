@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! From a fuzzer's bytes to numbers: unchanged, so that a mutation of the bytes is one of the numbers.
+//! From a fuzzer's bytes to numbers: unchanged, so that a mutation of the bytes is one of the
+//! numbers.
 
 use pvclock::{abi::ClockGuest, tsc::Scale};
 use zerocopy::{FromBytes, IntoBytes};

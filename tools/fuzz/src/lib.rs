@@ -9,8 +9,9 @@
 //! - [`migration()`] reads the messages in them, and computes what a host does before it calls KVM,
 //! - [`update_file()`] reads the file of a live update.
 //!
-//! A target panics if something is wrong. `fuzz_targets/` makes fuzzers of the targets, `tools/fuzz/run`
-//! runs these, and `cargo test` replays `corpus/` and `regressions/` with `tests/replay.rs`.
+//! A target panics if something is wrong. `fuzz_targets/` makes fuzzers of the targets,
+//! `tools/fuzz/run` runs these, and `cargo test` replays `corpus/` and `regressions/` with
+//! `tests/replay.rs`.
 
 // The guest and its saved state are x86.
 #![cfg(target_arch = "x86_64")]

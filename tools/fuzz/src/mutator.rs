@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Replaces numbers in a text: a fuzzer that changes single bytes hardly ever makes one that matters.
+//! Replaces numbers in a text: a fuzzer that changes single bytes hardly ever makes one that
+//! matters.
 
 /// The smallest and largest numbers of 8 to 64 bits, and times and ticks that a host may have.
 const NUMBERS: &[&str] = &[

@@ -71,8 +71,8 @@ pub fn plan(bytes: &[u8]) {
     }
 }
 
-/// Gives `record`, for some values of `which`, KVM's own factor for a rate of `here` or one near it:
-/// random factors hardly ever are.
+/// Gives `record`, for some values of `which`, KVM's own factor for a rate of `here` or one near
+/// it: random factors hardly ever are.
 fn near_rate(record: &mut ClockGuest, which: u32, here: GuestRate) {
     let own = reference::own_factor(here).filter(|own| which % 2 == 1 && own.shift >= -31);
     if let Some(own) = own {
@@ -179,8 +179,8 @@ impl Case {
         assert_eq!(unpinned_ns, saturated(sum), "{self:x?}");
     }
 
-    /// Panics unless kvmclock with another slope begins at its value at the anchor, plus the time that
-    /// the mode adds.
+    /// Panics unless kvmclock with another slope begins at its value at the anchor, plus the time
+    /// that the mode adds.
     fn ensure_continued(&self, plan: &Plan, offset: TscOffset) {
         let saved = &self.request.saved;
         let (host_tsc, elapsed_ns) = match self.request.mode {
@@ -198,8 +198,8 @@ impl Case {
         assert_eq!(ns, elapsed_ns, "{self:x?}");
     }
 
-    /// The factor of the TSC here, if the request asks for it and the record's is neither that nor KVM's
-    /// own.
+    /// The factor of the TSC here, if the request asks for it and the record's is neither that nor
+    /// KVM's own.
     fn other_factor(&self) -> Option<Factor> {
         let (factor, rate) = (self.request.saved.record.factor(), self.rate()?);
         let (own, exact) = (reference::own_factor(rate)?, reference::exact_factor(rate)?);

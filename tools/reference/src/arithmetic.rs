@@ -102,8 +102,8 @@ pub fn hz(rate: GuestRate) -> u64 {
     ticks(rate, NSEC_PER_SEC).unwrap_or(u64::MAX)
 }
 
-/// The factor that KVM gives a guest of this rate, of whole kHz and at least 1; `None` if these exceed
-/// 64 bits as Hz.
+/// The factor that KVM gives a guest of this rate, of whole kHz and at least 1; `None` if these
+/// exceed 64 bits as Hz.
 pub fn own_factor(rate: GuestRate) -> Option<Factor> {
     let khz = scaled(rate.scale, rate.host_khz.into()).max(1);
     khz.checked_mul(1000).and_then(factor_of_hz)
@@ -128,8 +128,8 @@ pub fn precision_ns(read_window: u64, khz: u32) -> u32 {
     u32::try_from(ns).unwrap_or(u32::MAX)
 }
 
-/// The fewest ticks, of those that are a power of 2, in which the time of `record` is a whole number
-/// of ns and its shift drops no bit. `mul` must not be 0, nor `shift` outside -31..=31.
+/// The fewest ticks, of those that are a power of 2, in which the time of `record` is a whole
+/// number of ns and its shift drops no bit. `mul` must not be 0, nor `shift` outside -31..=31.
 pub fn exact_step(record: &ClockGuest) -> u64 {
     let ns = BigUint::from(record.tsc_to_system_mul);
     let is_whole = |bits: &i32| {

@@ -5,7 +5,8 @@
 //! - [`arithmetic`] computes with integers that have no width, so that no step can overflow,
 //! - [`rules`] lists all the rules that a request breaks, in no order.
 //!
-//! Both are written from the ABI's documentation. They share types with `rust/pvclock`, and no code.
+//! Both are written from the ABI's documentation. They share types with `rust/pvclock`, and no
+//! code.
 
 pub mod arithmetic;
 pub mod rules;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The rules of `Documentation/virt/kvm/clock-guest.rst` for the arguments of GET and SET: each rule by
-//! itself, in no order.
+//! The rules of `Documentation/virt/kvm/clock-guest.rst` for the arguments of GET and SET: each
+//! rule by itself, in no order.
 
 use crate::arithmetic;
 use pvclock::{

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Times a round of all inputs, for ours and then for the kernel's; `run` computes the time of a call.
+//! Times a round of all inputs, for ours and then for the kernel's; `run` computes the time of a
+//! call.
 
 use bench_arithmetic::{conversions::CONVERSIONS, inputs::Input};
 use criterion::{criterion_group, criterion_main, Criterion};

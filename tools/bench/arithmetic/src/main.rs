@@ -2,8 +2,8 @@
 
 //! Checks the conversions, or calls each for callgrind; see `run`.
 //!
-//! - `check`: compares ours with the kernel's for 100,000 inputs; exit status 1 if two differ, or one
-//!   of ours fails or allocates. Prints the number of inputs.
+//! - `check`: compares ours with the kernel's for 100,000 inputs; exit status 1 if two differ, or
+//!   one of ours fails or allocates. Prints the number of inputs.
 //! - `list`: prints id, name and the kernel's name of each, separated by tabs.
 //! - `call`: calls each once for each input to measure.
 

@@ -23,8 +23,8 @@ clockguest_guest_start:
     mov r12, rdi
     mov r13, rsi
 
-    // The first vCPU initialises the shared maximum of the TSC, and each vCPU its own previous value:
-    // the TSC may start anywhere. kvmclock starts at 0.
+    // The first vCPU initialises the shared maximum of the TSC, and each vCPU its own previous
+    // value: the TSC may start anywhere. kvmclock starts at 0.
     lfence
     rdtsc
     shl rdx, 32
@@ -82,8 +82,8 @@ clockguest_guest_start:
     inc rax
     mov [r12 + {AREA_COUNT}], rax
 
-    // Compares modular counters. A step back also moves the maximum back, so that it is counted once,
-    // and not until the clock has caught up.
+    // Compares modular counters. A step back also moves the maximum back, so that it is counted
+    // once, and not until the clock has caught up.
     .macro clockguest_check value, previous, seen, maximum, own, cross
     mov rax, \value
     sub rax, \previous
@@ -170,8 +170,8 @@ extern "C" {
 pub fn bytes() -> &'static [u8] {
     let start = &raw const clockguest_guest_start;
     let end = &raw const clockguest_guest_end;
-    // SAFETY: The assembly block above defines both symbols in this order in one section, and nothing
-    // writes the bytes between them.
+    // SAFETY: The assembly block above defines both symbols in this order in one section, and
+    // nothing writes the bytes between them.
     unsafe { between(start, end) }
 }
 
@@ -179,8 +179,8 @@ pub fn bytes() -> &'static [u8] {
 ///
 /// # Safety
 ///
-/// `start` and `end` are in one section of this program, in this order, and nothing writes the bytes
-/// between them.
+/// `start` and `end` are in one section of this program, in this order, and nothing writes the
+/// bytes between them.
 pub unsafe fn between(start: *const u8, end: *const u8) -> &'static [u8] {
     // SAFETY: The caller ensures it; a program's sections are initialised and always valid.
     unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }

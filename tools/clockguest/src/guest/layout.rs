@@ -51,8 +51,8 @@ pub const SHARED_MAX_TSC: usize = 0;
 /// In the shared page: highest kvmclock (ns) that any vCPU read; on a cache line of its own.
 pub const SHARED_MAX_NS: usize = 64;
 
-/// In the sample area: the number of published samples, written last: it marks the complete slots of
-/// the ring.
+/// In the sample area: the number of published samples, written last: it marks the complete slots
+/// of the ring.
 pub const AREA_COUNT: usize = 0;
 /// In the sample area: how often the TSC was below the vCPU's own previous reading.
 pub const AREA_OWN_TSC: usize = 8;

@@ -143,8 +143,8 @@ impl<'a> VcpuView<'a> {
         }
     }
 
-    /// The samples in the ring, oldest first. While the vCPU runs, samples that it overwrites meanwhile
-    /// are left out.
+    /// The samples in the ring, oldest first. While the vCPU runs, samples that it overwrites
+    /// meanwhile are left out.
     pub fn ring(&self) -> Vec<Sample> {
         let count = self.count();
         let oldest = count.saturating_sub(layout::RING_LEN as u64);

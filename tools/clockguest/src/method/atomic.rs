@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The clocks of the whole VM, saved and restored with one ioctl each of the `kvm_clock_guest` module.
+//! The clocks of the whole VM, saved and restored with one ioctl each of the `kvm_clock_guest`
+//! module.
 
 use super::{Mode, SavedClocks};
 use crate::vmm::{error::Context, Result, Vm};
@@ -30,8 +31,8 @@ impl Saved {
         self.0.header.precision_ns
     }
 
-    /// Writes the clocks of the stopped `vm` in `mode`; returns them with the kernel's output fields. It
-    /// sets `FLAG_FALLBACK`, so that it works without a stable host TSC.
+    /// Writes the clocks of the stopped `vm` in `mode`; returns them with the kernel's output
+    /// fields. It sets `FLAG_FALLBACK`, so that it works without a stable host TSC.
     ///
     /// # Errors
     ///

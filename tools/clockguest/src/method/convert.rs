@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Converts between [`atomic`] and [`legacy_offset`], for a guest that moves between a host with the
-//! `kvm_clock_guest` module and one without it.
+//! Converts between [`atomic`] and [`legacy_offset`], for a guest that moves between a host with
+//! the `kvm_clock_guest` module and one without it.
 
 use super::{atomic, legacy_offset};
 use kvm_bindings::{kvm_clock_data, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME};
@@ -15,8 +15,8 @@ use pvclock::{
 
 const NSEC_PER_SEC: i64 = 1_000_000_000;
 
-/// The largest difference between a record that [`to_atomic`] rebuilds and the guest's own, ns: neither
-/// `KVM_GET_CLOCK`'s value nor a record's `system_time` has fractions of a ns.
+/// The largest difference between a record that [`to_atomic`] rebuilds and the guest's own, ns:
+/// neither `KVM_GET_CLOCK`'s value nor a record's `system_time` has fractions of a ns.
 pub const REBUILT_RECORD_NS: u32 = 2;
 
 /// The values that the documented procedure saves at the anchor.

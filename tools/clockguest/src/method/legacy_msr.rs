@@ -3,8 +3,8 @@
 //! QEMU's procedure: `MSR_IA32_TSC` per vCPU, and the value of kvmclock.
 //!
 //! See `hw/i386/kvm/clock.c` and `target/i386/kvm/kvm.c` in QEMU. `stop` reads the TSC of each vCPU
-//! and then the clock. `cont` writes the clock and leaves the TSC, which has continued to count. A new
-//! VM gets both, the TSC first.
+//! and then the clock. `cont` writes the clock and leaves the TSC, which has continued to count. A
+//! new VM gets both, the TSC first.
 
 use super::SavedClocks;
 use crate::vmm::{

@@ -67,7 +67,8 @@ impl Saved {
             .wrapping_add_signed(offset_ns);
     }
 
-    /// ofs_dst - ofs_src, ticks mod 2^64: `-(guest_src - guest_dest) * freq + (tsc_src - tsc_dest)`.
+    /// ofs_dst - ofs_src, ticks mod 2^64: `-(guest_src - guest_dest) * freq + (tsc_src -
+    /// tsc_dest)`.
     pub fn offset_shift(&self, here: &kvm_clock_data) -> u64 {
         let elapsed_ns = i128::from(here.clock) - i128::from(self.clock.clock);
         let elapsed_ticks = elapsed_ns * i128::from(self.tsc_khz) / 1_000_000;

@@ -26,8 +26,8 @@ pub trait SavedClocks {
     where
         Self: Sized;
 
-    /// Restores the clocks in a new VM with loaded memory and registers; call it right before the vCPUs
-    /// run.
+    /// Restores the clocks in a new VM with loaded memory and registers; call it right before the
+    /// vCPUs run.
     ///
     /// # Errors
     ///
@@ -65,7 +65,8 @@ pub enum Method {
     Atomic,
     /// QEMU's procedure: MSR_IA32_TSC per vCPU, the values of KVM_GET_CLOCK and KVM_SET_CLOCK
     LegacyMsr,
-    /// The kernel's documented procedure: KVM_VCPU_TSC_OFFSET, KVM_GET_CLOCK with host TSC and REALTIME
+    /// The kernel's documented procedure: KVM_VCPU_TSC_OFFSET, KVM_GET_CLOCK with host TSC and
+    /// REALTIME
     LegacyOffset,
 }
 

@@ -32,7 +32,8 @@ pub(super) struct Anchor {
 }
 
 impl Anchor {
-    /// The anchor of saved clocks, `None` if they have no time of day; `tai_offset_s` is the source's.
+    /// The anchor of saved clocks, `None` if they have no time of day; `tai_offset_s` is the
+    /// source's.
     pub(super) fn of(saved: &Saved, tai_offset_s: i32) -> Option<Self> {
         match saved {
             Saved::Atomic(atomic::Saved(clock)) => {
@@ -77,8 +78,8 @@ impl Anchor {
         }
     }
 
-    /// The hosts' clocks' part of the TSC error, guest ticks, for the time from the anchor to `at`, when the
-    /// source's TSC was `source_tsc`; `before` is the transform at the source.
+    /// The hosts' clocks' part of the TSC error, guest ticks, for the time from the anchor to `at`,
+    /// when the source's TSC was `source_tsc`; `before` is the transform at the source.
     pub(super) fn clocks_error_ticks(
         &self,
         shift: Option<ClockShift>,
@@ -95,8 +96,8 @@ impl Anchor {
     }
 }
 
-/// The operation's part of the TSC error, ticks, at the instant `at`; `after` is the transform of the
-/// reference vCPU after SET.
+/// The operation's part of the TSC error, ticks, at the instant `at`; `after` is the transform of
+/// the reference vCPU after SET.
 ///
 /// `None` if the transform is invalid, or the reference vCPU does not exist.
 pub(super) fn own_error_ticks(

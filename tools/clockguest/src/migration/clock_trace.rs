@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Traces the clock snapshot that `KVM_SET_VM_CLOCK_GUEST` uses, with a kprobe on the function from
-//! which the module reads the clocks. For tests: it separates the operation's error from that of the
-//! clocks.
+//! which the module reads the clocks. For tests: it separates the operation's error from that of
+//! the clocks.
 
 use super::message::SetAt;
 use crate::trace::{Event, Kprobes};
@@ -11,8 +11,8 @@ use kvm_clock::VmClock;
 use pvclock::counter::HostTsc;
 use vmm_sys_util::errno;
 
-/// `cycles` and `systime` (CLOCK_MONOTONIC here) of `struct system_time_snapshot`, when the function
-/// that fills it in returns.
+/// `cycles` and `systime` (CLOCK_MONOTONIC here) of `struct system_time_snapshot`, when the
+/// function that fills it in returns.
 const PROBE: (&str, char, &str) = (
     "snapshot",
     'r',
@@ -36,8 +36,8 @@ impl ClockTrace {
         Ok(Self(Kprobes::new(&[PROBE])?))
     }
 
-    /// Runs `set`, which calls the ioctl on this thread, then `get`; returns the result of `set`, and, if it
-    /// succeeded, the instant that it used.
+    /// Runs `set`, which calls the ioctl on this thread, then `get`; returns the result of `set`,
+    /// and, if it succeeded, the instant that it used.
     ///
     /// # Errors
     ///
@@ -74,8 +74,8 @@ impl ClockTrace {
         Ok((done, Some(at)))
     }
 
-    /// The snapshot that this thread's last call since [`Kprobes::clear`] used. SET takes one to find out
-    /// whether anything needs writing, and another with all vCPUs locked.
+    /// The snapshot that this thread's last call since [`Kprobes::clear`] used. SET takes one to
+    /// find out whether anything needs writing, and another with all vCPUs locked.
     fn snapshot_used(&self) -> Result<Snapshot> {
         let events = self.0.of_this_thread()?;
         let used = events.last().and_then(snapshot);

@@ -51,13 +51,13 @@ impl Arrival {
     }
 }
 
-/// Receives the guest that the peer offers. Once the peer has sent Go, the guest belongs to this host,
-/// even if the connection fails.
+/// Receives the guest that the peer offers. Once the peer has sent Go, the guest belongs to this
+/// host, even if the connection fails.
 ///
 /// # Errors
 ///
-/// On an error, the peer gets the reason, and the guest's VM here is destroyed. If the peer ends the
-/// connection instead of sending an offer, see [`Peer::is_closed`].
+/// On an error, the peer gets the reason, and the guest's VM here is destroyed. If the peer ends
+/// the connection instead of sending an offer, see [`Peer::is_closed`].
 pub(super) fn receive_guest(peer: &mut Peer, host: &Host<'_>) -> Result<(Guest, Arrival)> {
     let taken = peer
         .receive()

@@ -2,14 +2,15 @@
 
 //! Measures the difference between the `CLOCK_TAI` of two hosts with pings over the connection.
 //!
-//! The source sends a ping at `t1` of its clock. The destination receives it at `t2` and answers at `t3`
-//! of its clock, and the source receives the answer at `t4`. No message arrives before it is sent, so
-//! the destination's clock minus the source's lies between `t3 - t4` and `t2 - t1`, whatever the delay
-//! of the messages. The difference lies between the highest lower and the lowest upper bound of all
-//! pings. The result is the middle, and its uncertainty, half the distance, is a bound, not an estimate.
+//! The source sends a ping at `t1` of its clock. The destination receives it at `t2` and answers at
+//! `t3` of its clock, and the source receives the answer at `t4`. No message arrives before it is
+//! sent, so the destination's clock minus the source's lies between `t3 - t4` and `t2 - t1`,
+//! whatever the delay of the messages. The difference lies between the highest lower and the lowest
+//! upper bound of all pings. The result is the middle, and its uncertainty, half the distance, is a
+//! bound, not an estimate.
 //!
-//! A ping's bounds hold at the time of the ping. The two clocks drift by up to [`DRIFT_PPM`] until the
-//! requested time, so the bounds are widened accordingly.
+//! A ping's bounds hold at the time of the ping. The two clocks drift by up to [`DRIFT_PPM`] until
+//! the requested time, so the bounds are widened accordingly.
 
 use super::{
     connection::Peer,
@@ -18,8 +19,9 @@ use super::{
 use crate::host::tai_ns;
 use anyhow::{bail, Result};
 
-/// The largest difference between the rates of two clocks, parts per million: Linux disciplines a clock
-/// by up to 500 ppm (`MAXFREQ` of `include/linux/timex.h`), here one faster and the other slower.
+/// The largest difference between the rates of two clocks, parts per million: Linux disciplines a
+/// clock by up to 500 ppm (`MAXFREQ` of `include/linux/timex.h`), here one faster and the other
+/// slower.
 pub(super) const DRIFT_PPM: u128 = 1000;
 
 /// The times of a ping, ns.

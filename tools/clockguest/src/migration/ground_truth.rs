@@ -2,8 +2,9 @@
 
 //! The relation between the TSCs of two emulated hosts.
 //!
-//! Emulators derive the TSCs of their hosts from the machine's TSC. `tools/vm/host pair` asks them for the
-//! parameters, which give both hosts' TSCs at any moment, independent of their kernels' clocks.
+//! Emulators derive the TSCs of their hosts from the machine's TSC. `tools/vm/host pair` asks them
+//! for the parameters, which give both hosts' TSCs at any moment, independent of their kernels'
+//! clocks.
 
 use anyhow::{Context, Result};
 use pvclock::counter::HostTsc;

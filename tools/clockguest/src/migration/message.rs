@@ -93,7 +93,8 @@ pub(super) struct Pong {
 pub struct ClockShift {
     /// Destination minus source when the clocks were saved, ns.
     pub tai_ns: i64,
-    /// The largest error of `tai_ns`, ns, unless a host's clock drifts faster than Linux disciplines it.
+    /// The largest error of `tai_ns`, ns, unless a host's clock drifts faster than Linux
+    /// disciplines it.
     pub uncertainty_ns: u64,
 }
 
@@ -136,8 +137,8 @@ pub(super) struct Restored {
     pub(super) procedure: String,
     /// The mode of `KVM_SET_VM_CLOCK_GUEST`, if it was used.
     pub(super) mode: Option<Mode>,
-    /// The precision that the kernel reports, ns, if any; the difference of the hosts' clocks is not
-    /// included.
+    /// The precision that the kernel reports, ns, if any; the difference of the hosts' clocks is
+    /// not included.
     pub(super) precision_ns: Option<u32>,
     /// The guest TSC rate here minus the saved one, Hz, if the kernel reports it.
     pub(super) rate_diff_hz: Option<i64>,

@@ -84,8 +84,8 @@ pub struct Config {
 ///
 /// # Errors
 ///
-/// [`Unavailable`](crate::host::Unavailable); if the first VM cannot be created or run, or the other
-/// host cannot be reached or sends an invalid Hello.
+/// [`Unavailable`](crate::host::Unavailable); if the first VM cannot be created or run, or the
+/// other host cannot be reached or sends an invalid Hello.
 pub fn migrate(config: &Config, progress: &mut Progress) -> Result<Summary> {
     let kvm = open_kvm(config.any_kvm)?;
     let trace = config.trace_clock.then(ClockTrace::new).transpose()?;

@@ -18,10 +18,10 @@
 //!   <- Reading    the guest's readings there; or an Offer, if the guest comes back
 //! ```
 //!
-//! Until Go, the guest belongs to the source: after any failure it resumes there, with its own clocks
-//! restored bit for bit. The clocks are set before Go because a host may refuse them; mode advance gives
-//! the same result at any time. Once Go is sent, the source never resumes the guest, so that it cannot
-//! run twice.
+//! Until Go, the guest belongs to the source: after any failure it resumes there, with its own
+//! clocks restored bit for bit. The clocks are set before Go because a host may refuse them; mode
+//! advance gives the same result at any time. Once Go is sent, the source never resumes the guest,
+//! so that it cannot run twice.
 
 mod attribution;
 mod clock_trace;

@@ -31,8 +31,8 @@ struct Replay {
     clocks: Option<Clocks>,
 }
 
-/// Reads the messages of the stream `input` until one is refused, processes each like a host, and writes
-/// them to a new stream of `session`.
+/// Reads the messages of the stream `input` until one is refused, processes each like a host, and
+/// writes them to a new stream of `session`.
 pub fn replay(input: impl Read, session: u64) -> Vec<u8> {
     let mut out = Vec::new();
     let mut writer = Writer::new(&mut out, session);

@@ -26,8 +26,8 @@ pub struct Config {
     pub any_kvm: bool,
 }
 
-/// Receives guests, one connection after the other; the last guest that stays keeps running. `log` gets a
-/// line per event.
+/// Receives guests, one connection after the other; the last guest that stays keeps running. `log`
+/// gets a line per event.
 ///
 /// # Errors
 ///

@@ -82,8 +82,8 @@ pub(super) enum MoveFailed {
         before: Option<Box<Reading>>,
         error: anyhow::Error,
     },
-    /// Go was sent, and it is unknown whether the guest runs there. It does not resume here, lest it run
-    /// twice.
+    /// Go was sent, and it is unknown whether the guest runs there. It does not resume here, lest
+    /// it run twice.
     #[error(
         "the connection was lost after the guest was handed over, so it may run there; it does \
          not resume here: {0:#}"
@@ -116,7 +116,8 @@ pub(super) fn send_guest(
         Ok(sent) => sent,
         Err(error) => return Err(stopped.resume(error)),
     };
-    // If this fails, the destination has no complete frame, so the guest still belongs to this host.
+    // If this fails, the destination has no complete frame, so the guest still belongs to this
+    // host.
     if let Err(error) = peer.send(&Go {}) {
         return Err(stopped.resume(error));
     }

@@ -51,10 +51,11 @@ pub struct Move {
     pub tsc_error_ticks: Option<i64>,
     /// Worst kvmclock error, ns; if ground truth is known.
     pub kvmclock_error_ns: Option<i64>,
-    /// The operation's part of the TSC error, ticks; if SET was traced, or, with a legacy method, if ground
-    /// truth is known.
+    /// The operation's part of the TSC error, ticks; if SET was traced, or, with a legacy method,
+    /// if ground truth is known.
     pub own_error_ticks: Option<f64>,
-    /// The hosts' clocks' part of the TSC error, ticks; if ground truth is known, and the method uses them.
+    /// The hosts' clocks' part of the TSC error, ticks; if ground truth is known, and the method
+    /// uses them.
     pub clocks_error_ticks: Option<f64>,
     /// The error that accumulates after the restore, as the guest's TSC rate differs here, ticks.
     pub rate_error_ticks: Option<f64>,
@@ -83,8 +84,8 @@ pub struct Aborted {
     pub why: String,
     /// The state of the guest, for the user.
     pub guest: String,
-    /// Whether it resumed with the same offsets and records, and without clock errors; `None` if it never
-    /// stopped, or did not resume.
+    /// Whether it resumed with the same offsets and records, and without clock errors; `None` if it
+    /// never stopped, or did not resume.
     pub exact: Option<bool>,
 }
 

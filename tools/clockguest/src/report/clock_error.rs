@@ -141,7 +141,8 @@ fn chart(group: &Group<'_>, clock: Clock) -> Option<Chart> {
     })
 }
 
-/// A plot of clock errors (ns) over the number of a cycle or move; a tick of the fastest TSC is 1/`khz`.
+/// A plot of clock errors (ns) over the number of a cycle or move; a tick of the fastest TSC is
+/// 1/`khz`.
 pub(crate) fn error_plot<'a>(
     title: &'a str,
     x_label: &'static str,

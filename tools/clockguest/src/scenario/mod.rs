@@ -98,8 +98,8 @@ pub fn run(config: &Config, progress: &mut Progress) -> Result<Summary> {
     Ok(tally.finish())
 }
 
-/// Runs the vCPUs of a new VM once: KVM enables the master clock, and re-bases it, when each vCPU first
-/// runs.
+/// Runs the vCPUs of a new VM once: KVM enables the master clock, and re-bases it, when each vCPU
+/// first runs.
 pub(crate) fn warm_up(vm: &Vm) -> vmm::Result<()> {
     observe::run(vm)?;
     vm.stop()

@@ -2,8 +2,8 @@
 
 //! A copy of this program that starts fast.
 //!
-//! The test host's root file system is a 9p mount without a page cache: starting a process from it takes
-//! three times as long as from memory, and a scenario starts one per cycle.
+//! The test host's root file system is a 9p mount without a page cache: starting a process from it
+//! takes three times as long as from memory, and a scenario starts one per cycle.
 
 use anyhow::{Context, Result};
 use std::{

@@ -27,7 +27,8 @@ pub trait Watcher {
     fn update(&mut self, summary: &Summary);
 }
 
-/// Runs a guest, and pauses it once per `interval`, as scenario pause does; at most `config.cycles` times.
+/// Runs a guest, and pauses it once per `interval`, as scenario pause does; at most `config.cycles`
+/// times.
 ///
 /// The summary's `first_error` has failures of cycles.
 ///

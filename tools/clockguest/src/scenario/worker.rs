@@ -39,8 +39,8 @@ pub enum Command {
         /// vCPUs of the guest.
         vcpus: u32,
     },
-    /// Create a VM from a saved state, without its clocks; answered with [`Event::Listening`] for a socket,
-    /// then with [`Event::Ready`].
+    /// Create a VM from a saved state, without its clocks; answered with [`Event::Listening`] for a
+    /// socket, then with [`Event::Ready`].
     Load {
         /// The source of the state.
         from: Channel,

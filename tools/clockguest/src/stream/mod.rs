@@ -15,8 +15,9 @@
 //! | 32 | 4 | CRC-32 (IEEE 802.3) of the 32 bytes above and the payload |
 //! | 36 | | payload: JSON, or guest memory as it is |
 //!
-//! Integers are little-endian. A reader refuses frames of another session. It checks the magic first,
-//! then the version, to distinguish a later format from a damaged one; it never reads more than
+//! Integers are little-endian. A reader refuses frames of another session. It checks the magic
+//! first, then the version, to distinguish a later format from a damaged one; it never reads more
+//! than
 //! [`MAX_PAYLOAD`] bytes for a frame.
 //!
 //! # Example

@@ -2,9 +2,9 @@
 
 //! Live update: saves a VM to a file, and restores it after a kexec has replaced the host's kernel.
 //!
-//! [`save`] and [`restore`] are two runs of the program; the kexec between them is the user's. The host's
-//! TSC continues to count over a kexec, so mode exact loses nothing. The new kernel calibrates the TSC's
-//! rate anew, and has its own time of day.
+//! [`save`] and [`restore`] are two runs of the program; the kexec between them is the user's. The
+//! host's TSC continues to count over a kexec, so mode exact loses nothing. The new kernel
+//! calibrates the TSC's rate anew, and has its own time of day.
 
 mod file;
 mod outcome;
@@ -132,12 +132,13 @@ pub fn save(config: &SaveConfig) -> Result<Report> {
     store(&config.to, &kvm, &vm, clocks, before)
 }
 
-/// Restores a VM from the file `from`, runs it, and compares its clocks with those before; then saves it
-/// to the file `to`, if any. Only method atomic has a `mode`.
+/// Restores a VM from the file `from`, runs it, and compares its clocks with those before; then
+/// saves it to the file `to`, if any. Only method atomic has a `mode`.
 ///
 /// # Errors
 ///
-/// If [`save`] did not write the file completely; [`Unavailable`](crate::host::Unavailable); those of KVM.
+/// If [`save`] did not write the file completely; [`Unavailable`](crate::host::Unavailable); those
+/// of KVM.
 pub fn restore(
     from: &Path,
     mode: Option<Mode>,

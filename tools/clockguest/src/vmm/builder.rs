@@ -94,7 +94,8 @@ impl<'a> VmBuilder<'a> {
     ///
     /// As [`build_fds`](Self::build_fds), and those of the threads.
     pub fn build(self) -> Result<Vm> {
-        Vm::with_threads(self.build_fds()?)
+        let is_reader = matches!(self.guest, Guest::Reader | Guest::Empty);
+        Vm::with_threads(self.build_fds()?, is_reader)
     }
 
     /// Creates the VM without threads.

@@ -25,7 +25,8 @@ pub enum Error {
     Exit {
         /// Index of the vCPU.
         index: usize,
-        /// The exit or the errno, the exit's own data, registers, and the state of the built-in guest.
+        /// The exit or the errno, the exit's own data, registers, and the state of the built-in
+        /// guest.
         exit: String,
     },
     /// A vCPU left KVM_RUN, but did not halt.

@@ -13,8 +13,8 @@ use vmm_sys_util::errno;
 ///
 /// # Invariants
 ///
-/// `words` is the start of a readable and writable mapping of `len` words that lives as long as `self`.
-/// All accesses, including the guest's, are atomic.
+/// `words` is the start of a readable and writable mapping of `len` words that lives as long as
+/// `self`. All accesses, including the guest's, are atomic.
 #[derive(Debug)]
 pub struct GuestMemory {
     words: NonNull<AtomicU64>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The saved state of a VM, and its [`stream`] format: a frame with vCPUs and clocks, and one with guest
-//! memory.
+//! The saved state of a VM, and its [`stream`] format: a frame with vCPUs and clocks, and one with
+//! guest memory.
 
 use super::error::{Error, Result};
 use crate::{

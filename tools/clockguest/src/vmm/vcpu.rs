@@ -18,8 +18,8 @@ use std::{
 };
 use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
-/// The time limit for a vCPU thread to enter or leave KVM_RUN; generous, for an emulated host with fewer
-/// CPUs than the guest.
+/// The time limit for a vCPU thread to enter or leave KVM_RUN; generous, for an emulated host with
+/// fewer CPUs than the guest.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Nice value of a vCPU thread; in Linux it is per thread.
@@ -158,13 +158,14 @@ impl Vcpu {
     }
 
     fn request(&self, request: Request) {
-        // SAFETY: By the invariants of `ImmediateExit`, as `self.shared` is alive. KVM reads the byte at any
-        // time, so the access is atomic.
+        // SAFETY: By the invariants of `ImmediateExit`, as `self.shared` is alive. KVM reads the
+        // byte at any time, so the access is atomic.
         let immediate_exit = unsafe { self.immediate_exit.0.as_ref() };
         let mut state = self.shared.lock();
         state.request = request;
         let stop = request != Request::Run;
-        // Before the kick: a thread about to enter KVM_RUN sees the byte, one inside gets the signal.
+        // Before the kick: a thread about to enter KVM_RUN sees the byte, one inside gets the
+        // signal.
         immediate_exit.store(stop.into(), Ordering::SeqCst);
         if stop && state.running {
             if let Some(thread) = &self.thread {
@@ -209,8 +210,8 @@ impl Shared {
 
     /// The thread: handles requests until it has to quit.
     fn serve(&self) {
-        // The guest never sleeps: leave the CPU to the controlling threads. A failure does not affect the
-        // measurement.
+        // The guest never sleeps: leave the CPU to the controlling threads. A failure does not
+        // affect the measurement.
         // SAFETY: setpriority() accesses no memory.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
         loop {

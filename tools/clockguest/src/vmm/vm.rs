@@ -28,6 +28,8 @@ pub struct Vm {
     memory: GuestMemory,
     /// CPUID of the vCPUs.
     cpuid: CpuId,
+    /// It runs the built-in guest.
+    is_reader: bool,
 }
 
 impl Vm {
@@ -71,7 +73,7 @@ impl Vm {
     }
 
     /// Starts a thread for each vCPU of `fds`.
-    pub(super) fn with_threads(fds: VmFds) -> Result<Self> {
+    pub(super) fn with_threads(fds: VmFds, is_reader: bool) -> Result<Self> {
         let vcpus = fds.vcpus.into_iter().enumerate();
         Ok(Self {
             vcpus: vcpus
@@ -80,6 +82,7 @@ impl Vm {
             fd: fds.fd,
             memory: fds.memory,
             cpuid: fds.cpuid,
+            is_reader,
         })
     }
 
@@ -147,7 +150,7 @@ impl Vm {
     }
 
     fn with_guest_state(&self, mut error: Error) -> Error {
-        if let Error::Exit { index, exit } = &mut error {
+        if let (Error::Exit { index, exit }, true) = (&mut error, self.is_reader) {
             *exit += &format!("; {}", exit::describe_guest(&self.memory, *index));
         }
         error

@@ -3,8 +3,8 @@
 //! Reads the clocks of the Linux that it runs in, over and over.
 //!
 //! `probe ring` does it in a guest, on every vCPU, and leaves what it read in pages of the guest's
-//! memory, where `readings.py` finds it from outside: the guest sends nothing. Each reading follows a
-//! sleep, so that it also shows whether a timer fired in time; two threads sleep for longer.
+//! memory, where `readings.py` finds it from outside: the guest sends nothing. Each reading follows
+//! a sleep, so that it also shows whether a timer fired in time; two threads sleep for longer.
 //! If there is a control group `limited`, it also reads the CPU time that the group was charged.
 //!
 //! `probe spin` uses all CPU time that it gets, and records in a ring when it ran.
@@ -69,7 +69,8 @@ unsafe extern "C" {
 }
 
 fn tsc() -> u64 {
-    // SAFETY: Every x86-64 CPU has both; they touch no memory. The fences keep the reading in its place.
+    // SAFETY: Every x86-64 CPU has both; they touch no memory. The fences keep the reading in its
+    // place.
     unsafe {
         _mm_lfence();
         let ticks = _rdtsc();
@@ -142,7 +143,8 @@ impl Reading {
     }
 }
 
-/// A pvclock record by its protocol: the version is odd while it is written, and another one afterwards.
+/// A pvclock record by its protocol: the version is odd while it is written, and another one
+/// afterwards.
 fn read_record(at: *const u64) -> [u64; 4] {
     loop {
         // SAFETY: The kernel maps its page of records into every process, for good.
@@ -156,7 +158,8 @@ fn read_record(at: *const u64) -> [u64; 4] {
     }
 }
 
-/// The kernel's page of pvclock records, 64 bytes for each CPU, or `None` if it does not use kvmclock.
+/// The kernel's page of pvclock records, 64 bytes for each CPU, or `None` if it does not use
+/// kvmclock.
 fn record_page() -> Option<usize> {
     let sources =
         fs::read_to_string("/sys/devices/system/clocksource/clocksource0/available_clocksource")

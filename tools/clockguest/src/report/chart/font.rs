@@ -5,8 +5,8 @@
 use std::sync::OnceLock;
 use ttf_parser::Face;
 
-/// DejaVu Sans, embedded in the program. It is one of the widest fonts, so what fits with it also fits
-/// with a browser's own font.
+/// DejaVu Sans, embedded in the program. It is one of the widest fonts, so what fits with it also
+/// fits with a browser's own font.
 pub(crate) fn face() -> &'static Face<'static> {
     static FACE: OnceLock<Face<'static>> = OnceLock::new();
     FACE.get_or_init(|| {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Lays out series on a common x axis, and a logarithmic y axis with a separate band for exact zero.
+//! Lays out series on a common x axis, and a logarithmic y axis with a separate band for exact
+//! zero.
 
 use super::{
     font,

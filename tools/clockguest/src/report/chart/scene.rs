@@ -111,7 +111,8 @@ pub(crate) fn dashes(series: usize) -> &'static [f64] {
 
 /// The marker of a series: circle, square, triangle, diamond, triangle upside down, hexagon.
 pub(crate) fn marker(series: usize, (x, y): At, radius: f64) -> Vec<At> {
-    // Corners, angle of the first one (turns, clockwise from the right), and a factor for equal weight.
+    // Corners, angle of the first one (turns, clockwise from the right), and a factor for equal
+    // weight.
     const ALL: [(u32, f64, f64); STYLES] = [
         (20, 0.0, 1.0),
         (4, 0.125, 1.2),

@@ -4,8 +4,8 @@
 //! counting or restarts from 0.
 //!
 //! It needs a host that survives that and is woken up: `host-sleep` in `tools/vm/host sleep`, or
-//! `host-sleep --host-tsc=restarts` in `tools/vm/host sleep --tsc-restarts`. With `--scaling` there are
-//! also guests with other TSC rates. With `--unstable=suspend` and `--unstable=online` the host
+//! `host-sleep --host-tsc=restarts` in `tools/vm/host sleep --tsc-restarts`. With `--scaling` there
+//! are also guests with other TSC rates. With `--unstable=suspend` and `--unstable=online` the host
 //! permanently marks its TSC unstable meanwhile; they need `mark_tsc_unstable.ko` and `--allow`.
 //!
 //! If the TSC restarts, KVM raises the TSC offsets of all vCPUs by one number of host ticks, so
