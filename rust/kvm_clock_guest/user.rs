@@ -30,15 +30,24 @@ const KNOWN: usize = size_of::<VmClockGuest>();
 /// - `EINVAL` if it is smaller than the first version of the structure,
 /// - `E2BIG` if it is larger than a page, or has something in a part that this kernel ignores,
 /// - `EFAULT` if it cannot be read.
+// Otherwise the structure is copied twice more.
+#[inline(always)]
 pub(crate) fn read_header(arg: UserPtr) -> Result<VmClockGuest> {
-    let read = UserSlice::new(arg, KNOWN)
-        .reader()
-        .read::<Payload<VmClockGuest>>();
-    // A wrong size is an error of its own where there is no more to read than that.
-    let size = match &read {
-        Ok(Payload(header)) => header.size,
-        Err(_) => UserSlice::new(arg, size_of::<u32>()).reader().read()?,
+    let mut reader = UserSlice::new(arg, KNOWN).reader();
+    let Ok(Payload(header)) = reader.read::<Payload<VmClockGuest>>() else {
+        // A wrong size is an error of its own, also where there is no more to read than that.
+        let size = UserSlice::new(arg, size_of::<u32>()).reader().read()?;
+        check_size(size)?;
+        return Err(EFAULT);
     };
+    let len = check_size(header.size)?;
+    if len > KNOWN {
+        check_tail(arg.wrapping_byte_add(KNOWN), len - KNOWN)?;
+    }
+    Ok(header)
+}
+
+fn check_size(size: u32) -> Result<usize> {
     // CAST: `usize` has 64 bits.
     let len = size as usize;
     if len < KNOWN {
@@ -47,11 +56,7 @@ pub(crate) fn read_header(arg: UserPtr) -> Result<VmClockGuest> {
     if len > PAGE_SIZE {
         return Err(E2BIG);
     }
-    let Payload(header) = read?;
-    if len > KNOWN {
-        check_tail(arg.wrapping_byte_add(KNOWN), len - KNOWN)?;
-    }
-    Ok(header)
+    Ok(len)
 }
 
 /// Checks that a part that this kernel ignores is 0.
