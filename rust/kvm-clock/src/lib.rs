@@ -63,7 +63,9 @@
 //! }
 //!
 //! // At 2 GHz; the TSC of vCPU 1 is 7 ticks ahead.
-//! let vcpu = |vcpu_id, tsc_offset| abi::ClockGuestVcpu { vcpu_id, tsc_offset, ..Default::default() };
+//! let vcpu = |vcpu_id, tsc_offset| {
+//!     abi::ClockGuestVcpu { vcpu_id, tsc_offset, ..Default::default() }
+//! };
 //! let record = abi::ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
 //! let saved = VmClock {
 //!     header: abi::VmClockGuest { record, ..Default::default() },

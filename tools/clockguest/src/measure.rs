@@ -217,7 +217,8 @@ pub enum Inconsistent {
 ///         backwards: Default::default(),
 ///     };
 ///     let (host_run, host_stop) = (host_before, host_after);
-///     measure::Reading { vcpus: vec![vcpu], tsc_khz: 2_000_000, host_run, host_stop, precision_ns: 0 }
+///     let (vcpus, tsc_khz, precision_ns) = (vec![vcpu], 2_000_000, 0);
+///     measure::Reading { vcpus, tsc_khz, host_run, host_stop, precision_ns }
 /// };
 /// let record = ClockGuest { tsc_to_system_mul: 1 << 31, ..Default::default() };
 /// let moved = ClockGuest { tsc_timestamp: GuestTsc(1_000), ..record };

@@ -110,8 +110,10 @@ impl Saved {
         let since_set_ns = after.header.tai_ns - before_set.header.tai_ns;
         let drift = i128::from(error) * i128::from(since_set_ns) / i128::from(monotonic_ns.max(1));
         let rounding = here(1)? + 2 + i64::try_from(drift.abs())?;
-        note!("after {monotonic_ns} ns, of which UTC counted {utc_ns}, guest TSC is {error} ticks from \
-             where it would be untouched, and {by_tai} from where elapsed TAI puts it");
+        note!(
+            "after {monotonic_ns} ns, of which UTC counted {utc_ns}, guest TSC is {error} ticks \
+             from where it would be untouched, and {by_tai} from where elapsed TAI puts it"
+        );
         ensure!(
             error.abs() <= tolerance,
             "guest TSC is {error} ticks from where it would be untouched: tolerance {tolerance}"

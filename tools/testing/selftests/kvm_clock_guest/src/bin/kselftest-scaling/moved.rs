@@ -114,8 +114,8 @@ pub(crate) fn ensure_freezes(vm: &Vm, saved: &mut VmClock) -> Result<()> {
     let (tsc, expected) = (Tsc::of(vm, 0)?, saved.header.guest_tsc);
     ensure!(
         tsc.is_at_some_time(expected, window),
-        "guest TSC {expected} is not reached during SET, host TSC {window:?}: it went from {} to {} by \
-         {tsc:x?}",
+        "guest TSC {expected} is not reached during SET, host TSC {window:?}: it went from {} to \
+         {} by {tsc:x?}",
         tsc.at(window[0]),
         tsc.at(window[1])
     );
