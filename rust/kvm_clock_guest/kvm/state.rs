@@ -68,7 +68,6 @@ impl State {
     /// - `ENODATA` if the vCPUs' TSCs do not run at one hardware rate; or if the host does not keep
     ///   time by a stable TSC, and `fallback` is not set,
     /// - `EBUSY` if the host's TSC rate is not known at the moment.
-    #[inline]
     pub(crate) fn new(RawState(raw): &RawState, fallback: bool) -> Result<Self> {
         let has = |flag: u32| raw.flags & flag != 0;
 
