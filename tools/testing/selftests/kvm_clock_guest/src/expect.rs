@@ -74,7 +74,7 @@ pub fn kvmclock_ns(record: &ClockGuest, guest_tsc: GuestTsc) -> u64 {
 
 /// The step (ticks) in which `record` can move without a loss: the lowest power of 2 that is a
 /// whole number of ns, where neither the shift nor the fraction drops a bit.
-pub fn lattice_ticks(record: &ClockGuest) -> u64 {
+pub fn exact_step_ticks(record: &ClockGuest) -> u64 {
     let (up, down) = match record.tsc_shift {
         shift @ ..0 => (0, shift.unsigned_abs()),
         shift => (shift.unsigned_abs(), 0),
@@ -95,7 +95,7 @@ pub fn not_ahead_of(record: &ClockGuest, guest_tsc: GuestTsc) -> ClockGuest {
     // CAST: the sign of a difference mod 2^64 is the order.
     let ahead = record.tsc_timestamp.since(guest_tsc) as i64;
     if let Ok(ahead) = u64::try_from(ahead) {
-        let step = lattice_ticks(record);
+        let step = exact_step_ticks(record);
         let ticks = ahead.div_ceil(step).wrapping_mul(step);
         moved.tsc_timestamp = record.tsc_timestamp.wrapping_sub(ticks);
         moved.system_time = kvmclock_ns(record, moved.tsc_timestamp);

@@ -5,7 +5,7 @@
 
 use crate::{moved::ensure_advances, DOMAINS, VCPUS};
 use kvm_clock_guest_selftests::{
-    expect::{elapsed_ns, lattice_ticks, ticks},
+    expect::{elapsed_ns, exact_step_ticks, ticks},
     host_clock::WallClock,
     prelude::*,
     time::WEEK_NS,
@@ -56,7 +56,7 @@ fn back(kvm: &Kvm, ns: i64) -> Result<()> {
         let after = ensure_advances(&vm, &mut saved)?;
 
         let [was, is] = [saved.header, after.header].map(|header| header.record.tsc_timestamp);
-        let step = lattice_ticks(&saved.header.record);
+        let step = exact_step_ticks(&saved.header.record);
         note!(
             "record moved by {} steps of {step} ticks",
             was.since(is) / step

@@ -10,7 +10,7 @@ use crate::{
     state::{State, Unchanging},
 };
 use kvm_clock_guest_selftests::{
-    expect::{elapsed_ns, kvmclock_ns, lattice_ticks},
+    expect::{elapsed_ns, exact_step_ticks, kvmclock_ns},
     prelude::*,
 };
 
@@ -282,7 +282,7 @@ fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [GuestTsc; 2
     if !ahead[0] || !ahead[1] && function(*saved) == function(*is) {
         return ensure_same_function(saved, is);
     }
-    let step = lattice_ticks(saved);
+    let step = exact_step_ticks(saved);
     let moved = ClockGuest {
         tsc_timestamp: is.tsc_timestamp,
         system_time: kvmclock_ns(saved, is.tsc_timestamp),
