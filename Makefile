@@ -79,7 +79,6 @@ check: setup ## run the tests that every change must pass (11 min)
 	@scripts/check $(kdir_option)
 
 .PHONY: check-scaling
-check-scaling: scaling_option := --scaling
 check-scaling: setup ## run the tests on a CPU that scales the TSC (5 min)
 	@scripts/check $(kdir_option) scaling
 
@@ -89,7 +88,6 @@ check-intel: setup ## run the tests on an emulated Intel CPU (4 min)
 	@scripts/check $(kdir_option) intel
 
 .PHONY: check-migrations
-check-migrations: scaling_option := --scaling
 check-migrations: setup ## move guests between hosts, update kernels (10 min)
 	@scripts/check $(kdir_option) migrations
 
@@ -100,7 +98,6 @@ check-qemu: setup ## test Linux guests in QEMU (15 min)
 
 .PHONY: check-debug
 check-debug: debug_option := --debug
-check-debug: scaling_option := --scaling
 check-debug: setup ## run the tests with KASAN, lockdep and KCSAN (80 min)
 	@scripts/check $(kdir_option) debug kcsan
 
@@ -118,7 +115,6 @@ check-unchanged: setup ## compare KVM's code without the option (3 min)
 	@scripts/check-unchanged
 
 .PHONY: check-all
-check-all: scaling_option := --scaling
 check-all: intel_option := --intel
 check-all: qemu_option := --qemu
 check-all: debug_option := --debug
@@ -156,7 +152,7 @@ vm: modules tools ## open a shell in the test host, or run RUN='command'
 
 .PHONY: setup
 setup: # installs and builds what is missing
-	@scripts/setup $(kdir_option) $(scaling_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option) $(browser_option) $(debian_option)
+	@scripts/setup $(kdir_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option) $(browser_option) $(debian_option)
 
 .PHONY: modules
 modules: setup ## build kvm_clock_guest.ko in build/module

@@ -40,12 +40,13 @@ bindgen_dir=$cache/bindgen-$(key "$scripts/get-bindgen" "$scripts/get-rust")
 cargo_fuzz_dir=$cache/cargo-fuzz-$(key "$scripts/get-cargo-fuzz" "$scripts/get-rust")
 vng_dir=$cache/virtme-ng-$(key "$scripts/get-virtme-ng")
 z3_dir=$cache/z3-$(key "$scripts/get-z3")
-mapfile -t qemu_patches < <(series patches/qemu/7.2)
-qemu_dir=$cache/qemu-$(key "$scripts/get-qemu" "${qemu_patches[@]}")
+mapfile -t qemu_patches < <(series patches/qemu/10.2)
+qemu_dir=$cache/qemu-$(key "$scripts/get-qemu" "$scripts/qemu.sh" "${qemu_patches[@]}")
 mapfile -t clock_guest_patches < <(series samples/qemu)
-qemu_kvm_dir=$cache/qemu-kvm-$(key "$scripts/get-qemu-kvm")
+qemu_kvm_dir=$cache/qemu-kvm-$(key "$scripts/get-qemu-kvm" "$scripts/qemu.sh")
 # Inside the other, as it is the same source with the series.
 qemu_clock_guest_dir=$qemu_kvm_dir/clock-guest-$(key /dev/null "${clock_guest_patches[@]}")
+guest_kernels_dir=$cache/guest-kernels-$(key "$scripts/get-guest-kernels")
 linux_dir=$cache/linux-7.3-$(key "$scripts/get-linux")
 linux_src=$linux_dir/src
 linux_lock=$linux_dir/lock

@@ -25,7 +25,7 @@ def add_timeout(parser, default=600):
 
 def add_scaling(parser):
     parser.add_argument("--scaling", action="store_true",
-                        help="a CPU that can scale a guest's TSC: the QEMU that `make setup SCALING=1` built")
+                        help="a CPU that can scale a guest's TSC")
 
 
 def add_allow(parser):

@@ -173,7 +173,7 @@ def host_tsc(machine_tsc, truth):
 
 
 def ticks_offset_address(qemu):
-    """The address of timers_state.cpu_ticks_offset in a QEMU, which it adds to the machine's TSC (softmmu/cpu-timers.c)."""
+    """The address of timers_state.cpu_ticks_offset in a QEMU, which it adds to the machine's TSC (system/cpu-timers.c)."""
     binary = os.readlink(f"/proc/{qemu}/exe")
     symbols = subprocess.run(["nm", "--dynamic", "--defined-only", binary], stdout=subprocess.PIPE, text=True, check=True).stdout
     symbol = re.search(r"^([0-9a-f]+) \w timers_state$", symbols, re.MULTILINE)

@@ -25,12 +25,10 @@ from .kernel import Kernel
 from .outcome import EXIT_STATUS, HostError, conclude
 from .results import results_folder
 
-QEMU = "qemu-system-x86_64"
-
 # QEMU's -cpu argument: without TSC scaling, and with it. With 5-level paging KASAN takes an interrupt for a
 # wild access while identify_cpu() has no feature noted.
-CPU = "max,+svm,-la57"
-SCALING_CPU = f"{CPU},+invtsc,+tsc-scale"
+CPU = "max,+svm,-la57,-tsc-scale"
+SCALING_CPU = "max,+svm,-la57,+invtsc,+tsc-scale"
 
 # The two ends of the link that `tools/vm/host pair` makes, with their addresses.
 LINK = {"a": "10.0.0.1", "b": "10.0.0.2"}
@@ -53,11 +51,11 @@ def add_arguments(parser):
     parser.add_argument("--append", action="append", default=[], metavar="ARG",
                         help="kernel command line argument; may be repeated")
     options.add_scaling(parser)
-    parser.add_argument("--qemu", metavar="FILE", help=f"QEMU binary (default: {QEMU})")
+    parser.add_argument("--qemu", metavar="FILE", help="QEMU binary (default: the one that `make setup` built)")
     parser.add_argument("--qemu-cpu", metavar="MODEL",
                         help=f"QEMU's -cpu argument (default: {CPU}; {SCALING_CPU} with --scaling)")
     parser.add_argument("--tsc-ratio", type=tsc_ratio, metavar="R",
-                        help="ticks of the host TSC per tick of this machine's, e.g. 0.75; with the QEMU of --scaling")
+                        help="ticks of the host TSC per tick of this machine's, e.g. 0.75")
     parser.add_argument("--icount", action="store_true",
                         help="one CPU, whose TSC counts its instructions, one tick each; slower")
     parser.add_argument("--plugin", metavar="FILE[,ARG=VALUE]", help="QEMU's -plugin argument")
@@ -91,23 +89,13 @@ def link(text):
     return side, folder
 
 
-def cpu_model(scaling, patched):
-    """QEMU's -cpu argument; `patched` says whether it is the QEMU of --scaling."""
-    if scaling:
-        return SCALING_CPU
-    # In that QEMU, "max" includes scaling.
-    return f"{CPU},-tsc-scale" if patched else CPU
-
-
 def choose_emulator(args):
     """Fill in the options that follow from others."""
-    patched = args.scaling or args.tsc_ratio is not None
-    if patched and args.qemu is None:
-        args.qemu = str(built("qemu-scaling"))
-    if shutil.which(args.qemu or QEMU) is None:
-        raise HostError(f"no {args.qemu or QEMU}: run `make setup` first")
+    args.qemu = args.qemu or str(built("qemu"))
+    if shutil.which(args.qemu) is None:
+        raise HostError(f"no {args.qemu}")
     if args.qemu_cpu is None:
-        args.qemu_cpu = cpu_model(args.scaling, patched)
+        args.qemu_cpu = SCALING_CPU if args.scaling else CPU
     if args.tsc_ratio is not None:
         args.qemu_cpu += f",x-tcg-tsc-ratio={args.tsc_ratio}"
     if args.icount:
@@ -156,7 +144,7 @@ def vng_command(args, kernel, results, console):
         "--disable-kvm", "--force-9p",
         "--user", "root", "--name", "clock-guest",
         "--cpus", str(args.cpus), "--memory", args.mem,
-        "--cwd", str(REPO), f"--rwdir={results}",
+        "--cwd", str(REPO), f"--rwdir={results}", "--qemu", args.qemu,
         f"--qemu-opts={qemu_options(args, results, console)}",
     ]
     append = []
@@ -178,8 +166,6 @@ def vng_command(args, kernel, results, console):
     ]
     for argument in append + args.append:
         vng += ["--append", argument]
-    if args.qemu:
-        vng += ["--qemu", args.qemu]
     if args.command:
         # --verbose sends the kernel's console to stderr, from where qemu_options() redirects it.
         return [*vng, "--verbose", "--", shlex.quote(str(INIT))]
@@ -245,7 +231,7 @@ def main(args):
     variables = link_variables(results, args.link[0]) if args.link else {}
     (results / "job").write_text(job(
         " ".join(args.command), kernel, modules, own,
-        CLOCK_GUEST_RESULTS=results, CLOCK_GUEST_QEMU=qemu_version(args.qemu or QEMU), **variables))
+        CLOCK_GUEST_RESULTS=results, CLOCK_GUEST_QEMU=qemu_version(args.qemu), **variables))
 
     env = dict(os.environ, PATH=f"{built('vng').parent}:{os.environ['PATH']}")
     vng = vng_command(args, kernel, results, console)

@@ -8,7 +8,6 @@ after a while. COMMAND runs as root in the initramfs' copy of the repository's f
 """
 
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,9 @@ from paths import REPO, built
 
 from . import image, options
 from .kernel import Kernel, clock_guest_module
-from .outcome import EXIT_STATUS, HostError, conclude
+from .outcome import EXIT_STATUS, conclude
 from .qmp import QMP, QMPError
-from .run import QEMU, cpu_model
+from .run import CPU, SCALING_CPU
 
 APPEND = [
     "console=ttyS0,115200", "loglevel=8", "log_buf_len=4M", "panic=-1",
@@ -46,7 +45,7 @@ def add_arguments(parser):
                         help="a file that the command needs and does not name; may be repeated")
     options.add_scaling(parser)
     parser.add_argument("--tsc-restarts", action="store_true",
-                        help="the host TSC restarts from 0 when the host wakes up; with the QEMU of --scaling")
+                        help="the host TSC restarts from 0 when the host wakes up")
     parser.add_argument("--asleep", type=float, default=1, metavar="SECONDS",
                         help="how long the host sleeps before it is woken (default: %(default)s)")
     options.add_timeout(parser)
@@ -56,16 +55,12 @@ def add_arguments(parser):
 
 
 def start_qemu(args, kernel, results, monitor):
-    patched = args.scaling or args.tsc_restarts
-    qemu = str(built("qemu-scaling")) if patched else QEMU
-    if not shutil.which(qemu):
-        raise HostError(f"no {qemu}: run `make setup` first")
-    cpu = cpu_model(args.scaling, patched)
+    cpu = SCALING_CPU if args.scaling else CPU
     if args.tsc_restarts:
         cpu += ",x-tcg-tsc-restarts=on"
     return subprocess.Popen([
         # QEMU 7.2's q35 goes to sleep only once.
-        qemu, "-machine", "pc,accel=tcg", "-cpu", cpu, "-smp", "2", "-m", args.mem, "-nodefaults", "-display", "none",
+        str(built("qemu")), "-machine", "pc,accel=tcg", "-cpu", cpu, "-smp", "2", "-m", args.mem, "-nodefaults", "-display", "none",
         "-no-reboot", "-kernel", str(kernel.image), "-initrd", str(results / "initramfs"),
         "-append", " ".join([*APPEND, image.RESULTS_ARGUMENT]),
         "-serial", f"file:{results}/console.log", "-serial", f"file:{results}/output.log",
