@@ -28,7 +28,7 @@ class Run:
 
     def tests(self):
         """The tests of its plan; the programs among them must have been built."""
-        return suites.plan(self.suite.plan, self._paths) if self.suite.plan else []
+        return suites.plan(self.suite, self._paths) if self.suite.plan else []
 
     def run(self, words=None, log=None, live=lambda line: None):
         """Run its command, or another one. Returns (status, lines)."""

@@ -31,6 +31,8 @@ class Suite:
     after: str = ""
     result: str = ""
     plan: str = ""
+    share: list[int] = field(default_factory=lambda: [1, 1])
+    hosts: int = 1
     patches: str = ""
     exempt: list[str] = field(default_factory=list)
 
@@ -93,9 +95,9 @@ def command(suite, paths):
     return [word for word in words if word]
 
 
-def plan(name, paths):
-    """The tests of a plan, in order."""
-    entry = TABLE["plan"][name]
+def plan(suite, paths):
+    """The tests of a suite's plan, or of its share, in order."""
+    entry = TABLE["plan"][suite.plan]
     seconds, without = entry["seconds"], entry.get("without", {})
     tests = []
     for group in entry["tests"]:
@@ -103,7 +105,8 @@ def plan(name, paths):
     tests += _kernels(entry, paths["selftests"])
     if "last" in entry:
         tests += _group(entry["last"], seconds, paths)
-    return [test for test in tests if test.name.removeprefix("kvm/") not in without]
+    number, shares = suite.share
+    return [test for test in tests if test.name.removeprefix("kvm/") not in without][number - 1::shares]
 
 
 def _group(name, seconds, paths):
