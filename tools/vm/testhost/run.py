@@ -103,7 +103,8 @@ def choose_emulator(args):
 
 
 def qemu_options(args, results, console):
-    words = ["-cpu", args.qemu_cpu]
+    # Without QEMU's default devices: the firmware waits for a drive, with --icount for minutes.
+    words = ["-nodefaults", "-cpu", args.qemu_cpu]
     # A command's stderr must not mix with the kernel's console, so that goes to the log alone; a shell needs
     # the console itself.
     words += ["-set", f"chardev.console.{'path' if args.command else 'logfile'}={console}"]
