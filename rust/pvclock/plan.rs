@@ -198,7 +198,10 @@ pub fn plan(
         Mode::Advance => now.precision_ns(here.host_khz),
     };
     // kvmclock was rounded down to whole ns where another slope begins.
-    let rounding_ns = u32::from(other_factor.is_some());
+    let rounding_ns = match other_factor {
+        Some(_) => saved.record.rounding_ns(),
+        None => 0,
+    };
     Ok(Plan {
         offset_shift,
         scale,

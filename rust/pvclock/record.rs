@@ -68,6 +68,18 @@ impl ClockGuest {
         self.system_time.wrapping_add(ns)
     }
 
+    /// More than kvmclock drops of the record's exact value at any guest TSC, in whole ns.
+    ///
+    /// It drops a fraction of 1 ns; and if the shift is to the right, less than one shifted tick,
+    /// which lasts less than 1 ns.
+    pub const fn rounding_ns(&self) -> u32 {
+        if self.tsc_shift < 0 {
+            2
+        } else {
+            1
+        }
+    }
+
     /// The record's exact step: every so many ticks from `tsc_timestamp` on, kvmclock is a whole
     /// number of ns with nothing floored away. Returned as a power of 2, i.e. the step is `1 <<
     /// exact_step_log2()` ticks; at most 63 for a record with `mul` not 0 and `shift` in -31..=31.

@@ -129,6 +129,10 @@ class Source:
         ns = Extract(95, 32, self.mul(self.shifted(record, ticks), record.mul))
         return record.system_time + ns
 
+    def rounding_ns(self, record):
+        """ClockGuest::rounding_ns"""
+        return If(record.shift < 0, BitVecVal(2, 32), BitVecVal(1, 32))
+
     def exact_step_log2(self, record):
         """ClockGuest::exact_step_log2"""
         zero = BitVecVal(0, 32)
@@ -351,9 +355,9 @@ class Source:
         is_ok = If(is_asked, And(has_khz, has_hz), self.accepts(is_own, is_close))
         return is_ok, And(is_asked, is_ok, Not(factor.is_same(of_khz)), Not(factor.is_same(of_hz))), of_hz
 
-    def plan_precision_ns(self, saved_ns, pairing_ns, is_resloped):
-        """plan: Plan::precision_ns"""
-        rounding_ns = If(is_resloped, BitVecVal(1, 32), BitVecVal(0, 32))
+    def plan_precision_ns(self, saved_ns, pairing_ns, is_resloped, record):
+        """plan: Plan::precision_ns; `record` is the saved one"""
+        rounding_ns = If(is_resloped, self.rounding_ns(record), BitVecVal(0, 32))
         return saturating_add(saturating_add(saved_ns, pairing_ns), rounding_ns)
 
     def resloped(self, record, guest_tsc, kvmclock_ns, elapsed_ns, mul, shift):

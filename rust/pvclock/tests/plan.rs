@@ -75,6 +75,11 @@ fn with_other_rate(header: VmClockGuest, times: f64) -> VmClockGuest {
     header
 }
 
+/// What SET reports of a `record` that it replaces by one of another slope, ns.
+fn rounding_ns(record: &ClockGuest) -> u32 {
+    1 + u32::from(record.tsc_shift < 0)
+}
+
 /// Scaling ratios of guests of 0.5, 0.58, 1.5 and 2 times the host's rate, on SVM and VMX.
 fn scales() -> impl Strategy<Value = Scale> {
     prop_oneof![
@@ -168,10 +173,34 @@ proptest! {
         };
         prop_assert_eq!(plan.record.kvmclock_ns(guest_tsc), header.kvmclock_ns + elapsed);
         let is_other = header.record.factor() != plan.record.factor();
-        prop_assert_eq!(plan.precision_ns, u32::from(is_other));
+        prop_assert_eq!(plan.precision_ns, if is_other { rounding_ns(&header.record) } else { 0 });
         // 100 s later by this host's clock, but for what 32 bits and a right shift round.
         let later = plan.record.kvmclock_ns(guest_tsc.wrapping_add(u64::from(khz) * 100_000)) - header.kvmclock_ns - elapsed;
         prop_assert!(later.abs_diff(100_000_000_000) < 100, "{later} ns");
+    }
+
+    /// Hop after hop. The slope differs in the last bit, which is put back to compare the readings.
+    #[test]
+    fn a_resloped_kvmclock_is_behind_by_no_more_than_its_precision(
+        khz in 400_000u32..4_000_000, ticks: [u16; 5],
+    ) {
+        let rate = here(khz, Scale::IDENTITY);
+        let (mut header, _) = saved(abi::MODE_FREEZE, Scale::IDENTITY);
+        header.flags = abi::FLAG_RESLOPE;
+        let Factor { mul, shift } = rate.factor().unwrap();
+        header.host_tsc_khz = khz;
+        (header.record.tsc_to_system_mul, header.record.tsc_shift) = (mul ^ 1, shift);
+        let first = header.record;
+        for (hop, ticks) in ticks.into_iter().enumerate() {
+            header.guest_tsc = header.guest_tsc.wrapping_add(ticks.into());
+            header.kvmclock_ns = header.record.kvmclock_ns(header.guest_tsc);
+            let behind_ns = first.kvmclock_ns(header.guest_tsc) - header.kvmclock_ns;
+            prop_assert!(behind_ns <= header.precision_ns.into(), "hop {hop}: {behind_ns} ns");
+            let plan = plan_of(header, at(&header, 0), rate).unwrap();
+            header.precision_ns = plan.precision_ns;
+            header.record = plan.record;
+            header.record.tsc_to_system_mul = mul ^ 1;
+        }
     }
 
     /// No bit pattern makes planning panic.
@@ -459,7 +488,12 @@ fn a_new_slope_is_that_of_the_rate_in_hz() {
         let plan = plan(&request, offset, &at(&header, 0), rate, PPM).unwrap();
         assert_eq!(plan.record.factor(), expected);
         let is_other = header.record.factor() != expected;
-        assert_eq!(plan.precision_ns, u32::from(is_other));
+        let rounding_ns = if is_other {
+            rounding_ns(&header.record)
+        } else {
+            0
+        };
+        assert_eq!(plan.precision_ns, rounding_ns);
     }
 }
 
@@ -478,7 +512,7 @@ fn kvmclock_goes_at_its_own_rate_where_the_tsc_cannot() {
     assert_eq!(plan.record.system_time, header.kvmclock_ns + 1_000_000_000);
     let later = plan.record.kvmclock_ns(guest_tsc.wrapping_add(second));
     assert!(later.abs_diff(header.kvmclock_ns + 2_000_000_000) <= 1);
-    assert_eq!(plan.precision_ns, 1);
+    assert_eq!(plan.precision_ns, rounding_ns(&header.record));
 }
 
 #[test]
@@ -538,10 +572,10 @@ fn precision_adds_up_and_saturates() {
     let rate = here(HOST_KHZ + 1, Scale::IDENTITY);
     let precision = |header, now| plan_of(header, now, rate).unwrap().precision_ns;
     header.precision_ns = 5;
-    assert_eq!(precision(header, now), 6);
+    assert_eq!(precision(header, now), 7);
     // Half of it, in ns, rounded up.
     now.read_window = 2 * 2_596_101;
-    assert_eq!(precision(header, now), 1_000_006);
+    assert_eq!(precision(header, now), 1_000_007);
     header.precision_ns = u32::MAX - 1_000_000;
     assert_eq!(precision(header, now), u32::MAX);
 
@@ -552,7 +586,7 @@ fn precision_adds_up_and_saturates() {
     let ns = plan.record.kvmclock_ns(GuestTsc(1 << 50));
     for actual in [ns - 11, ns + 11] {
         let precision = plan.precision_unpinned_ns(transform, &now, actual, rate.host_khz);
-        assert_eq!(precision, 11 + 1_000_000 + 1_000_001);
+        assert_eq!(precision, 11 + 1_000_000 + 1_000_002);
     }
 }
 

@@ -2,10 +2,10 @@
 """A record with the slope of the TSC here, and a record's rate against the TSC's: rust/pvclock/plan.rs, rate.rs."""
 
 import z3
-from z3 import ULE, ULT, And, BitVecVal, Extract, If, Implies, IntVal, Not, Or, ZeroExt
+from z3 import UGE, ULE, ULT, And, BitVecVal, Extract, If, Implies, IntVal, Not, Or, ZeroExt
 
 from engine import Break, theorem
-from models import BASE, NSEC_PER_SEC, Factor, Source
+from models import BASE, NSEC_PER_SEC, Factor, Source, unsigned_abs
 
 from .rate import HalfScaled
 from .record import SHIFTS, any_record
@@ -108,13 +108,18 @@ def slope_is_that_of_the_tsc(p, hz_step=1, khz_step=1000):
 
 
 class ForgetsRounding(Source):
-    def plan_precision_ns(self, saved_ns, pairing_ns, is_resloped):
-        return super().plan_precision_ns(saved_ns, pairing_ns, z3.BoolVal(False))
+    def plan_precision_ns(self, saved_ns, pairing_ns, is_resloped, record):
+        return super().plan_precision_ns(saved_ns, pairing_ns, z3.BoolVal(False), record)
+
+
+class ForgetsTicks(Source):
+    def rounding_ns(self, record):
+        return BitVecVal(1, 32)
 
 
 class SumWraps(Source):
-    def plan_precision_ns(self, saved_ns, pairing_ns, is_resloped):
-        return saved_ns + pairing_ns + If(is_resloped, BitVecVal(1, 32), BitVecVal(0, 32))
+    def plan_precision_ns(self, saved_ns, pairing_ns, is_resloped, record):
+        return saved_ns + pairing_ns + If(is_resloped, self.rounding_ns(record), BitVecVal(0, 32))
 
 
 class ReadsNext(Source):
@@ -125,25 +130,35 @@ class ReadsNext(Source):
 
 
 @theorem(
-    source="plan.rs:plan (Plan::precision_ns), record.rs:ClockGuest::kvmclock_ns",
+    source="plan.rs:plan (Plan::precision_ns), record.rs:ClockGuest::kvmclock_ns, ClockGuest::rounding_ns",
     inputs="every record of any bit pattern and guest TSC, all precisions of 32 bits",
     breaks=[
         Break("another slope adds nothing", ForgetsRounding, {"mul": 1 << 31, "shift": 1}),
+        Break("ticks that are shifted out add nothing", ForgetsTicks, {"mul": 1 << 31, "shift": 0xff}),
         Break("the sum wraps", SumWraps, {"mul": 1 << 31, "shift": 1}),
         Break("rounded up", ReadsNext, {"mul": 1 << 31, "shift": 1}),
     ],
 )
 def reslope_rounding_is_in_the_precision(p):
-    """kvmclock at the anchor drops less than 1 ns of the product there; the precision is what SET was given, plus that of
-    the clock snapshot, plus 1 ns if the record is resloped; or u32::MAX where that is more."""
+    """kvmclock at the anchor drops less than 1 ns of the product there, and before that, if the shift is to the right, less
+    than one shifted tick, which lasts mul / 2^32 ns. The precision is what SET was given, plus that of the clock snapshot,
+    plus the sum of these two in whole ns if the record is resloped; or u32::MAX where that is more."""
     m, record, guest_tsc = p.model, any_record(p), p.bits("guest_tsc", 64)
     product = p.mul(m.shifted(record, guest_tsc - record.tsc_timestamp), record.mul)
     whole = ZeroExt(32, m.kvmclock_ns(record, guest_tsc) - record.system_time) << 32
     p.claim(And(ULE(whole, product), ULT(product - whole, BitVecVal(BASE, 96))), label="less than 1 ns")
+    # Beyond 63 all ticks are shifted out, which are less than one shifted tick.
+    ticks, shifted = guest_tsc - record.tsc_timestamp, m.shifted(record, guest_tsc - record.tsc_timestamp)
+    right = ZeroExt(32, unsigned_abs(record.shift))
+    p.claim(ULT(ticks - (shifted << right), BitVecVal(1, 64) << right), given=[record.shift < 0, record.shift >= -63],
+            label="less than one shifted tick")
+    rounding = m.rounding_ns(record)
+    dropped = BitVecVal(BASE, 64) + If(record.shift < 0, ZeroExt(32, record.mul), BitVecVal(0, 64))
+    p.claim(UGE(ZeroExt(32, rounding) << 32, dropped), label="in whole ns")
     saved, pairing, resloped = p.bits("saved", 32), p.bits("pairing", 32), p.bits("is_resloped", 1)
-    total = ZeroExt(2, saved) + ZeroExt(2, pairing) + ZeroExt(33, resloped)
+    total = ZeroExt(2, saved) + ZeroExt(2, pairing) + If(resloped == 1, ZeroExt(2, rounding), BitVecVal(0, 34))
     sum_ns = If(ULT(total, BASE), Extract(31, 0, total), BitVecVal(BASE - 1, 32))
-    p.claim(m.plan_precision_ns(saved, pairing, resloped == 1) == sum_ns, label="sum")
+    p.claim(m.plan_precision_ns(saved, pairing, resloped == 1, record) == sum_ns, label="sum")
 
 
 @theorem(

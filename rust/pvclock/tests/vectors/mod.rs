@@ -192,7 +192,7 @@ fn reslope() -> Option<usize> {
     const TAI_NS: i64 = 1_795_000_000_000_000_000;
 
     let wrong = |row: &rows::ReslopeRow| {
-        let &(mode, khz_there, khz_here, ratio, frac_bits, (mul, shift), ..) = row;
+        let &(mode, khz_there, khz_here, ratio, frac_bits, (mul_there, shift_there), ..) = row;
         let &(.., guest_tsc, kvmclock_ns, elapsed_ns, expected) = row;
         let saved = VmClockGuest {
             mode,
@@ -204,7 +204,7 @@ fn reslope() -> Option<usize> {
             host_tsc_khz: khz_there,
             tsc_ratio: ratio,
             tsc_frac_bits: frac_bits,
-            record: record(guest_tsc, kvmclock_ns, mul, shift),
+            record: record(guest_tsc, kvmclock_ns, mul_there, shift_there),
             precision_ns: 7,
             ..Default::default()
         };
@@ -227,8 +227,13 @@ fn reslope() -> Option<usize> {
         };
         let expected = record(tsc_timestamp, system_time, mul, shift);
         let is_same = expected.factor() == saved.record.factor();
+        let rounding_ns = if is_same {
+            0
+        } else {
+            1 + u32::from(shift_there < 0)
+        };
         planned.map_or(true, |plan| {
-            plan.record != expected || plan.precision_ns != if is_same { 7 } else { 8 }
+            plan.record != expected || plan.precision_ns != 7 + rounding_ns
         })
     };
     rows::RESLOPE.iter().position(wrong)

@@ -113,10 +113,7 @@ fn main() -> ExitCode {
             }));
         }
     }
-    cases.push(Case::new(
-        "armed, exact in a new VM",
-        restore::exact_in_new_vm,
-    ));
+    cases.extend(restore::cases());
     for &(name, act) in SETS {
         cases.push(Case::new(format!("not armed, {name}"), move |kvm| {
             not_armed(kvm, act)

@@ -82,9 +82,14 @@ pub(crate) fn written_back(
     let (here, saved) = (hz(&here.header), hz(&given.header));
     let diff = i128::from(here) - i128::from(saved);
     let is = after.and_then(|after| after.clock.as_ref());
-    let rounding_ns = is.is_some_and(|is| is_resloped(&given.header, &is.header));
+    let rounding_ns = match is {
+        Some(is) if is_resloped(&given.header, &is.header) => {
+            1 + u32::from(given.header.record.tsc_shift < 0)
+        }
+        _ => 0,
+    };
     Ok(VmClockGuest {
-        precision_ns: given.header.precision_ns.saturating_add(rounding_ns.into()),
+        precision_ns: given.header.precision_ns.saturating_add(rounding_ns),
         status: STATUS_PINNED | STATUS_HOST_TSC_STABLE,
         // CAST: clamped.
         rate_diff_hz: diff.clamp(-i128::from(i64::MAX), i64::MAX.into()) as i64,

@@ -6,11 +6,11 @@ use crate::armed::Armed;
 use kvm_clock_guest_selftests::{fixture::add_to_offsets, prelude::*};
 
 /// A timer armed so far ahead fires in no case unless it uses the new clock.
-const FAR_NS: u64 = 60_000_000_000;
+pub(crate) const FAR_NS: u64 = 60_000_000_000;
 /// How far ahead a timer is armed that must fire later than with the former clock.
 pub(crate) const NEAR_NS: u64 = 1_000_000_000;
 /// The time from a SET to a deadline.
-const LEFT_NS: u64 = 1_000_000_000;
+pub(crate) const LEFT_NS: u64 = 1_000_000_000;
 /// How long the guest is stopped, or goes back, with a timer that is near.
 const PAUSE_NS: u64 = 600_000_000;
 /// An action.

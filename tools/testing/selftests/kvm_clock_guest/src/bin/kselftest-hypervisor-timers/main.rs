@@ -10,6 +10,7 @@
 mod acts;
 mod armed;
 mod periodic;
+mod running;
 mod timer;
 
 use acts::{Act, AFTER, BEFORE, SHORT_LIST};
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         }
     }
     cases.extend(periodic::cases());
+    cases.extend(running::cases());
     ktap::main(require::clock_guest, cases)
 }
 

@@ -32,6 +32,12 @@ pub(crate) fn times(record: ClockGuest, numerator: u64, denominator: u64) -> Res
     })
 }
 
+/// What SET reports of a `record` that it replaces, ns: kvmclock is rounded to a ns, and the ticks
+/// of a TSC above 2 GHz are rounded as well.
+pub(crate) fn rounding_ns(record: &ClockGuest) -> u32 {
+    1 + u32::from(record.tsc_shift < 0)
+}
+
 /// Fails unless kvmclock and TSC of `after` continue from those of `request`; in mode advance plus
 /// the TAI that passed until SET, which was between `before` and `after`.
 pub(crate) fn ensure_continues(

@@ -121,8 +121,9 @@ fn allowed(host: &Host, index: usize) -> Result<()> {
 fn ensure_resloped(vm: &Vm, saved: &mut VmClock) -> Result<()> {
     let clocks = Clocks::of(vm)?;
     let (guest_tsc, kvmclock_ns) = (saved.header.guest_tsc, saved.header.kvmclock_ns);
+    let rounding_ns = 1 + u32::from(saved.header.record.tsc_shift < 0);
     set(vm, saved, MODE_FREEZE)?;
-    ensure_eq!(saved.header.precision_ns, 1, "precision_ns");
+    ensure_eq!(saved.header.precision_ns, rounding_ns, "precision_ns");
     let header = get(vm)?.header;
     let record = header.record;
     ensure_eq_hex!(

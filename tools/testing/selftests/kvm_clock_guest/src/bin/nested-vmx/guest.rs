@@ -73,6 +73,8 @@ clockguest_nested_vmx_exit:
     mov eax, {VM_EXIT_REASON}
     vmread qword ptr [r12 + {EXIT_REASON}], rax
     inc qword ptr [r12 + {EXITS}]
+    // As in L2, see vmx.rs.
+    sti
 4:  pause
     jmp 4b
 

@@ -4,8 +4,6 @@
 //! L1's TSC, as changed by SET, is at the deadline, or immediately if that has passed, whether the
 //! nested state is restored before SET or after it.
 
-// TODO[VMXT]: Run this where VMLAUNCH works; Bochs hangs at it.
-
 mod guest;
 mod vmx;
 

@@ -47,6 +47,11 @@ const TSS_LIMIT: u64 = 0x67;
 /// Any except 0: the descriptor is not read.
 const TSS_SELECTOR: u64 = 0x18;
 
+/// RFLAGS with interrupts enabled, although L1 has none. Bochs masks the host's interrupts when it
+/// enters a guest that has disabled its own (`VMenterLoadCheckGuestState()` loads RFLAGS before
+/// `in_vmx_guest` is set), so a guest that spins never exits again, whatever the host waits for.
+const RFLAGS_IF: u64 = 0x202;
+
 const VMXON: u64 = FREE;
 const VMCS: u64 = FREE + PAGE_SIZE;
 const FIELDS: u64 = FREE + 2 * PAGE_SIZE;
@@ -93,7 +98,7 @@ pub(crate) fn prepare(vm: &Vm, ticks: u64) -> Result<()> {
         (0x681a, 0x400),
         (0x681c, stack),
         (0x681e, l2_entry()),
-        (0x6820, 2),
+        (0x6820, RFLAGS_IF),
         // L1 when L2 exits: CS, TR, control registers, GDT, IDT, RSP, RIP.
         (0x0c02, cs),
         (0x0c0c, TSS_SELECTOR),
