@@ -237,13 +237,11 @@ impl Summary {
         if let Some(ticks) = over(one.restore_error_ticks, RESTORE_TICKS) {
             return Some(format!("SET was off by {ticks:.1} ticks"));
         }
-        if let (Some(ticks), Some(bound)) = (one.clock_sync_error_ticks, one.clock_sync_bound_ticks)
-        {
-            if ticks.abs() > bound {
-                return Some(format!(
-                    "the hosts' clocks contributed {ticks:.0} ticks, more than their bound of {bound:.0}"
-                ));
-            }
+        let bound = one.clock_sync_bound_ticks.unwrap_or(f64::INFINITY);
+        if let Some(ticks) = over(one.clock_sync_error_ticks, bound) {
+            return Some(format!(
+                "the hosts' clocks contributed {ticks:.0} ticks, more than their bound of {bound:.0}"
+            ));
         }
         if self.mode == Mode::Exact && !one.offsets_bit_identical {
             return Some("a TSC offset changed".into());
@@ -300,12 +298,9 @@ impl Summary {
              \x20 kvmclock error  worst {} ns; skew {} ns; record {}\n\
              \x20 backward steps  {}\n",
             or_unknown(self.tsc_error_ticks_max),
-            or_unknown(self.restore_error_ticks_max.map(tenths)),
-            or_unknown(self.clock_sync_error_ticks_max.map(tenths)),
-            or_unknown(
-                self.clock_sync_bound_ticks_max
-                    .map(|ticks| format!("{ticks:.0}"))
-            ),
+            decimal(self.restore_error_ticks_max, 1),
+            decimal(self.clock_sync_error_ticks_max, 1),
+            decimal(self.clock_sync_bound_ticks_max, 0),
             or_unknown(self.kvmclock_error_ns_max),
             self.tsc_kvmclock_skew_ns_max,
             identical(self.record_bit_identical),
@@ -347,10 +342,10 @@ impl Move {
             },
             self.downtime_ns as f64 / 1e6,
             or_unknown(self.tsc_error_ticks.map(|ticks| format!("{ticks:+}"))),
-            or_unknown(self.restore_error_ticks.map(tenths)),
-            or_unknown(self.clock_sync_error_ticks.map(tenths)),
-            or_unknown(self.clock_sync_bound_ticks.map(|ticks| format!("{ticks:.0}"))),
-            or_unknown(self.rate_error_ticks.map(tenths)),
+            decimal(self.restore_error_ticks, 1),
+            decimal(self.clock_sync_error_ticks, 1),
+            decimal(self.clock_sync_bound_ticks, 0),
+            decimal(self.rate_error_ticks, 1),
             self.tsc_kvmclock_skew_ns,
             self.procedure,
             or_unknown(self.rate_diff_hz.map(|hz| format!("{hz:+}"))),
@@ -374,8 +369,9 @@ fn unexplained(error_at_set: Option<f64>, one: &Move) -> Option<String> {
     })
 }
 
-fn tenths(ticks: f64) -> String {
-    format!("{ticks:.1}")
+/// `ticks` with so many decimal places.
+fn decimal(ticks: Option<f64>, places: usize) -> String {
+    or_unknown(ticks.map(|ticks| format!("{ticks:.places$}")))
 }
 
 fn or_unknown(value: Option<impl ToString>) -> String {
