@@ -3,7 +3,7 @@
 
 project = "kvm-clock-guest"
 
-# As the kernel's: a literal block is no Python unless it says so, and -- is no dash.
+# As the kernel's: a literal block is not Python unless marked as such, and -- is not a dash.
 highlight_language = "none"
 smartquotes_action = "q"
 # A name that leads nowhere is a warning, hence an error.

@@ -81,21 +81,16 @@ def cargo(run):
 
 def kernel_test(run):
     """A command that writes KTAP; its results are shown as they come."""
-    results, so_far = [], []
+    parser, results = ktap.Parser(), []
 
-    def add(lines, ended):
-        for result in ktap.parse(lines, ended)[len(results):]:
+    def add(new):
+        for result in new:
             results.append(result)
             run.add(result)
             run.lap(result.name)
 
-    def live(line):
-        so_far.append(line)
-        if "ok " in line:
-            add(so_far, ended=False)
-
-    status, lines = run.run(live=live)
-    add(lines, ended=True)
+    status, lines = run.run(live=lambda line: add(parser.feed(line)))
+    add(parser.end())
     if status != 0:
         run.tail(lines, 60)
     if not results or (status != 0 and not any(result.status == FAIL for result in results)):

@@ -75,10 +75,53 @@ def _one(match):
     return Result(name.strip(), FAIL if failed else PASS, directive.strip())
 
 
-def parse(lines, ended=True):
-    """Results of the leaves in `lines`; a block with fewer results than it planned adds a failure.
+class Parser:
+    """Reads lines as they come.
 
-    Without `ended`, `lines` are the beginning of a longer text: more lines only add results.
+    >>> parser = Parser()
+    >>> [(r.name, r.status) for line in ['1..3', 'ok 1 a', 'ok 2 b'] for r in parser.feed(line)]
+    [('a', 'PASS'), ('b', 'PASS')]
+    >>> [(r.name, r.status) for r in parser.end()]
+    [('planned 3 tests, reported 2', 'FAIL')]
+    """
+
+    def __init__(self):
+        self._blocks = {}  # indentation -> [planned, reported]
+        self._deepest = -1  # indentation of the results since the last one further out
+
+    def _close(self, indent):
+        for depth in [depth for depth in self._blocks if depth >= indent]:
+            planned, reported = self._blocks.pop(depth)
+            if reported < planned:
+                yield Result(f"planned {planned} tests, reported {reported}", FAIL)
+
+    def feed(self, line):
+        """Yield the results that `line` adds."""
+        if plan := _PLAN.match(line):
+            indent = len(plan["indent"])
+            yield from self._close(indent + 1)
+            if self._blocks.get(indent, [1])[0]:
+                yield from self._close(indent)
+            # A plan may follow its results.
+            self._blocks.setdefault(indent, [0, 0])[0] = int(plan["count"])
+            if plan["count"] == "0":
+                yield Result("all", SKIP, plan["rest"].strip(" #"))
+        elif match := _RESULT.match(line):
+            indent = len(match["indent"])
+            yield from self._close(indent + 1)
+            self._blocks.setdefault(indent, [0, 0])[1] += 1
+            is_parent = self._deepest > indent
+            self._deepest = indent
+            if not is_parent:
+                yield _one(match)
+
+    def end(self):
+        """Yield a failure for each block with fewer results than it planned."""
+        yield from self._close(0)
+
+
+def parse(lines):
+    """Results of the leaves in `lines`; a block with fewer results than it planned adds a failure.
 
     >>> text = '''KTAP version 1
     ... 1..2
@@ -92,8 +135,6 @@ def parse(lines, ended=True):
     [('add', 'PASS'), ('sub', 'FAIL'), ('tsc', 'SKIP')]
     >>> [(r.name, r.status) for r in parse(['1..3', 'ok 1 a', 'ok 2 b'])]
     [('a', 'PASS'), ('b', 'PASS'), ('planned 3 tests, reported 2', 'FAIL')]
-    >>> [(r.name, r.status) for r in parse(['1..3', 'ok 1 a', 'ok 2 b'], ended=False)]
-    [('a', 'PASS'), ('b', 'PASS')]
     >>> [(r.name, r.status) for r in parse(['ok 1 a', 'ok 2 b', '1..2'])]
     [('a', 'PASS'), ('b', 'PASS')]
     >>> [(r.name, r.status) for r in parse(['ok 1 a', '1..2'])]
@@ -103,34 +144,5 @@ def parse(lines, ended=True):
     >>> [(r.name, r.status) for r in parse(['1..0 # SKIP no KVM'])]
     [('all', 'SKIP')]
     """
-    results = []
-    open_blocks = {}  # indentation -> [planned, reported]
-    deepest = -1  # indentation of the results since the last one further out
-
-    def close(indent):
-        for depth in [depth for depth in open_blocks if depth >= indent]:
-            planned, reported = open_blocks.pop(depth)
-            if reported < planned:
-                results.append(Result(f"planned {planned} tests, reported {reported}", FAIL))
-
-    for line in lines:
-        if plan := _PLAN.match(line):
-            indent = len(plan["indent"])
-            close(indent + 1)
-            if open_blocks.get(indent, [1])[0]:
-                close(indent)
-            # A plan may follow its results.
-            open_blocks.setdefault(indent, [0, 0])[0] = int(plan["count"])
-            if plan["count"] == "0":
-                results.append(Result("all", SKIP, plan["rest"].strip(" #")))
-        elif match := _RESULT.match(line):
-            indent = len(match["indent"])
-            close(indent + 1)
-            open_blocks.setdefault(indent, [0, 0])[1] += 1
-            is_parent = deepest > indent
-            deepest = indent
-            if not is_parent:
-                results.append(_one(match))
-    if ended:
-        close(0)
-    return results
+    parser = Parser()
+    return [result for line in lines for result in parser.feed(line)] + list(parser.end())

@@ -125,7 +125,7 @@ fn plan(request: &SetRequest, ref_offset: TscOffset, state: &State) -> Result<Pl
     Ok(plan)
 }
 
-/// The plan, if all clocks of the VM are what it asks for already: the VM was stopped, and goes on.
+/// The plan, if the VM already has the clocks that it asks for, as after a mere stop.
 /// Otherwise, or if a vCPU is in an ioctl, SET has to lock the vCPUs and report what is wrong.
 fn plan_in_place(
     request: &SetRequest,

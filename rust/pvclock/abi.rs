@@ -85,8 +85,8 @@ const IOC_READ_WRITE: u32 = IOC_READ | IOC_WRITE;
 
 /// Reads the clocks of a whole VM; VM fd, payload [`VmClockGuest`].
 ///
-/// The number keeps the size of the first version of the payload for ever; [`VmClockGuest::size`]
-/// tells how large the caller's is.
+/// The number always has the size of the first version of the payload; [`VmClockGuest::size`] is
+/// the size of the caller's.
 pub const KVM_GET_VM_CLOCK_GUEST: u32 = ioc(IOC_READ_WRITE, 0xd8, size_of::<VmClockGuest>());
 /// Writes the clocks of a whole VM; VM fd, payload [`VmClockGuest`], see
 /// [`KVM_GET_VM_CLOCK_GUEST`].

@@ -169,7 +169,7 @@ pub fn plan(
             let ticks = elapsed_ticks(request.rate, elapsed_ns)?;
             // CAST: Ticks mod 2^64.
             let guest_tsc = saved.guest_tsc.wrapping_add(ticks as u64);
-            // Beyond half the ring, going on could not be told from going back.
+            // Beyond half the ring, forwards and backwards cannot be distinguished.
             if ticks > 0 && saved.record.tsc_timestamp.is_ahead_of(guest_tsc) {
                 return Err(PlanError::Unrepresentable);
             }

@@ -92,12 +92,13 @@ Measurement:
                   guest TSC; it needs no knowledge of the hosts' clocks
   TSC error       is the guest's TSC minus the TSC that it would have on the source at the same
                   moment; known only if both hosts are emulated on one machine (--truth)
-  operation       is the part of the operation: the TSC that SET wrote minus saved TSC + elapsed
-                  time x rate, at the instant of the kernel's clock snapshot (--trace-clock)
-  clocks          is the part of the hosts' clocks: the rest
+  restore         is the part that the restore adds: the TSC that SET wrote minus saved TSC +
+                  elapsed time x rate, at the instant of the kernel's clock snapshot
+                  (--trace-clock)
+  clock sync      is the part that the difference of the hosts' clocks adds: the rest
 
-  Method atomic fails if the record changes, if the skew is not 0, if the operation's part exceeds
-  one tick, or if the clocks' part exceeds the bound that the pings give.
+  Method atomic fails if the record changes, if the skew is not 0, if the restore adds more than
+  one tick, or if the clocks add more than the bound that the pings give.
 
 Security:
   Anybody who can connect to `clockguest serve` can run a guest there: the connection is neither
@@ -108,8 +109,8 @@ Security:
 pub(crate) const REPORT: &str = "\
 Files and page:
   Each FILE has the JSON object of a run, or an array of them. The page shows the worst errors in a
-  table; charts show the error of each cycle, the parts of the operation and of the hosts' clocks in
-  a move's error, and a benchmark's counts against vCPUs. The page also shows the command, kernel,
+  table; charts show the error of each cycle, the parts that the restore and the hosts' clocks add
+  to a move's error, and a benchmark's counts against vCPUs. The page also shows the command, kernel,
   module and QEMU of each run. It needs no network and no scripts. All runs are embedded as JSON in
   the element with the ID 'runs'.
 

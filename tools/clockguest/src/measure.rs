@@ -291,7 +291,7 @@ fn error_of(
 
     let low = now.guest_tsc(bracketed.host_before);
     let high = now.guest_tsc(bracketed.host_after);
-    if low.is_ahead_of(tsc) || tsc.is_ahead_of(high) {
+    if !tsc.is_between(low, high) {
         return Err(Inconsistent::Tsc {
             vcpu,
             tsc,
@@ -339,6 +339,12 @@ fn host_tsc_of(transform: TscTransform, guest_tsc: GuestTsc, host_before: HostTs
         host_tsc = host_tsc.wrapping_add(1);
     }
     host_tsc
+}
+
+/// `ticks` of a TSC of `khz` kHz, in ns, saturating.
+pub(crate) fn ticks_to_ns(ticks: u64, khz: u32) -> u64 {
+    let ns = u128::from(ticks) * 1_000_000 / u128::from(khz.max(1));
+    u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
 /// Whether two records are equal, except for `version`, which counts KVM's updates.

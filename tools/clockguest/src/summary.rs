@@ -4,7 +4,7 @@
 
 use crate::{
     guest::Backwards,
-    measure::{compare, ClockError, Reading},
+    measure::{compare, ticks_to_ns, ClockError, Reading},
     method::Method,
     scenario::{Config, Scenario},
 };
@@ -211,8 +211,7 @@ impl Tally {
 /// Time from stop to run by the host TSC, which is the same for both processes.
 fn downtime_ns(previous: &Reading, reading: &Reading) -> u64 {
     let ticks = reading.host_run.since(previous.host_stop);
-    let ns = u128::from(ticks) * 1_000_000 / u128::from(reading.tsc_khz.max(1));
-    u64::try_from(ns).unwrap_or(u64::MAX)
+    ticks_to_ns(ticks, reading.tsc_khz)
 }
 
 /// The result of a comparison, for the user.

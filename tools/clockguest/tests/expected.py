@@ -36,7 +36,7 @@ def expected_charts(runs):
             x = one.get("cycle", x)
             add(f"{name}: TSC error", series, x, one["tsc_error_ticks"])
             add(f"{name}: kvmclock error", series, x, one["kvmclock_error_ns"])
-            for part, key in (("operation", "own"), ("clock sync", "clocks")):
+            for part, key in (("restore", "restore"), ("clock sync", "clock_sync")):
                 add(f"two hosts, {run['method']}: TSC error by cause", part, x, one.get(f"{key}_error_ticks"))
-            add(f"two hosts, {run['method']}: TSC error by cause", "sync's bound", x, one.get("clocks_bound_ticks"))
+            add(f"two hosts, {run['method']}: TSC error by cause", "sync bound", x, one.get("clock_sync_bound_ticks"))
     return charts

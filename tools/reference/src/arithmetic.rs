@@ -5,7 +5,7 @@
 use num_bigint::{BigInt, BigUint};
 use pvclock::{
     abi::{ClockGuest, VmClockGuest},
-    counter::GuestTsc,
+    counter::{GuestTsc, HostTsc, TscOffset},
     plan::ClockSnapshot,
     rate::{Factor, GuestRate},
     tsc::Scale,
@@ -42,16 +42,47 @@ pub fn kvmclock_ns(record: &ClockGuest, tsc: GuestTsc) -> u64 {
     record.system_time.wrapping_add(ns)
 }
 
+/// The same for a guest TSC on either side of the record's timestamp, with ticks of any width.
+/// `shift` must be in -31..=31.
+pub fn extended_kvmclock_ns(record: &ClockGuest, tsc: GuestTsc) -> u64 {
+    // CAST: the sign of a difference mod 2^64 is the order.
+    let ticks = BigInt::from(tsc.since(record.tsc_timestamp) as i64);
+    // A right shift rounds down, also below 0.
+    let shifted = (ticks << 31) >> (31 - i32::from(record.tsc_shift));
+    let ns: BigInt = (shifted * record.tsc_to_system_mul) >> 32;
+    let ring = BigInt::from(1) << 64;
+    let sum: BigInt = ns % &ring + &ring + record.system_time;
+    low_64(sum.magnitude())
+}
+
+/// Whether a TSC value that many `ticks` (mod 2^64) after another lies ahead of it. Half the ring
+/// counts as behind.
+pub fn is_ahead(ticks: u64) -> bool {
+    (1..1 << 63).contains(&ticks)
+}
+
 /// Host ticks to guest ticks, mod 2^64.
 pub fn scaled(scale: Scale, ticks: u64) -> u64 {
     let (ratio, frac_bits) = fraction(scale);
     low_64(&((ratio * ticks) >> frac_bits))
 }
 
+/// The guest TSC at host TSC `host_tsc`.
+pub fn guest_tsc(scale: Scale, offset: TscOffset, host_tsc: HostTsc) -> GuestTsc {
+    GuestTsc(scaled(scale, host_tsc.0).wrapping_add(offset.0))
+}
+
 /// Guest ticks in `ns`, rounded down; `None` if they exceed 64 bits.
 pub fn ticks(rate: GuestRate, ns: u64) -> Option<u64> {
     let (ratio, frac_bits) = fraction(rate.scale);
     to_u64(((ratio * ns * rate.host_khz * 1000u32) >> frac_bits) / NSEC_PER_SEC)
+}
+
+/// Guest ticks in `ns`, rounded towards 0; `None` for 2^63 or more, in either direction.
+pub fn signed_ticks(rate: GuestRate, ns: i128) -> Option<i64> {
+    let ticks = ticks(rate, u64::try_from(ns.unsigned_abs()).ok()?)?;
+    let ticks = i64::try_from(ticks).ok()?;
+    Some(if ns < 0 { -ticks } else { ticks })
 }
 
 /// The rate that a pvclock factor is for, kHz, rounded down; `None` if it is none or exceeds 64
@@ -139,6 +170,29 @@ pub fn exact_step(record: &ClockGuest) -> u64 {
     1 << (0..64).find(is_whole).expect("64 bits are enough")
 }
 
+/// By how much kvmclock may be behind the record's exact value, in whole ns: a fraction of a ns is
+/// dropped, and before it the ticks that a shift to the right drops.
+pub fn rounding_ns(record: &ClockGuest) -> u32 {
+    1 + u32::from(record.tsc_shift < 0)
+}
+
+/// `record`, or if it lies ahead of `tsc`, the same function from the last point that does not, a
+/// whole number of [exact steps](exact_step) back.
+pub fn not_ahead_of(record: &ClockGuest, tsc: GuestTsc) -> ClockGuest {
+    let ahead = record.tsc_timestamp.since(tsc);
+    if !is_ahead(ahead) {
+        return *record;
+    }
+    let step = exact_step(record);
+    let ticks = ahead.div_ceil(step).wrapping_mul(step);
+    let tsc_timestamp = record.tsc_timestamp.wrapping_sub(ticks);
+    ClockGuest {
+        tsc_timestamp,
+        system_time: extended_kvmclock_ns(record, tsc_timestamp),
+        ..*record
+    }
+}
+
 /// Whether there is no room to move `record`, which lies `ahead` ticks ahead, back behind that: as
 /// many ticks, shifted, have more than 63 bits.
 pub fn is_stuck(record: &ClockGuest, ahead: u64) -> bool {
@@ -167,12 +221,9 @@ pub fn elapsed_ns(saved: &VmClockGuest, now: &ClockSnapshot) -> i128 {
 /// The guest TSC, `elapsed` ns after the anchor of `saved`; `None` if that is half the ring or more
 /// away from where it was or from its record.
 pub fn advanced(saved: &VmClockGuest, elapsed: i128, rate: GuestRate) -> Option<GuestTsc> {
-    let elapsed_ns = u64::try_from(elapsed.unsigned_abs()).ok()?;
-    let ticks = ticks(rate, elapsed_ns).filter(|&ticks| ticks < 1 << 63)?;
-    if elapsed < 0 {
-        return Some(GuestTsc(saved.guest_tsc.0.wrapping_sub(ticks)));
-    }
-    let age = (saved.guest_tsc.0).wrapping_sub(saved.record.tsc_timestamp.0);
-    let is_near = u128::from(ticks) + u128::from(age) <= 1 << 63;
-    is_near.then(|| GuestTsc(saved.guest_tsc.0.wrapping_add(ticks)))
+    let ticks = signed_ticks(rate, elapsed)?;
+    let age = saved.guest_tsc.since(saved.record.tsc_timestamp);
+    let is_near = ticks < 0 || u128::from(ticks.unsigned_abs()) + u128::from(age) <= 1 << 63;
+    // CAST: mod 2^64.
+    is_near.then(|| saved.guest_tsc.wrapping_add(ticks as u64))
 }

@@ -45,8 +45,8 @@ pub fn broken_by_get(header: &VmClockGuest) -> Vec<Invalid> {
     broken(&rules)
 }
 
-/// The rate of a header; `None` if the ratio is none or the rate is below 1 Hz.
-fn rate(header: &VmClockGuest) -> Option<GuestRate> {
+/// The guest's TSC rate in a header; `None` if the ratio is none or the rate is below 1 Hz.
+pub fn rate(header: &VmClockGuest) -> Option<GuestRate> {
     let scale = match (header.tsc_ratio, header.tsc_frac_bits) {
         (0, 0) => Scale::IDENTITY,
         (ratio, bits @ 1..=63) if ratio != 0 => Scale::new(ratio, bits)?,
@@ -112,17 +112,15 @@ pub fn broken_by_array(
     ];
     let found = entries.iter().find(|entry| entry.vcpu_id == reference);
     if let (Some(entry), Some(rate)) = (found, rate(header)) {
-        let scaled = arithmetic::scaled(rate.scale, header.host_tsc.0);
-        let guest_tsc = scaled.wrapping_add(entry.tsc_offset.0);
+        let guest_tsc = arithmetic::guest_tsc(rate.scale, entry.tsc_offset, header.host_tsc);
         let kvmclock_ns = arithmetic::kvmclock_ns(&header.record, header.guest_tsc);
-        let age = (header.guest_tsc.0).wrapping_sub(header.record.tsc_timestamp.0);
+        let ahead = header.record.tsc_timestamp.since(header.guest_tsc);
         rules.extend([
             (
                 Invalid::Inconsistent,
-                guest_tsc != header.guest_tsc.0 || kvmclock_ns != header.kvmclock_ns,
+                guest_tsc != header.guest_tsc || kvmclock_ns != header.kvmclock_ns,
             ),
-            // Half the ring away counts as behind.
-            (Invalid::RecordAhead, age > 1 << 63),
+            (Invalid::RecordAhead, arithmetic::is_ahead(ahead)),
         ]);
     }
     broken(&rules)

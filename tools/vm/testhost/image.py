@@ -102,7 +102,7 @@ def write_initramfs(archive, kernel, vendor, own, command, plan=None, files=()):
         commands += [line.split("\t")[3] for line in plan.splitlines()]
     for program in [*TOOLS, str(INSIDE / "init"), *programs(commands)]:
         image.add_program(program)
-    for file in [*modules, "/bin/busybox", *files]:
+    for file in [*modules, "/bin/busybox", REPO / "scripts/ktap.sh", *files]:
         image.add(file)
     shutil.copy2(INSIDE / "initramfs-init", image.root / "init")
     image.write(f"{RESULTS}/job", job(command, kernel, modules, own, CLOCK_GUEST_RESULTS=RESULTS))

@@ -2,8 +2,8 @@
 """Replace the test host's kernel under saved guests, and check their clocks.
 
 Boots the test host, saves guests to files in it, has it kexec into the same kernel, and restores
-the guests there; several times in a row. The TSC counts on meanwhile, but boot id and calibrated
-TSC rate are new. Writes KTAP; tools/vm/inside/live-update is the half inside the test host.
+the guests there; several times in a row. The TSC keeps counting, but boot id and calibrated TSC
+rate change. Writes KTAP; tools/vm/inside/live-update is the half inside the test host.
 """
 
 import functools

@@ -62,13 +62,13 @@ def is_atomic(status, summary):
     """As moves(), and every error was measured."""
     if why := moves(status, summary):
         return why
-    if summary["own_error_ticks_max"] is None or summary["tsc_error_ticks_max"] is None:
+    if summary["restore_error_ticks_max"] is None or summary["tsc_error_ticks_max"] is None:
         return "the error was not measured"
-    if summary["own_error_ticks_max"] > 1:
-        return f"SET was off by {summary['own_error_ticks_max']} ticks"
+    if summary["restore_error_ticks_max"] > 1:
+        return f"SET was off by {summary['restore_error_ticks_max']} ticks"
     if summary["tsc_kvmclock_skew_ns_max"] != 0 or not summary["record_bit_identical"]:
         return f"kvmclock changed: skew {summary['tsc_kvmclock_skew_ns_max']} ns, or another record"
-    if summary["mode"] == "advance" and any(move["clocks_error_ticks"] is None for move in summary["per_move"]):
+    if summary["mode"] == "advance" and any(move["clock_sync_error_ticks"] is None for move in summary["per_move"]):
         return "the error of the hosts' clocks was not measured"
     if any(move["lost"] for move in summary["per_move"]):
         return f"something was lost: {summary['per_move']}"
@@ -239,7 +239,7 @@ def tail(path):
     return "\n".join(path.read_text(errors="replace").splitlines()[-15:])
 
 
-COLUMNS = ("moves", "TSC, all", "by SET", "by clocks", "(bound)", "kvmclock ns", "skew ns", "record", "steps")
+COLUMNS = ("moves", "TSC, all", "restore", "clock sync", "(bound)", "kvmclock ns", "skew ns", "record", "steps")
 
 
 def row(pair, case, summary):
@@ -253,8 +253,8 @@ def row(pair, case, summary):
         return None
     if summary.get("aborted"):
         return [pair.name, case.name, "refused"] + [""] * (len(COLUMNS) - 1)
-    return [pair.name, case.name, str(summary["moves_done"]), number("tsc_error_ticks_max"), number("own_error_ticks_max"),
-            number("clocks_error_ticks_max"), number("clocks_bound_ticks_max"), number("kvmclock_error_ns_max"),
+    return [pair.name, case.name, str(summary["moves_done"]), number("tsc_error_ticks_max"), number("restore_error_ticks_max"),
+            number("clock_sync_error_ticks_max"), number("clock_sync_bound_ticks_max"), number("kvmclock_error_ns_max"),
             number("tsc_kvmclock_skew_ns_max"), "same" if summary["record_bit_identical"] else "changed",
             number("backwards_steps")]
 

@@ -3,8 +3,8 @@
 
 It is the patched kernel under QEMU TCG as in `tools/vm/host run`, but on an initramfs: QEMU resets its
 devices when it wakes a machine, and Linux cannot bring a 9p root back from that. The initramfs has
-every program that the command names, and their libraries. Whenever the host has suspended, it is woken
-after a while. COMMAND runs as root in the initramfs' copy of the repository's folder.
+every program that the command names, and their libraries. Whenever the host suspends, it is woken
+after --asleep seconds. COMMAND runs as root in the initramfs' copy of the repository's folder.
 """
 
 import pathlib

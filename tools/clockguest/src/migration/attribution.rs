@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Attributes a guest's TSC error after a move to the operation and to the hosts' clocks.
+//! Attributes a guest's TSC error after a move to the restore and to the hosts' clocks.
 //!
-//! The operation continues the guest's TSC from the anchor by the elapsed time of the two kernels'
+//! The restore continues the guest's TSC from the anchor by the elapsed time of the two kernels'
 //! clocks. `clock_trace` observes the instant that it uses, which gives the expected TSC.
 //! [`GroundTruth`](super::GroundTruth) gives the error of the clocks' elapsed time. Both parts are
 //! computed independently in floating point, with none of the module's code: their sum must be the
@@ -78,9 +78,9 @@ impl Anchor {
         }
     }
 
-    /// The hosts' clocks' part of the TSC error, guest ticks, for the time from the anchor to `at`,
+    /// The part of the TSC error that the hosts' clocks add, guest ticks, for the time from the anchor to `at`,
     /// when the source's TSC was `source_tsc`; `before` is the transform at the source.
-    pub(super) fn clocks_error_ticks(
+    pub(super) fn clock_sync_error_ticks(
         &self,
         shift: Option<ClockShift>,
         at: SetAt,
@@ -96,11 +96,11 @@ impl Anchor {
     }
 }
 
-/// The operation's part of the TSC error, ticks, at the instant `at`; `after` is the transform of
+/// The part of the TSC error that the restore adds, ticks, at the instant `at`; `after` is the transform of
 /// the reference vCPU after SET.
 ///
 /// `None` if the transform is invalid, or the reference vCPU does not exist.
-pub(super) fn own_error_ticks(
+pub(super) fn restore_error_ticks(
     saved: &VmClock,
     mode: Mode,
     shift: Option<ClockShift>,
@@ -192,7 +192,7 @@ mod tests {
         let at = at(7, 2_001_000_000);
         for error in [0, 1, 5] {
             let after = offset(900_000 + 2_600_000 - 7 + error);
-            let found = own_error_ticks(&saved(), Mode::Advance, Some(shift), at, after);
+            let found = restore_error_ticks(&saved(), Mode::Advance, Some(shift), at, after);
             assert_eq!(found, Some(error as f64));
         }
         // 1 ns is 2.6 ticks: the fraction counts.
@@ -201,7 +201,7 @@ mod tests {
             ..at
         };
         let after = offset(900_000 + 2_600_002 - 7);
-        let found = own_error_ticks(&saved(), Mode::Advance, Some(shift), at, after).unwrap();
+        let found = restore_error_ticks(&saved(), Mode::Advance, Some(shift), at, after).unwrap();
         assert!((found + 0.6).abs() < 1e-6, "{found}");
     }
 
@@ -211,7 +211,8 @@ mod tests {
         let anchor = Anchor::of(&saved, 37).unwrap();
         // 1 ms passes; the clocks count 10 ns more.
         let at = at(7, 5_001_000_010);
-        let found = anchor.clocks_error_ticks(None, at, HostTsc(1_000_000 + 2_600_000), offset(5));
+        let found =
+            anchor.clock_sync_error_ticks(None, at, HostTsc(1_000_000 + 2_600_000), offset(5));
         assert_eq!(found, Some(26.0));
     }
 
@@ -219,10 +220,10 @@ mod tests {
     fn freeze_and_exact_use_no_time_of_day() {
         let at = at(4_000_000, 77);
         let after = offset(900_000u64.wrapping_sub(4_000_000).wrapping_add(2));
-        let found = own_error_ticks(&saved(), Mode::Freeze, None, at, after);
+        let found = restore_error_ticks(&saved(), Mode::Freeze, None, at, after);
         assert_eq!(found, Some(2.0));
         let after = offset(100_000u64.wrapping_neg());
-        let found = own_error_ticks(&saved(), Mode::Exact, None, at, after);
+        let found = restore_error_ticks(&saved(), Mode::Exact, None, at, after);
         assert_eq!(found, Some(0.0));
     }
 
@@ -234,7 +235,7 @@ mod tests {
             tai_offset_s: 0,
         };
         let after = offset(900_000 + 2_600_000 - 7);
-        let found = own_error_ticks(&saved(), Mode::Advance, None, at, after);
+        let found = restore_error_ticks(&saved(), Mode::Advance, None, at, after);
         assert_eq!(found, Some(0.0));
     }
 }

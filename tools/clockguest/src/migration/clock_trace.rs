@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Traces the clock snapshot that `KVM_SET_VM_CLOCK_GUEST` uses, with a kprobe on the function from
-//! which the module reads the clocks. For tests: it separates the operation's error from that of
+//! which the module reads the clocks. For tests: it separates the restore's error from that of
 //! the clocks.
 
 use super::message::SetAt;

@@ -3,7 +3,7 @@
 //! Replays a stream of messages without KVM, for `tools/fuzz`.
 
 use super::{
-    attribution::{own_error_ticks, Anchor},
+    attribution::{restore_error_ticks, Anchor},
     exchange::{self, Exchange},
     message::{
         ClockShift, Clocks, Go, Hello, Message, Offer, Ping, Pong, Prepared, Refused, Restored,
@@ -124,10 +124,10 @@ impl Replay {
             return;
         };
         if let (Saved::Atomic(saved), Some(mode)) = (&clocks.saved, restored.mode) {
-            let _ = own_error_ticks(&saved.0, mode, self.shift, at, vcpu.tsc);
+            let _ = restore_error_ticks(&saved.0, mode, self.shift, at, vcpu.tsc);
         }
         if let Some(anchor) = Anchor::of(&clocks.saved, clocks.tai_offset_s) {
-            let _ = anchor.clocks_error_ticks(clocks.shift, at, at.host_tsc, vcpu.tsc);
+            let _ = anchor.clock_sync_error_ticks(clocks.shift, at, at.host_tsc, vcpu.tsc);
         }
     }
 

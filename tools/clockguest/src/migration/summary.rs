@@ -3,7 +3,7 @@
 //! The clock errors of a series of moves.
 
 use super::{
-    attribution::{own_error_ticks, Anchor},
+    attribution::{restore_error_ticks, Anchor},
     ground_truth::EmulatedTsc,
     message::ClockShift,
     source::Moved,
@@ -22,8 +22,8 @@ use std::fmt::Write;
 /// disciplines a clock by up to this.
 const RATE_PPM: f64 = 500.0;
 
-/// The largest allowed error of the operation itself, ticks.
-const OWN_TICKS: f64 = 1.0;
+/// The largest error that the restore itself may add, ticks.
+const RESTORE_TICKS: f64 = 1.0;
 
 /// The largest unexplained error, ticks: conversions between host TSCs and guest TSC are floored.
 const REST_TICKS: f64 = 4.0;
@@ -51,20 +51,20 @@ pub struct Move {
     pub tsc_error_ticks: Option<i64>,
     /// Worst kvmclock error, ns; if ground truth is known.
     pub kvmclock_error_ns: Option<i64>,
-    /// The operation's part of the TSC error, ticks; if SET was traced, or, with a legacy method,
+    /// The part of the TSC error that the restore adds, ticks; if SET was traced, or, with a legacy method,
     /// if ground truth is known.
-    pub own_error_ticks: Option<f64>,
-    /// The hosts' clocks' part of the TSC error, ticks; if ground truth is known, and the method
+    pub restore_error_ticks: Option<f64>,
+    /// The part that the difference of the hosts' clocks adds, ticks; if ground truth is known, and the method
     /// uses them.
-    pub clocks_error_ticks: Option<f64>,
+    pub clock_sync_error_ticks: Option<f64>,
     /// The error that accumulates after the restore, as the guest's TSC rate differs here, ticks.
     pub rate_error_ticks: Option<f64>,
     /// Worst skew, ns.
     pub tsc_kvmclock_skew_ns: i64,
     /// The measured difference between the hosts' clocks.
     pub clock_difference: Option<ClockShift>,
-    /// The bound of the clocks' part, ticks; if their difference was measured.
-    pub clocks_bound_ticks: Option<f64>,
+    /// The bound of that part, ticks; if their difference was measured.
+    pub clock_sync_bound_ticks: Option<f64>,
     /// The precision that the kernel reports, ns.
     pub precision_ns: Option<u32>,
     /// The guest TSC rate there minus the saved one, Hz.
@@ -106,12 +106,12 @@ pub struct Summary {
     pub moves_done: u32,
     /// Largest TSC error of a move, ticks; if ground truth is known.
     pub tsc_error_ticks_max: Option<u64>,
-    /// Largest operation's part of a move, ticks; if known.
-    pub own_error_ticks_max: Option<f64>,
-    /// Largest clocks' part of a move, ticks; if known.
-    pub clocks_error_ticks_max: Option<f64>,
-    /// Largest bound of the clocks' part, ticks.
-    pub clocks_bound_ticks_max: Option<f64>,
+    /// Largest part that a restore added, ticks; if known.
+    pub restore_error_ticks_max: Option<f64>,
+    /// Largest part that the hosts' clocks added, ticks; if known.
+    pub clock_sync_error_ticks_max: Option<f64>,
+    /// Largest bound of that part, ticks.
+    pub clock_sync_bound_ticks_max: Option<f64>,
     /// Largest kvmclock error of a move, ns.
     pub kvmclock_error_ns_max: Option<u64>,
     /// Largest skew of a move, ns.
@@ -178,13 +178,13 @@ impl Summary {
         let khz = f64::from(after.tsc_khz);
         let by_time = data.uses_realtime();
         let error_at_set = data.error_at_set_ticks();
-        let clocks_error_ticks = data.clocks_error_ticks();
-        let own_error_ticks = match &moved.saved {
-            Saved::Atomic(saved) => data.own_error_ticks(&saved.0),
+        let clock_sync_error_ticks = data.clock_sync_error_ticks();
+        let restore_error_ticks = match &moved.saved {
+            Saved::Atomic(saved) => data.restore_error_ticks(&saved.0),
             Saved::LegacyOffset(_) => error_at_set
-                .zip(clocks_error_ticks)
+                .zip(clock_sync_error_ticks)
                 .map(|(all, of)| all - of),
-            // It uses no time of day, so the whole error is its own.
+            // It uses no time of day, so it adds the whole error.
             Saved::LegacyMsr(_) => tsc_error_ticks.map(|all| all as f64),
         };
         let one = Move {
@@ -193,14 +193,14 @@ impl Summary {
             procedure: moved.restored.procedure.clone(),
             tsc_error_ticks,
             kvmclock_error_ns: known.then_some(found.error.kvmclock_ns),
-            own_error_ticks,
-            clocks_error_ticks,
+            restore_error_ticks,
+            clock_sync_error_ticks,
             rate_error_ticks: tsc_error_ticks
                 .zip(error_at_set)
                 .map(|(all, then)| all as f64 - then),
             tsc_kvmclock_skew_ns: found.error.skew_ns,
             clock_difference: moved.shift,
-            clocks_bound_ticks: moved.shift.filter(|_| by_time).map(|shift| {
+            clock_sync_bound_ticks: moved.shift.filter(|_| by_time).map(|shift| {
                 let rate_ns = moved.downtime_ns as f64 * RATE_PPM / 1e6;
                 (shift.uncertainty_ns as f64 + rate_ns) * khz / 1e6
             }),
@@ -234,15 +234,14 @@ impl Summary {
                 one.tsc_kvmclock_skew_ns
             ));
         }
-        if let Some(ticks) = over(one.own_error_ticks, OWN_TICKS) {
+        if let Some(ticks) = over(one.restore_error_ticks, RESTORE_TICKS) {
             return Some(format!("SET was off by {ticks:.1} ticks"));
         }
-        if let (Some(ticks), Some(bound)) = (one.clocks_error_ticks, one.clocks_bound_ticks) {
-            if ticks.abs() > bound {
-                return Some(format!(
-                    "the hosts' clocks contributed {ticks:.0} ticks, more than their bound of {bound:.0}"
-                ));
-            }
+        let bound = one.clock_sync_bound_ticks.unwrap_or(f64::INFINITY);
+        if let Some(ticks) = over(one.clock_sync_error_ticks, bound) {
+            return Some(format!(
+                "the hosts' clocks contributed {ticks:.0} ticks, more than their bound of {bound:.0}"
+            ));
         }
         if self.mode == Mode::Exact && !one.offsets_bit_identical {
             return Some("a TSC offset changed".into());
@@ -258,9 +257,11 @@ impl Summary {
         let max_of = |a: Option<u64>, b: Option<i64>| a.max(b.map(i64::unsigned_abs));
         self.tsc_error_ticks_max = max_of(self.tsc_error_ticks_max, one.tsc_error_ticks);
         self.kvmclock_error_ns_max = max_of(self.kvmclock_error_ns_max, one.kvmclock_error_ns);
-        self.own_error_ticks_max = max(self.own_error_ticks_max, one.own_error_ticks);
-        self.clocks_error_ticks_max = max(self.clocks_error_ticks_max, one.clocks_error_ticks);
-        self.clocks_bound_ticks_max = max(self.clocks_bound_ticks_max, one.clocks_bound_ticks);
+        self.restore_error_ticks_max = max(self.restore_error_ticks_max, one.restore_error_ticks);
+        self.clock_sync_error_ticks_max =
+            max(self.clock_sync_error_ticks_max, one.clock_sync_error_ticks);
+        self.clock_sync_bound_ticks_max =
+            max(self.clock_sync_bound_ticks_max, one.clock_sync_bound_ticks);
         self.tsc_kvmclock_skew_ns_max = self
             .tsc_kvmclock_skew_ns_max
             .max(one.tsc_kvmclock_skew_ns.unsigned_abs());
@@ -293,16 +294,13 @@ impl Summary {
         }
         let _ = write!(
             text,
-            "  TSC error       worst {} ticks: operation {}, hosts' clocks {} (bound {})\n\
+            "  TSC error       worst {} ticks: restore {}, clock sync {} (bound {})\n\
              \x20 kvmclock error  worst {} ns; skew {} ns; record {}\n\
              \x20 backward steps  {}\n",
             or_unknown(self.tsc_error_ticks_max),
-            or_unknown(self.own_error_ticks_max.map(tenths)),
-            or_unknown(self.clocks_error_ticks_max.map(tenths)),
-            or_unknown(
-                self.clocks_bound_ticks_max
-                    .map(|ticks| format!("{ticks:.0}"))
-            ),
+            decimal(self.restore_error_ticks_max, 1),
+            decimal(self.clock_sync_error_ticks_max, 1),
+            decimal(self.clock_sync_bound_ticks_max, 0),
             or_unknown(self.kvmclock_error_ns_max),
             self.tsc_kvmclock_skew_ns_max,
             identical(self.record_bit_identical),
@@ -336,7 +334,7 @@ impl Summary {
 impl Move {
     fn to_text(&self) -> String {
         format!(
-            "{}, down {:.1} ms, TSC {} ticks: operation {}, clocks {} (bound {}), rate {}; skew {:+} ns; \
+            "{}, down {:.1} ms, TSC {} ticks: restore {}, clock sync {} (bound {}), rate {}; skew {:+} ns; \
              {}, rate difference {} Hz",
             match self.direction {
                 Direction::There => "there",
@@ -344,10 +342,10 @@ impl Move {
             },
             self.downtime_ns as f64 / 1e6,
             or_unknown(self.tsc_error_ticks.map(|ticks| format!("{ticks:+}"))),
-            or_unknown(self.own_error_ticks.map(tenths)),
-            or_unknown(self.clocks_error_ticks.map(tenths)),
-            or_unknown(self.clocks_bound_ticks.map(|ticks| format!("{ticks:.0}"))),
-            or_unknown(self.rate_error_ticks.map(tenths)),
+            decimal(self.restore_error_ticks, 1),
+            decimal(self.clock_sync_error_ticks, 1),
+            decimal(self.clock_sync_bound_ticks, 0),
+            decimal(self.rate_error_ticks, 1),
             self.tsc_kvmclock_skew_ns,
             self.procedure,
             or_unknown(self.rate_diff_hz.map(|hz| format!("{hz:+}"))),
@@ -357,18 +355,23 @@ impl Move {
 
 /// Checks that the parts of an error add up to `error_at_set`, the error right after SET, ticks.
 fn unexplained(error_at_set: Option<f64>, one: &Move) -> Option<String> {
-    let (all, own, clocks) = (error_at_set?, one.own_error_ticks?, one.clocks_error_ticks?);
-    let rest = all - own - clocks;
+    let (all, restore, clocks) = (
+        error_at_set?,
+        one.restore_error_ticks?,
+        one.clock_sync_error_ticks?,
+    );
+    let rest = all - restore - clocks;
     (rest.abs() > REST_TICKS).then(|| {
         format!(
-            "of {all:.1} ticks of error, the operation has {own:.1} and the clocks {clocks:.1}: \
+            "of {all:.1} ticks of error, the restore added {restore:.1} and the clocks {clocks:.1}: \
              {rest:.1} are unexplained"
         )
     })
 }
 
-fn tenths(ticks: f64) -> String {
-    format!("{ticks:.1}")
+/// `ticks` with so many decimal places.
+fn decimal(ticks: Option<f64>, places: usize) -> String {
+    or_unknown(ticks.map(|ticks| format!("{ticks:.places$}")))
 }
 
 fn or_unknown(value: Option<impl ToString>) -> String {
@@ -385,12 +388,12 @@ impl MoveData<'_> {
         }
     }
 
-    /// The operation's part of the reference vCPU's TSC error.
-    fn own_error_ticks(&self, saved: &VmClock) -> Option<f64> {
+    /// The part that the restore adds to the reference vCPU's TSC error.
+    fn restore_error_ticks(&self, saved: &VmClock) -> Option<f64> {
         // Here, vCPU IDs are indices.
         let tsc = self.after.vcpus.get(saved.header.ref_vcpu_id as usize)?.tsc;
         let (mode, at) = (self.moved.restored.mode?, self.moved.restored.set_at?);
-        own_error_ticks(saved, mode, self.moved.shift, at, tsc)
+        restore_error_ticks(saved, mode, self.moved.shift, at, tsc)
     }
 
     /// The TSC error at the instant of SET, ticks.
@@ -407,14 +410,14 @@ impl MoveData<'_> {
         Some(actual.since(expected) as i64 as f64)
     }
 
-    fn clocks_error_ticks(&self) -> Option<f64> {
+    fn clock_sync_error_ticks(&self) -> Option<f64> {
         if !self.uses_realtime() {
             return None;
         }
         let (was, is) = self.host_tscs?;
         let at = self.moved.restored.set_at?;
         let before = self.moved.before.vcpus.first()?.tsc;
-        Anchor::of(&self.moved.saved, self.moved.tai_offset_s)?.clocks_error_ticks(
+        Anchor::of(&self.moved.saved, self.moved.tai_offset_s)?.clock_sync_error_ticks(
             self.moved.shift,
             at,
             is.to(was, at.host_tsc),

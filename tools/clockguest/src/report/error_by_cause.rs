@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Charts of the parts of the operation and of the hosts' clocks in the TSC error of a guest that
+//! Charts of the parts that the restore and the hosts' clocks add to the TSC error of a guest that
 //! moves between two hosts.
 
 use super::{
@@ -15,14 +15,14 @@ use super::{
 use crate::migration::{Move, Summary};
 
 /// The parts of the error, and the bound of the second one.
-const LABELS: [&str; 3] = ["operation", "clock sync", "sync's bound"];
+const LABELS: [&str; 3] = ["restore", "clock sync", "sync bound"];
 
 /// The values of [`LABELS`], ticks.
 fn parts(one: &Move) -> [Option<f64>; 3] {
     [
-        one.own_error_ticks,
-        one.clocks_error_ticks,
-        one.clocks_bound_ticks,
+        one.restore_error_ticks,
+        one.clock_sync_error_ticks,
+        one.clock_sync_bound_ticks,
     ]
 }
 
@@ -74,11 +74,10 @@ fn description(summary: &Summary) -> String {
         })
     };
     format!(
-        "Parts of the TSC error of each move with {}. Worst errors: operation {}; hosts' clocks {}, with a bound \
-         of {}.",
+        "Parts of the TSC error of each move with {}. Worst errors: restore {}; clock sync {}, with a bound of {}.",
         summary.method.name(),
-        ticks(summary.own_error_ticks_max),
-        ticks(summary.clocks_error_ticks_max),
-        ticks(summary.clocks_bound_ticks_max),
+        ticks(summary.restore_error_ticks_max),
+        ticks(summary.clock_sync_error_ticks_max),
+        ticks(summary.clock_sync_bound_ticks_max),
     )
 }

@@ -4,7 +4,7 @@
 
 use super::Boot;
 use crate::{
-    measure::{compare, Inconsistent, Reading},
+    measure::{compare, ticks_to_ns, Inconsistent, Reading},
     method::{Method, Mode},
     summary::identical,
 };
@@ -60,9 +60,8 @@ impl Outcome {
             // CAST: At most `layout::MAX_VCPUS`.
             vcpus: after.vcpus.len() as u32,
             tsc_khz: after.tsc_khz,
-            // CAST: Wraps only if the TSC was reset, which makes the time meaningless.
-            downtime_ns: (u128::from(down_ticks) * 1_000_000 / u128::from(restored.tsc_khz.max(1)))
-                as u64,
+            // Meaningless if the TSC was reset.
+            downtime_ns: ticks_to_ns(down_ticks, restored.tsc_khz),
             offsets_bit_identical: found.offsets_identical,
             record_bit_identical: found.records_identical,
             tsc_error_ticks: found.error.tsc_ticks,

@@ -3,7 +3,9 @@
 # The tools on a host whose clocksource is not the TSC: they save and restore guests, and report the
 # precision. Switches the host's clocksource and restores it. Prints KTAP.
 
-programs=$(dirname "$0")/../../../../target/release
+repo=$(dirname "$0")/../../../..
+. "$repo/scripts/ktap.sh"
+programs=$repo/target/release
 clocksource=/sys/devices/system/clocksource/clocksource0
 other=$(tr ' ' '\n' <$clocksource/available_clocksource | grep -vx -e tsc -e '' | head -n 1)
 if [ "$(cat $clocksource/current_clocksource)" != tsc ] || [ -z "$other" ]; then
@@ -15,26 +17,21 @@ file=$(mktemp)
 trap 'echo tsc >$clocksource/current_clocksource; rm -f "$file"' EXIT
 echo "$other" >$clocksource/current_clocksource || exit 1
 
-number=0
-failed=0
 # check NAME TEXT COMMAND...: succeeds, and its output has TEXT
 check() {
 	name=$1 text=$2
 	shift 2
-	number=$((number + 1))
 	output=$("$@" 2>&1)
 	status=$?
 	echo "$output" | sed 's/^/# /'
 	if [ $status = 0 ] && echo "$output" | grep -q "$text"; then
-		echo "ok $number $name"
+		ktap_ok "$name"
 	else
-		echo "not ok $number $name # status $status, expected: $text"
-		failed=1
+		ktap_not_ok "$name" "status $status, expected: $text"
 	fi
 }
 
-echo "KTAP version 1"
-echo "1..6"
+ktap_begin 6
 for scenario in pause snapshot migrate; do
 	check "clockguest cycle, $scenario" 'precise to [1-9][0-9]* ns' \
 		"$programs/clockguest" cycle --scenario $scenario --method atomic --cycles 5
@@ -42,4 +39,4 @@ done
 check "clockguest demo" 'precise to [1-9][0-9]* ns' "$programs/clockguest" demo --cycles 2
 check "vmm-sample save" 'precise to [1-9][0-9]* ns' "$programs/vmm-sample" save "$file"
 check "vmm-sample restore" 'precise to [1-9][0-9]* ns' "$programs/vmm-sample" restore "$file"
-exit $failed
+ktap_end

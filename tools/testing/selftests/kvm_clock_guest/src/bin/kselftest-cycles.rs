@@ -34,7 +34,7 @@ fn main() -> ExitCode {
                 format!("{CYCLES} x exact, freeze, advance in turn"),
                 |kvm| same_function(kvm, &[MODE_EXACT, MODE_FREEZE, MODE_ADVANCE]),
             ),
-            Case::new(format!("{BACK} hours back, one by one"), back),
+            Case::new(format!("{BACK} x advance by -1 h"), back),
         ],
     )
 }

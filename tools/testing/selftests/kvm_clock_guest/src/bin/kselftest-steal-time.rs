@@ -22,18 +22,22 @@ fn main() -> ExitCode {
     let mut cases = vec![
         Case::new("the capability bit is set", capability),
         Case::new("paused_ns 0 adds nothing", nothing),
-        Case::new("GET reports it until the vCPU runs", reported),
+        Case::new("GET reports the pause until the vCPU runs", reported),
         Case::new("SET replaces what the guest has not seen", replaced),
-        Case::new("a state saved before the guest runs includes it", carried),
+        Case::new(
+            "a state saved before the guest runs includes the pause",
+            carried,
+        ),
         Case::new("the guest enables its steal clock after SET", enabled_late),
-        Case::new("EXACT in place adds it", in_place),
-        Case::new("FREEZE ignores it", frozen),
+        Case::new("EXACT in place adds the pause", in_place),
+        Case::new("FREEZE ignores the pause", frozen),
         Case::new("EINVAL: above 2^63 - 1 with steal_ns", too_long),
     ];
     for (name, mode) in [("EXACT", MODE_EXACT), ("ADVANCE", MODE_ADVANCE)] {
-        cases.push(Case::new(format!("{name} adds it once"), move |kvm| {
-            added_once(kvm, mode)
-        }));
+        cases.push(Case::new(
+            format!("{name} adds the pause once"),
+            move |kvm| added_once(kvm, mode),
+        ));
         cases.push(Case::new(
             format!("{name} into a new VM, SET before the MSR"),
             move |kvm| new_vm(kvm, mode, true),

@@ -3,7 +3,13 @@
 //! The guest TSC continues from the saved value by the elapsed TAI, however long that is.
 
 use crate::{moved::ensure_advances, DOMAINS, VCPUS};
-use kvm_clock_guest_selftests::{expect::ticks, host_clock::TaiOffset, prelude::*, time::WEEK_NS};
+use kvm_clock_guest_selftests::{
+    expect::{rate, ticks},
+    host_clock::TaiOffset,
+    prelude::*,
+    time::WEEK_NS,
+};
+use pvclock_reference::arithmetic::signed_ticks;
 
 const YEAR_NS: i64 = 365 * 24 * HOUR_NS;
 
@@ -74,10 +80,9 @@ fn reach(kvm: &Kvm) -> Result<()> {
 fn beyond_reach(kvm: &Kvm, downtime_ns: i64) -> Result<()> {
     let vm = derived(kvm, VCPUS)?;
     let mut saved = get(&vm)?;
-    let ticks = ticks(&saved.header, downtime_ns.into());
     ensure!(
-        ticks.unsigned_abs() > REACH_TICKS.unsigned_abs(),
-        "{downtime_ns} ns are {ticks} ticks: the case needs a longer downtime"
+        signed_ticks(rate(&saved.header), downtime_ns.into()).is_none(),
+        "{downtime_ns} ns are fewer than 2^63 ticks: the case needs a longer downtime"
     );
     saved.header.tai_ns -= downtime_ns;
     saved.header.mode = MODE_ADVANCE;

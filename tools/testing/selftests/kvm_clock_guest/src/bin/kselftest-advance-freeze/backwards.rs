@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The guest goes back if that is allowed. A record that would be ahead of its TSC then moves back
-//! along its lossless lattice, no further than necessary; any other record does not change.
+//! by its exact steps, no further than necessary; any other record does not change.
 
 use crate::{moved::ensure_advances, DOMAINS, VCPUS};
 use kvm_clock_guest_selftests::{
-    expect::{elapsed_ns, exact_step_ticks, ticks},
+    expect::{elapsed_ns, ticks},
     host_clock::WallClock,
     prelude::*,
     time::WEEK_NS,
 };
+use pvclock_reference::arithmetic::exact_step;
 
 /// How far back behind the record, ns.
 const STEPS: &[(&str, i64)] = &[
@@ -25,7 +26,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
     for &(name, ns) in STEPS {
         cases.push(Case::new(
-            format!("advance to {name} before the record: it moves along its lattice"),
+            format!("advance to {name} before the record: it moves by exact steps"),
             move |kvm| back(kvm, ns),
         ));
     }
@@ -56,7 +57,7 @@ fn back(kvm: &Kvm, ns: i64) -> Result<()> {
         let after = ensure_advances(&vm, &mut saved)?;
 
         let [was, is] = [saved.header, after.header].map(|header| header.record.tsc_timestamp);
-        let step = exact_step_ticks(&saved.header.record);
+        let step = exact_step(&saved.header.record);
         note!(
             "record moved by {} steps of {step} ticks",
             was.since(is) / step

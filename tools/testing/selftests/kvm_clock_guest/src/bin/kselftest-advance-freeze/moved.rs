@@ -4,9 +4,10 @@
 //! kvmclock is the same function of the TSC in every interface.
 
 use kvm_clock_guest_selftests::{
-    expect::{elapsed_ns, ensure_kvm_agrees, ensure_reads, error_ticks, not_ahead_of, ticks},
+    expect::{elapsed_ns, ensure_kvm_agrees, ensure_reads, error_ticks, ticks},
     prelude::*,
 };
+use pvclock_reference::arithmetic::not_ahead_of;
 
 /// The clocks of a VM before SET.
 pub(crate) struct Moved<'a> {
@@ -31,7 +32,7 @@ impl<'a> Moved<'a> {
         let after = get(self.vm)?;
         let transform = reference_transform(&after)?;
         // SET does not report its instant. It lies between these two, which usually require the
-        // same record: steps of the lattice are long compared with a call.
+        // same record: exact steps are long compared with a call.
         let window = [&self.before, &after].map(|at| transform.guest_tsc(at.header.host_tsc));
         let candidates = window.map(|guest_tsc| not_ahead_of(&saved.header.record, guest_tsc));
         let expected = match candidates {

@@ -23,10 +23,8 @@ const MUTATIONS: &[(&str, Mutation)] = &[
     ("missing", |vcpus, at| {
         vcpus.remove(at);
     }),
-    ("duplicate too many", |vcpus, at| {
-        vcpus.insert(at, vcpus[at])
-    }),
-    ("unknown vCPU too many", |vcpus, at| {
+    ("extra duplicate", |vcpus, at| vcpus.insert(at, vcpus[at])),
+    ("extra unknown vCPU", |vcpus, at| {
         let vcpu_id = UNKNOWN;
         vcpus.insert(
             at,

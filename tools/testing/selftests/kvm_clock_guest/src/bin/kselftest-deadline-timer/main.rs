@@ -61,7 +61,7 @@ const GUESTS: &[(&str, Guest)] = &[
         },
     ),
     (
-        "vCPUs apart",
+        "vCPUs with different TSCs",
         Guest {
             apart_ns: &[0, HOUR_NS, -SECOND_NS],
             ..Guest::PLAIN

@@ -51,7 +51,7 @@ const SET: &[(&str, Edit)] = &[
     ("unknown vCPU", |c| c.vcpus[1].vcpu_id = 7),
     ("vCPU missing", |c| c.vcpus.truncate(1)),
     ("no vCPU", |c| c.vcpus.clear()),
-    ("vCPU too many", |c| {
+    ("extra vCPU", |c| {
         c.vcpus.push(ClockGuestVcpu {
             vcpu_id: 7,
             ..c.vcpus[0]

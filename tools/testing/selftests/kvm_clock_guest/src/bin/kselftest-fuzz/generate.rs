@@ -4,16 +4,17 @@
 
 use crate::{
     arena::{Arena, ARRAY, HEADER, PAGE},
-    arithmetic::{guest_tsc, is_identity, ratio, reads},
     extremes::{any32, any64, magnitude, one_in, pick, Rng},
     model::{ENTRY, KNOWN},
     records::{near_factor, record},
     state::State,
 };
 use kvm_clock_guest_selftests::prelude::*;
-use pvclock::abi::{
-    FLAGS_KNOWN, FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK, FLAG_RESLOPE, STATUS_KNOWN,
+use pvclock::{
+    abi::{FLAGS_KNOWN, FLAG_ALLOW_RATE_MISMATCH, FLAG_FALLBACK, FLAG_RESLOPE, STATUS_KNOWN},
+    tsc::Scale,
 };
+use pvclock_reference::arithmetic::{guest_tsc, kvmclock_ns};
 use rand::{seq::SliceRandom, Rng as _};
 use zerocopy::IntoBytes;
 
@@ -151,15 +152,13 @@ impl Argument {
             .iter()
             .find(|entry| entry.vcpu_id == header.ref_vcpu_id);
         let offset = reference.map_or(TscOffset(0), |entry| entry.tsc_offset);
-        header.guest_tsc = match ratio(header) {
-            // 128 bits cannot be shifted by so many fraction bits.
-            (_, 128..) => GuestTsc(0),
-            ratio => guest_tsc(ratio, header.host_tsc, offset),
-        };
+        // SET refuses a ratio that is none.
+        let scale = Scale::new(header.tsc_ratio, header.tsc_frac_bits).unwrap_or(Scale::IDENTITY);
+        header.guest_tsc = guest_tsc(scale, offset, header.host_tsc);
         if let Some(age) = age {
             header.record.tsc_timestamp = header.guest_tsc.wrapping_sub(age);
         }
-        header.kvmclock_ns = reads(&header.record, header.guest_tsc);
+        header.kvmclock_ns = kvmclock_ns(&header.record, header.guest_tsc);
     }
 
     /// Writes the argument to memory.
@@ -207,9 +206,11 @@ fn any_header(rng: &mut Rng) -> VmClockGuest {
 
 /// Chooses a rate that SET accepts on this host.
 fn choose_rate(rng: &mut Rng, header: &mut VmClockGuest, here: &VmClockGuest) {
-    (header.tsc_ratio, header.tsc_frac_bits) = ratio(here);
+    (header.tsc_ratio, header.tsc_frac_bits) = (here.tsc_ratio, here.tsc_frac_bits);
+    let scale = Scale::new(here.tsc_ratio, here.tsc_frac_bits);
+    let is_identity = scale.is_some_and(Scale::is_identity);
     let identity = rng.random_range(1..63);
-    if is_identity(ratio(here)) && one_in(rng, 4) {
+    if is_identity && one_in(rng, 4) {
         (header.tsc_ratio, header.tsc_frac_bits) = (1 << identity, identity);
     }
     let near = i64::from(here.host_tsc_khz / 5_000);

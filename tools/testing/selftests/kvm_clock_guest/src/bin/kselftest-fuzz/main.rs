@@ -17,7 +17,6 @@
 //! once failed are in the table of `fixed`, which runs first.
 
 mod arena;
-mod arithmetic;
 mod changing;
 mod expected;
 mod extremes;

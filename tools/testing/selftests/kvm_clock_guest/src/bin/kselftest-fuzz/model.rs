@@ -5,12 +5,12 @@
 
 use crate::{
     arena::{Arena, PAGE},
-    arithmetic::{guest_tsc, hz, is_ahead, is_ratio, ratio, reads},
     expected::Expected,
     state::State,
 };
 use kvm_clock_guest_selftests::prelude::*;
-use pvclock::abi::{FLAGS_KNOWN, FLAG_FALLBACK, STATUS_KNOWN};
+use pvclock::abi::FLAG_FALLBACK;
+use pvclock_reference::rules;
 use std::mem::offset_of;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -63,8 +63,7 @@ pub(crate) fn get(arena: &Arena, address: u64, state: &State) -> Expected {
         return expected;
     };
     let vcpus = state.offsets.len();
-    expected.must(libc::EINVAL, header.flags & !FLAG_FALLBACK != 0);
-    expected.must(libc::EINVAL, header.mode != 0);
+    expected.must(libc::EINVAL, !rules::broken_by_get(&header).is_empty());
     let has_room = header.nr_vcpus as usize >= vcpus;
     expected.must(libc::E2BIG, !has_room);
     let can_write = arena.is_writable(header.vcpus, vcpus * ENTRY);
@@ -89,8 +88,7 @@ pub(crate) fn has_no_data(state: &State, fallback: bool) -> bool {
 }
 
 /// `KVM_SET_VM_CLOCK_GUEST` with the argument at `address`: the failures that the argument and the
-/// VM cause;
-/// `busy` if a vCPU is in KVM_RUN. Also the argument, if it is readable.
+/// VM cause; `busy` if a vCPU is in KVM_RUN. Also the argument, if it is readable.
 pub(crate) fn set(
     arena: &Arena,
     address: u64,
@@ -113,70 +111,18 @@ pub(crate) fn set(
         entries: entries.collect(),
         header,
     };
-    let is_valid = is_header_valid(&header);
-    let contradicts = is_readable && is_valid && !are_entries_valid(&given);
+    let is_valid = rules::broken_by_set(&header).is_empty();
+    let contradicts = is_readable && is_valid && {
+        // CAST: a few.
+        let ids: Vec<_> = (0..vcpus as u32).collect();
+        !rules::broken_by_array(&header, &given.entries, &ids).is_empty()
+    };
     expected.must(libc::EINVAL, !is_valid || contradicts);
     expected.must(libc::EBUSY, busy);
     expected.must(libc::ENODATA, state.clock.is_none());
-    for (offset, len) in [
-        (offset_of!(VmClockGuest, rate_diff_hz), 8),
-        (offset_of!(VmClockGuest, status), 4),
-        (offset_of!(VmClockGuest, precision_ns), 4),
-    ] {
-        let address = address.wrapping_add(offset as u64);
-        expected.must(libc::EFAULT, !arena.is_writable(address, len));
-    }
+    // SET writes back the whole header.
+    expected.must(libc::EFAULT, !arena.is_writable(address, KNOWN));
     (expected, Some(given))
-}
-
-/// Whether a header has a rate.
-pub(crate) fn is_rate(header: &VmClockGuest) -> bool {
-    is_ratio(ratio(header)) && hz(header) != 0
-}
-
-/// Whether SET's header is valid, apart from its relation to the array.
-pub(crate) fn is_header_valid(header: &VmClockGuest) -> bool {
-    [MODE_EXACT, MODE_ADVANCE, MODE_FREEZE].contains(&header.mode)
-        && header.flags & !FLAGS_KNOWN == 0
-        && header.status & !STATUS_KNOWN == 0
-        && is_record_valid(&header.record)
-        && is_rate(header)
-        && i64::try_from(header.paused_ns).is_ok()
-}
-
-/// Whether a record is valid.
-pub(crate) fn is_record_valid(record: &ClockGuest) -> bool {
-    record.pad0 == 0
-        && record.pad == [0; 2]
-        && record.tsc_to_system_mul >> 31 == 1
-        && (-31..=31).contains(&record.tsc_shift)
-}
-
-/// Whether the array names every vCPU once, and header and record agree.
-fn are_entries_valid(given: &Given) -> bool {
-    let Given { header, entries } = given;
-    let mut ids: Vec<_> = entries.iter().map(|entry| entry.vcpu_id).collect();
-    ids.sort_unstable();
-    let reference = entries
-        .iter()
-        .find(|entry| entry.vcpu_id == header.ref_vcpu_id);
-    let is_consistent = reference.is_some_and(|reference| {
-        let guest_tsc = guest_tsc(ratio(header), header.host_tsc, reference.tsc_offset);
-        guest_tsc == header.guest_tsc
-            && reads(&header.record, guest_tsc) == header.kvmclock_ns
-            && !is_ahead(header.record.tsc_timestamp.since(guest_tsc))
-    });
-    let paused_ns = match header.mode {
-        MODE_FREEZE => 0,
-        _ => header.paused_ns,
-    };
-    let is_entry_valid = |entry: &ClockGuestVcpu| {
-        let steal_ns = entry.steal_ns.checked_add(paused_ns);
-        entry.pad == 0 && steal_ns.is_some_and(|ns| i64::try_from(ns).is_ok())
-    };
-    entries.iter().all(is_entry_valid)
-        && ids.iter().zip(0..).all(|(id, index)| *id == index)
-        && is_consistent
 }
 
 /// `KVM_GET_CLOCK_GUEST` with the argument at `address`.
@@ -198,7 +144,7 @@ pub(crate) fn set_record(
     let mut expected = Expected::default();
     let record = load::<ClockGuest>(arena, address);
     expected.must(libc::EFAULT, record.is_none());
-    let is_invalid = record.is_some_and(|record| !is_record_valid(&record));
+    let is_invalid = record.is_some_and(|record| !rules::broken_by_record(&record).is_empty());
     expected.must(libc::EINVAL, is_invalid);
     expected.must(libc::ENODATA, state.clock.is_none());
     (expected, record)

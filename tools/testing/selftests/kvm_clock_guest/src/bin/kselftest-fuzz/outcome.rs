@@ -3,15 +3,18 @@
 //! The effect of calls that succeeded.
 
 use crate::{
-    arithmetic::{guest_tsc, hz, is_ahead, is_identity, ratio, scaled, ticks_in, Ticks},
     model::{Given, KNOWN},
-    plan::is_resloped,
-    records::exact_factor,
+    plan::sets,
     state::{State, Unchanging},
 };
 use kvm_clock_guest_selftests::{
-    expect::{elapsed_ns, exact_step_ticks, kvmclock_ns},
+    expect::{elapsed_ns, rate},
     prelude::*,
+};
+use pvclock::rate::Factor;
+use pvclock_reference::arithmetic::{
+    self, exact_step, extended_kvmclock_ns, guest_tsc, hz, is_ahead, rounding_ns, scaled,
+    signed_ticks,
 };
 
 /// Fails unless GET with the header `request` reported `state`, observed a little earlier or later.
@@ -36,9 +39,9 @@ pub(crate) fn ensure_got(
         "the host's clocks are {got:x?}\nand {:x?}",
         was.header
     );
-    let transform = guest_tsc(ratio(got), got.host_tsc, state.offsets[0]);
+    let transform = guest_tsc(rate(got).scale, state.offsets[0], got.host_tsc);
     ensure_eq_hex!(got.guest_tsc, transform, "guest_tsc by offset and ratio");
-    let kvmclock_ns = crate::arithmetic::reads(&got.record, got.guest_tsc);
+    let kvmclock_ns = arithmetic::kvmclock_ns(&got.record, got.guest_tsc);
     ensure_eq!(got.kvmclock_ns, kvmclock_ns, "kvmclock_ns by the record");
     let expected = Unchanging::of(&was.header, &was.vcpus);
     let observed = Unchanging::of(got, vcpus.unwrap_or(&was.vcpus));
@@ -79,14 +82,17 @@ pub(crate) fn written_back(
         .clock
         .as_ref()
         .context("SET succeeded without clocks")?;
-    let (here, saved) = (hz(&here.header), hz(&given.header));
-    let diff = i128::from(here) - i128::from(saved);
-    let is = after.and_then(|after| after.clock.as_ref());
-    let rounding_ns = match is {
-        Some(is) if is_resloped(&given.header, &is.header) => {
-            1 + u32::from(given.header.record.tsc_shift < 0)
-        }
-        _ => 0,
+    let [is, was] = [&here.header, &given.header].map(|header| i128::from(hz(rate(header))));
+    let diff = is - was;
+    let is_resloped = || {
+        sets(&given.header, [&here.header; 2])[0]
+            .other_factor()
+            .is_some()
+    };
+    let rounding_ns = if after.is_some() && is_resloped() {
+        rounding_ns(&given.header.record)
+    } else {
+        0
     };
     Ok(VmClockGuest {
         precision_ns: given.header.precision_ns.saturating_add(rounding_ns),
@@ -104,7 +110,10 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
         bail!("SET succeeded without clocks");
     };
     ensure!(after.is_pinned(), "no record is pinned");
-    ensure_ratio(saved, &was.header, &is.header)?;
+    let here = [&was.header, &is.header];
+    let sets = sets(saved, here);
+    let scale = rate(&is.header).scale;
+    ensure_eq_hex!(Some(scale), sets[0].scale(), "the ratio");
 
     let offset = |id: u32| after.offsets.get(id as usize).copied().unwrap_or_default();
     let by = |entry: &ClockGuestVcpu| offset(entry.vcpu_id).since(entry.tsc_offset);
@@ -128,19 +137,22 @@ pub(crate) fn ensure_set(given: &Given, [before, after]: [&State; 2]) -> Result<
     ensure_steal(given, &is.vcpus)?;
 
     // The offsets expected by the clocks before the call and after it.
-    let here = [&was.header, &is.header];
-    let expected = here.map(|at| expected_offset(saved, at));
+    let expected = sets.map(|set| {
+        let guest_tsc = set.guest_tsc()?;
+        let scaled = scaled(scale, set.now.host_tsc.0);
+        Some(TscOffset(guest_tsc.0.wrapping_sub(scaled)))
+    });
     let offset = offset(saved.ref_vcpu_id);
     if let (true, [Some(first), Some(last)]) = (saved.mode != MODE_EXACT, expected) {
         ensure_between(saved, here, [first, last], offset)?;
     }
 
     let record = after.record(saved.ref_vcpu_id as usize);
-    if is_resloped(saved, &is.header) {
-        return ensure_resloped(saved, &record, here, offset);
+    if let Some(factor) = sets[0].other_factor() {
+        return ensure_resloped(saved, &record, factor, here, offset);
     }
     if saved.mode == MODE_ADVANCE && elapsed_ns(saved, &was.header) < 0 {
-        let at = here.map(|at| guest_tsc(ratio(&is.header), at.host_tsc, offset));
+        let at = here.map(|at| guest_tsc(scale, offset, at.host_tsc));
         return ensure_not_ahead(&saved.record, &record, at);
     }
     ensure_same_function(&saved.record, &record)
@@ -166,12 +178,12 @@ fn ensure_steal(given: &Given, vcpus: &[ClockGuestVcpu]) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless `record` continues kvmclock of `saved` with the slope of the guest's TSC, whose
-/// offset is now
-/// `offset`. `here` are the clocks before and after the call.
+/// Fails unless `record` continues kvmclock of `saved` with `factor`. The guest's TSC offset is now
+/// `offset`; `here` are the clocks before and after the call.
 fn ensure_resloped(
     saved: &VmClockGuest,
     record: &ClockGuest,
+    factor: Factor,
     here: [&VmClockGuest; 2],
     offset: TscOffset,
 ) -> Result<()> {
@@ -189,19 +201,18 @@ fn ensure_resloped(
         }
         _ => 0,
     };
-    let guest_tsc = match (saved.mode, ticks_in(saved, elapsed_ns)) {
-        (MODE_EXACT, _) => guest_tsc(ratio(here[1]), saved.host_tsc, offset),
+    let guest_tsc = match (saved.mode, signed_ticks(rate(saved), elapsed_ns)) {
+        (MODE_EXACT, _) => guest_tsc(rate(here[1]).scale, offset, saved.host_tsc),
         // CAST: mod 2^64.
-        (_, Ticks::Of(ticks)) => saved.guest_tsc.wrapping_add(ticks as u64),
+        (_, Some(ticks)) => saved.guest_tsc.wrapping_add(ticks as u64),
         _ => bail!("SET succeeded with {elapsed_ns} ns"),
     };
-    let own = exact_factor(here[1]);
     let expected = ClockGuest {
         tsc_timestamp: guest_tsc,
         // CAST: mod 2^64.
         system_time: saved.kvmclock_ns.wrapping_add(elapsed_ns as u64),
-        tsc_to_system_mul: own.mul,
-        tsc_shift: own.shift,
+        tsc_to_system_mul: factor.mul,
+        tsc_shift: factor.shift,
         ..saved.record
     };
     ensure_same_function(&expected, record)
@@ -212,42 +223,6 @@ pub(crate) fn ensure_same_function(expected: &ClockGuest, observed: &ClockGuest)
     let (expected, observed) = (function(*expected), function(*observed));
     ensure_eq_hex!(observed, expected, "the record");
     Ok(())
-}
-
-/// Fails unless the ratio is unchanged, or after EXACT, the saved one if that is within the
-/// tolerance.
-fn ensure_ratio(saved: &VmClockGuest, was: &VmClockGuest, is: &VmClockGuest) -> Result<()> {
-    let both_identity = is_identity(ratio(saved)) && is_identity(ratio(was));
-    let expected = match saved.mode {
-        MODE_EXACT if !both_identity && saved.tsc_frac_bits == was.tsc_frac_bits => {
-            let off = crate::arithmetic::ppm(saved.tsc_ratio, was.tsc_ratio);
-            match off {
-                ..249.0 => ratio(saved),
-                249.0..251.0 => ratio(is),
-                _ => ratio(was),
-            }
-        }
-        _ => ratio(was),
-    };
-    let observed = ratio(is);
-    ensure_eq_hex!(observed, expected, "the ratio");
-    Ok(())
-}
-
-/// The reference vCPU's offset that is expected if the call was made at the anchor of `at`; `None`
-/// beyond the reach of TSC values.
-fn expected_offset(saved: &VmClockGuest, at: &VmClockGuest) -> Option<TscOffset> {
-    let elapsed = match saved.mode {
-        MODE_ADVANCE => elapsed_ns(saved, at),
-        _ => 0,
-    };
-    let Ticks::Of(ticks) = ticks_in(saved, elapsed) else {
-        return None;
-    };
-    // CAST: mod 2^64.
-    let guest_tsc = saved.guest_tsc.wrapping_add(ticks as u64);
-    let scaled = scaled(ratio(at), at.host_tsc.0);
-    Some(TscOffset(guest_tsc.0.wrapping_sub(scaled)))
 }
 
 /// Fails unless `offset` lies between `first` and `last`, expected by the clocks before and after
@@ -261,7 +236,7 @@ fn ensure_between(
     // ADVANCE: the host's clock counts whole ns, and NTP may steer it.
     let slack = match saved.mode {
         MODE_ADVANCE => {
-            let ns = hz(saved).max(hz(here[0])) / 1_000_000_000 + 2;
+            let ns = hz(rate(saved)).max(hz(rate(here[0]))) / 1_000_000_000 + 2;
             let took = here[1].host_tsc.since(here[0].host_tsc);
             2 * ns + (took >> 20)
         }
@@ -287,10 +262,10 @@ fn ensure_not_ahead(saved: &ClockGuest, is: &ClockGuest, guest_tsc: [GuestTsc; 2
     if !ahead[0] || !ahead[1] && function(*saved) == function(*is) {
         return ensure_same_function(saved, is);
     }
-    let step = exact_step_ticks(saved);
+    let step = exact_step(saved);
     let moved = ClockGuest {
         tsc_timestamp: is.tsc_timestamp,
-        system_time: kvmclock_ns(saved, is.tsc_timestamp),
+        system_time: extended_kvmclock_ns(saved, is.tsc_timestamp),
         ..*saved
     };
     ensure_same_function(&moved, is)?;

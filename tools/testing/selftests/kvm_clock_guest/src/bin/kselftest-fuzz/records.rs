@@ -3,12 +3,15 @@
 //! Random records.
 
 use crate::{
-    arithmetic::{guest_tsc, hz, khz, ratio},
     extremes::{any32, any64, magnitude, pick, Rng},
     state::State,
 };
 use kvm_clock_guest_selftests::prelude::*;
-use pvclock::rate::Factor;
+use pvclock::{rate::Factor, tsc::Scale};
+use pvclock_reference::{
+    arithmetic::{self, guest_tsc},
+    rules,
+};
 use rand::Rng as _;
 
 /// Any record; with `is_back` one that can move back.
@@ -29,17 +32,12 @@ pub(crate) fn record(rng: &mut Rng, is_back: bool) -> ClockGuest {
 
 /// The factor that KVM gives a guest whose TSC has the rate of `header`; any one if that is no
 /// rate.
-pub(crate) fn own_factor(header: &VmClockGuest) -> Factor {
-    let hz = khz(header).max(1).saturating_mul(1000);
-    Factor::of_hz(hz).unwrap_or(Factor {
+fn own_factor(header: &VmClockGuest) -> Factor {
+    let own = rules::rate(header).and_then(arithmetic::own_factor);
+    own.unwrap_or(Factor {
         mul: 1 << 31,
         shift: 0,
     })
-}
-
-/// The factor of a TSC of the rate of `header`, exact to the Hz, if that is a rate.
-pub(crate) fn exact_factor(header: &VmClockGuest) -> Factor {
-    Factor::of_hz(hz(header)).unwrap_or(own_factor(header))
 }
 
 /// A factor for the TSC rate of `here`, well within the tolerance.
@@ -59,7 +57,8 @@ pub(crate) fn near_factor(rng: &mut Rng, here: &VmClockGuest) -> Factor {
 pub(crate) fn record_for(rng: &mut Rng, state: &State, index: usize) -> ClockGuest {
     let here = state.clock.clone().unwrap_or_default().header;
     let factor = own_factor(&here);
-    let guest_tsc = guest_tsc(ratio(&here), here.host_tsc, state.offsets[index]);
+    let scale = rules::rate(&here).map_or(Scale::IDENTITY, |rate| rate.scale);
+    let guest_tsc = guest_tsc(scale, state.offsets[index], here.host_tsc);
     ClockGuest {
         tsc_timestamp: guest_tsc.wrapping_sub(magnitude(rng, 62)),
         tsc_to_system_mul: factor.mul,

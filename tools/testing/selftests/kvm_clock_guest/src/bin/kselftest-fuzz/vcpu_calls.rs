@@ -4,7 +4,6 @@
 
 use crate::{
     arena::HEADER,
-    arithmetic::ratio,
     expected::Expected,
     extremes::{any32, any64, one_in, pick, Rng},
     fixture::ioctl,
@@ -243,8 +242,7 @@ fn attribute_as(
             );
         }
         (Ok(_), 16) if is_get => {
-            let here = was.clock.as_ref().map(|clock| ratio(&clock.header));
-            let ratio: Option<[u64; 2]> = here.map(|(ratio, bits)| [ratio, bits.into()]);
+            let ratio: Option<[u64; 2]> = was.ratio().map(|(ratio, bits)| [ratio, bits.into()]);
             ensure!(
                 ratio.is_none_or(|ratio| reported == ratio.as_bytes()),
                 "reported {reported:x?}, the ratio is {ratio:x?}"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! ADVANCE moves a guest that just booted back to before its record, which moves back along its
-//! lattice, below TSC 0.
+//! ADVANCE moves a guest that just booted back to before its record, which moves back by an
+//! exact step, below TSC 0.
 
 use crate::state::{ensure_continues, prepare, Function, Page};
 use kvm_clock_guest_selftests::prelude::*;
@@ -33,7 +33,7 @@ fn near_boot(kvm: &Kvm, vcpus: u32, page: Page) -> Result<()> {
     prepare(&vm, page)?;
     let mut saved = get(&vm)?;
     let header = &mut saved.header;
-    // With an odd factor the lattice is so wide that the next point back lies below TSC 0.
+    // With an odd factor the exact step is so long that one step back lies below TSC 0.
     header.record.tsc_to_system_mul |= 1;
     let record = header.record;
     let age_ns = i64::try_from(header.kvmclock_ns - record.system_time)?;

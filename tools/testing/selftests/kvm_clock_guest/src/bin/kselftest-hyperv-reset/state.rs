@@ -3,10 +3,10 @@
 //! The reference counter, and what it should be.
 
 use kvm_clock_guest_selftests::{
-    expect::kvmclock_ns,
     hyperv::{enable, enable_valid_tsc_page, reference_count, TscPage, UNIT_NS},
     prelude::*,
 };
+use pvclock_reference::arithmetic::extended_kvmclock_ns;
 
 /// When the guest enables the TSC page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Function {
 
     /// kvmclock at `host_tsc`, ns; the TSC may be below the record's timestamp.
     fn ns(&self, host_tsc: HostTsc) -> u64 {
-        kvmclock_ns(&self.record, self.transform.guest_tsc(host_tsc))
+        extended_kvmclock_ns(&self.record, self.transform.guest_tsc(host_tsc))
     }
 }
 

@@ -27,6 +27,17 @@ enum Fate {
     Lost,
 }
 
+impl Fate {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Runs => "the guest keeps running",
+            Self::Resumes => "the guest resumes at the source",
+            Self::Gone => "the guest runs at the destination",
+            Self::Lost => "the guest runs nowhere",
+        }
+    }
+}
+
 struct Row {
     sender: Sender,
     kind: Kind,
@@ -110,16 +121,19 @@ pub(crate) fn cases() -> Vec<Case<Destination>> {
         .iter()
         .map(|row| {
             let sender = match row.sender {
-                Src => "the source's",
-                Dst => "the destination's",
+                Src => "source",
+                Dst => "destination",
             };
-            let damage = (row.damage)();
-            let name = format!("{sender} {:?}: {damage:?}: {:?}", row.kind, row.fate);
+            let (damage, fate) = ((row.damage)().text(), row.fate.text());
+            let name = format!("{:?} from the {sender} {damage}: {fate}", row.kind);
             Case::new(name, |destination| check(destination, row))
         })
         .collect();
     cases.extend([
-        Case::new("State of another session: Resumes", state_of_another),
+        Case::new(
+            "State from the source is of another session: the guest resumes at the source",
+            state_of_another,
+        ),
         Case::new("a whole session replayed: refused", session_replayed),
     ]);
     cases

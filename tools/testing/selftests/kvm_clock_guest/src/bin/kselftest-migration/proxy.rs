@@ -44,6 +44,21 @@ pub(crate) enum Damage {
     Replayed(Vec<u8>),
 }
 
+impl Damage {
+    /// What happens to the frame.
+    pub(crate) fn text(&self) -> &'static str {
+        match self {
+            Self::Cut => "ends early",
+            Self::HangUp => "never arrives",
+            Self::Reset => "arrives before a reset",
+            Self::Flip => "has a flipped bit",
+            Self::Version => "has another version",
+            Self::Twice => "arrives twice",
+            Self::Replayed(_) => "is of another session",
+        }
+    }
+}
+
 /// A damage to the first frame of a kind.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {

@@ -7,7 +7,8 @@ mod slope;
 
 use kvm_clock_guest_selftests::prelude::*;
 use pvclock::abi::{CAP_RESLOPE, FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE};
-use slope::{ensure_continues, ensure_runs_at_1, rounding_ns, times};
+use pvclock_reference::arithmetic::rounding_ns;
+use slope::{ensure_continues, ensure_runs_at_1, times};
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;

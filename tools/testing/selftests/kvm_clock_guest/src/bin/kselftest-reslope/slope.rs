@@ -4,10 +4,11 @@
 
 use kvm_clock_guest_selftests::{
     continued::kvm_ahead_of_raw,
-    expect::{elapsed_ns, ensure_kvm_agrees, kvmclock_ns, ticks},
+    expect::{elapsed_ns, ensure_kvm_agrees, ticks},
     prelude::*,
 };
 use pvclock::rate::{Factor, GuestRate};
+use pvclock_reference::arithmetic::extended_kvmclock_ns;
 
 /// The time over which a clock's rate is measured.
 const WATCH: Duration = Duration::from_secs(3);
@@ -30,12 +31,6 @@ pub(crate) fn times(record: ClockGuest, numerator: u64, denominator: u64) -> Res
         tsc_shift: shift,
         ..record
     })
-}
-
-/// What SET reports of a `record` that it replaces, ns: kvmclock is rounded to a ns, and the ticks
-/// of a TSC above 2 GHz are rounded as well.
-pub(crate) fn rounding_ns(record: &ClockGuest) -> u32 {
-    1 + u32::from(record.tsc_shift < 0)
 }
 
 /// Fails unless kvmclock and TSC of `after` continue from those of `request`; in mode advance plus
@@ -63,7 +58,8 @@ pub(crate) fn ensure_continues(
     // Exact to the Hz; KVM's own factor is for whole kHz.
     let slope = Factor::of_hz(rate.hz());
     ensure_eq_hex!(Some(record.factor()), slope, "the record's factor");
-    let elapsed = i128::from(kvmclock_ns(&record, guest_tsc)) - i128::from(saved.kvmclock_ns);
+    let elapsed =
+        i128::from(extended_kvmclock_ns(&record, guest_tsc)) - i128::from(saved.kvmclock_ns);
     let bounds = match saved.mode {
         MODE_ADVANCE => [elapsed_ns(saved, before), elapsed_ns(saved, &after.header)],
         _ => [0; 2],

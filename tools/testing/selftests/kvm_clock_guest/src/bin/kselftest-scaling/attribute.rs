@@ -65,7 +65,7 @@ fn ratio(host: &Host, rate: &Rate) -> Result<()> {
         for index in 0..vm.vcpus().len() {
             let tsc = Tsc::of(&vm, index)?;
             ensure_eq_hex!(
-                [tsc.ratio, tsc.frac_bits.into()],
+                [tsc.scale.ratio(), tsc.scale.frac_bits().into()],
                 reported,
                 "vCPU {index}'s ratio and GET's"
             );

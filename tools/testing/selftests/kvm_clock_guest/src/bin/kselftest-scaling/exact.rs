@@ -6,10 +6,9 @@ use crate::{
     tsc::{ensure_on_function, move_to_domain, Tsc},
     Host, Rate, RATES, VCPUS,
 };
-use kvm_clock_guest_selftests::{
-    expect::get_clock_and_host_tsc, expect::kvmclock_ns, prelude::*, snippet,
-};
+use kvm_clock_guest_selftests::{expect::get_clock_and_host_tsc, prelude::*, snippet};
 use pvclock::rate::Factor;
+use pvclock_reference::arithmetic::extended_kvmclock_ns;
 
 /// Save and restore, over and over.
 const CYCLES: u32 = 5;
@@ -59,7 +58,7 @@ pub(crate) fn ensure_kvm_agrees(vm: &Vm, record: &ClockGuest) -> Result<()> {
     let tsc = Tsc::of(vm, 0)?;
     for _ in 0..100 {
         let data = get_clock_and_host_tsc(vm)?;
-        let expected = kvmclock_ns(record, tsc.at(HostTsc(data.host_tsc)));
+        let expected = extended_kvmclock_ns(record, tsc.at(HostTsc(data.host_tsc)));
         ensure_eq!(data.clock, expected, "KVM_GET_CLOCK, ns");
     }
     Ok(())
@@ -87,7 +86,7 @@ fn anchor(host: &Host, rate: &Rate) -> Result<()> {
         let clock = get(&vm)?;
         let header = &clock.header;
         let guest_tsc = Tsc::of(&vm, 0)?.at(header.host_tsc);
-        let expected = [guest_tsc.0, kvmclock_ns(&header.record, guest_tsc)];
+        let expected = [guest_tsc.0, extended_kvmclock_ns(&header.record, guest_tsc)];
         ensure!(
             header.ref_vcpu_id == 0 && [header.guest_tsc.0, header.kvmclock_ns] == expected,
             "guest TSC and kvmclock at host TSC {} are {expected:?}, GET reports {header:?}",

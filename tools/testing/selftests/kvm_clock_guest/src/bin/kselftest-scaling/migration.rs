@@ -4,8 +4,9 @@
 //! allows it or it is within KVM's own tolerance.
 
 use crate::{moved::ensure_moved_as_one, tsc::move_to_domain, Host, Rate, RATES, VCPUS};
-use kvm_clock_guest_selftests::prelude::*;
+use kvm_clock_guest_selftests::{expect::rate, prelude::*};
 use pvclock::abi::{FLAG_ALLOW_RATE_MISMATCH, FLAG_RESLOPE};
+use pvclock_reference::arithmetic;
 
 /// The other host's TSC at the anchor.
 const DOMAIN: HostTsc = HostTsc(u64::MAX - 1_000_000_007);
@@ -37,9 +38,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 
 /// Guest TSC rate of `header`, Hz, rounded down.
 fn hz(header: &VmClockGuest) -> i128 {
-    let product = u128::from(header.host_tsc_khz) * 1000 * u128::from(header.tsc_ratio);
-    // CAST: A few GHz.
-    (product >> header.tsc_frac_bits) as i128
+    arithmetic::hz(rate(header)).into()
 }
 
 /// The clocks of a VM at `RATES[index]`, as if saved on another host, except for mode exact.
@@ -121,7 +120,7 @@ fn allowed(host: &Host, index: usize) -> Result<()> {
 fn ensure_resloped(vm: &Vm, saved: &mut VmClock) -> Result<()> {
     let clocks = Clocks::of(vm)?;
     let (guest_tsc, kvmclock_ns) = (saved.header.guest_tsc, saved.header.kvmclock_ns);
-    let rounding_ns = 1 + u32::from(saved.header.record.tsc_shift < 0);
+    let rounding_ns = arithmetic::rounding_ns(&saved.header.record);
     set(vm, saved, MODE_FREEZE)?;
     ensure_eq!(saved.header.precision_ns, rounding_ns, "precision_ns");
     let header = get(vm)?.header;

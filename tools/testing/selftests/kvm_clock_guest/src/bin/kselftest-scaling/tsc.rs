@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A vCPU's TSC as a function of the host's, in arithmetic of the test's own, from interfaces other
+//! A vCPU's TSC as a function of the host's, by the reference's arithmetic, from interfaces other
 //! than the ioctls under test.
 
 use clockguest::measure::Reading;
 use kvm_clock::tsc_scale;
-use kvm_clock_guest_selftests::prelude::*;
+use kvm_clock_guest_selftests::{expect::rate, prelude::*};
+use pvclock::tsc::Scale;
+use pvclock_reference::arithmetic::guest_tsc;
 
 /// `((host TSC * ratio) >> frac_bits) + offset`, mod 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tsc {
-    pub(crate) ratio: u64,
-    pub(crate) frac_bits: u32,
+    pub(crate) scale: Scale,
     pub(crate) offset: TscOffset,
 }
 
@@ -21,22 +22,15 @@ impl Tsc {
         let fd = vm.vcpus()[index].fd();
         let scale = tsc_scale(&fd).context("KVM_VCPU_TSC_SCALE")?;
         Ok(Self {
-            ratio: scale.tsc_ratio,
-            frac_bits: u32::try_from(scale.tsc_frac_bits)?,
+            scale: Scale::new(scale.tsc_ratio, u32::try_from(scale.tsc_frac_bits)?)
+                .context("KVM_VCPU_TSC_SCALE is no ratio")?,
             offset: tsc_offset(&fd).context("KVM_VCPU_TSC_OFFSET")?,
         })
     }
 
-    /// Host ticks as guest ticks, rounded down.
-    pub(crate) fn scaled(&self, ticks: u64) -> u64 {
-        let product = u128::from(ticks) * u128::from(self.ratio);
-        // CAST: mod 2^64, as TSC values are.
-        (product >> self.frac_bits) as u64
-    }
-
     /// The vCPU's TSC at host TSC `host_tsc`.
     pub(crate) fn at(&self, host_tsc: HostTsc) -> GuestTsc {
-        GuestTsc(self.scaled(host_tsc.0)).wrapping_add(self.offset.0)
+        guest_tsc(self.scale, self.offset, host_tsc)
     }
 
     /// Whether the vCPU's TSC is `guest_tsc`, to the tick, at some host TSC in `window`. With a
@@ -44,7 +38,8 @@ impl Tsc {
     pub(crate) fn is_at_some_time(&self, guest_tsc: GuestTsc, window: [HostTsc; 2]) -> bool {
         let distance = guest_tsc.since(self.at(window[0]));
         // The window is short, so a large distance is one backwards.
-        let ticks = (u128::from(distance) << self.frac_bits) / u128::from(self.ratio);
+        let ticks =
+            (u128::from(distance) << self.scale.frac_bits()) / u128::from(self.scale.ratio());
         let Ok(ticks) = u64::try_from(ticks) else {
             return false;
         };
@@ -57,16 +52,15 @@ impl Tsc {
 
     /// Whether it runs at the host's rate.
     pub(crate) fn is_unscaled(&self) -> bool {
-        u128::from(self.ratio) == 1 << self.frac_bits
+        self.scale.ratio() == 1 << self.scale.frac_bits()
     }
 }
 
-/// As `fixture::move_to_domain()`, in this module's arithmetic.
+/// As `fixture::move_to_domain()`, by the reference's arithmetic.
 pub(crate) fn move_to_domain(clock: &mut VmClock, host_tsc: HostTsc) {
     let header = &mut clock.header;
     let tsc = Tsc {
-        ratio: header.tsc_ratio,
-        frac_bits: header.tsc_frac_bits,
+        scale: rate(header).scale,
         offset: TscOffset(0),
     };
     let shift = tsc.at(header.host_tsc).since(tsc.at(host_tsc));

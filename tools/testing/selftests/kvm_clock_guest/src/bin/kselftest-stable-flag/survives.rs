@@ -13,9 +13,9 @@ const CYCLES: u32 = 3;
 pub(crate) fn cases() -> Vec<Case<Kvm>> {
     let mut cases = Vec::new();
     for (name, clock) in Clock::ALL {
-        for (flag, ticks) in [("1", 0), ("0", TICKS)] {
+        for (flag, ticks) in [("set", 0), ("clear", TICKS)] {
             cases.push(Case::new(
-                format!("{name}, {flag} survives {CYCLES} cycles of EXACT, each into a new VM"),
+                format!("{name}: the flag stays {flag} over {CYCLES} cycles of EXACT, each into a new VM"),
                 move |kvm| cycles(kvm, clock, ticks),
             ));
         }
@@ -23,15 +23,15 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     for (name, mode) in MODES {
         cases.extend([
             Case::new(
-                format!("SET {name} of a record with 0: 0 although TSCs are equal"),
+                format!("SET {name} of a record without the flag: clear although TSCs are equal"),
                 move |kvm| honoured(kvm, mode, 0, false),
             ),
             Case::new(
-                format!("SET {name} of a record with 1: 0 where TSCs differ"),
+                format!("SET {name} of a record with the flag: clear where TSCs differ"),
                 move |kvm| honoured(kvm, mode, TICKS, true),
             ),
             Case::new(
-                format!("SET {name} of a record with 1: 1 where TSCs are equal"),
+                format!("SET {name} of a record with the flag: set where TSCs are equal"),
                 move |kvm| honoured(kvm, mode, 0, true),
             ),
         ]);

@@ -19,7 +19,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     for (name, clock) in Clock::ALL {
         for write in TSC_WRITES {
             cases.push(Case::new(
-                format!("{name}, 0 after {} on the last vCPU", write.name),
+                format!("{name}: {} on the last vCPU clears the flag", write.name),
                 move |kvm| apart(kvm, clock, write),
             ));
         }
@@ -28,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
                 for (distance, ticks) in [("1 tick", 1), ("1,000,000 ticks", LITTLE)] {
                     cases.push(Case::new(
                         format!(
-                            "{name}, 0 and 1 again: {} on {which} there and back, {distance}",
+                            "{name}: {} on {which} by {distance} clears the flag, and back sets it",
                             write.name
                         ),
                         move |kvm| there_and_back(kvm, clock, write, index, ticks),
@@ -36,7 +36,10 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
                 }
             }
             cases.push(Case::new(
-                format!("{name}, 1 again: all others follow by {}", write.name),
+                format!(
+                    "{name}: {} on all other vCPUs sets the flag again",
+                    write.name
+                ),
                 move |kvm| all_follow(kvm, clock, write),
             ));
         }

@@ -3,11 +3,8 @@
 //! The guest's clock makes no step, with any result of the ioctl.
 
 use crate::{pinned, Rate};
-use kvm_clock_guest_selftests::{
-    expect::{ensure_reads, kvmclock_ns},
-    one_clock::ensure_one_clock,
-    prelude::*,
-};
+use kvm_clock_guest_selftests::{expect::ensure_reads, one_clock::ensure_one_clock, prelude::*};
+use pvclock_reference::arithmetic::extended_kvmclock_ns;
 
 /// The clock's age at the call of the ioctl, and the time that the guest continues: a function that
 /// is wrong by 200 ppm then has an error of 0.2 ms.
@@ -43,7 +40,7 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
     }
 
     let data = get_clock(&vm)?;
-    let expected = kvmclock_ns(&record, transform.guest_tsc(HostTsc(data.host_tsc)));
+    let expected = extended_kvmclock_ns(&record, transform.guest_tsc(HostTsc(data.host_tsc)));
     ensure_eq!(data.clock, expected, "KVM_GET_CLOCK, ns");
     for when in ["immediately", "later"] {
         let run = observe::run(&vm)?;
@@ -60,7 +57,7 @@ fn no_step(kvm: &Kvm, start: Rate, other: Rate, vcpus: &[usize]) -> Result<()> {
 fn ensure_same_function(vm: &Vm, host_tsc: HostTsc, expected: u64) -> Result<()> {
     let now = get(vm)?;
     let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
-    let ns = kvmclock_ns(&now.header.record, transform.guest_tsc(host_tsc));
+    let ns = extended_kvmclock_ns(&now.header.record, transform.guest_tsc(host_tsc));
     ensure_eq!(ns, expected, "kvmclock at host TSC {host_tsc}, ns");
     Ok(())
 }

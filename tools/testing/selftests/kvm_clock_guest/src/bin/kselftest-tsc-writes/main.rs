@@ -24,7 +24,7 @@ const AHEAD: u64 = 1 << 30;
 fn main() -> ExitCode {
     let mut cases = Vec::new();
     for write in TSC_WRITES {
-        for (before, ahead) in [("TSCs equal", 0), ("TSCs apart", AHEAD)] {
+        for (before, ahead) in [("TSCs equal", 0), ("TSCs different", AHEAD)] {
             for index in 0..VCPUS as usize {
                 cases.push(Case::new(
                     format!("the page moves: {}, vCPU {index}, {before}", write.name),

@@ -18,11 +18,11 @@ const CYCLES: u32 = 10;
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
         Case::new(
-            "a program of the series: live update, TSC and kvmclock to the bit",
+            "a program for the list's ioctls: live update, TSC and kvmclock to the bit",
             live_update,
         ),
         Case::new(
-            "a program of the series: migration, kvmclock the same function of the TSC",
+            "a program for the list's ioctls: migration, kvmclock the same function of the TSC",
             migration,
         ),
     ]

@@ -12,7 +12,10 @@ use kvm_clock_guest_selftests::{fixture, prelude::*, snippet};
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
         Case::new("GET: the record that the guest has", as_guest),
-        Case::new("GET: offsets apart, each vCPU's own, not stable", apart),
+        Case::new(
+            "GET: different offsets, each vCPU's own record, not stable",
+            apart,
+        ),
         Case::new("GET: before the first KVM_RUN", never_run),
         Case::new("GET: a guest that never enabled kvmclock", never_enabled),
         Case::new("GET: while the vCPU runs", running),

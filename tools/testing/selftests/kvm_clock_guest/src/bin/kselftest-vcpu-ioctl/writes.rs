@@ -25,7 +25,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     ];
     for index in 0..VCPUS as usize {
         cases.push(Case::new(
-            format!("SET: offsets apart, through vCPU {index}, sets all"),
+            format!("SET: different offsets, through vCPU {index}, sets all"),
             move |host: &Host| apart(host, index),
         ));
     }
