@@ -26,7 +26,6 @@ type Act = fn(&mut Armed) -> Result<()>;
 type Row = (&'static str, i64, Act);
 
 const FIRING: &[Row] = &[
-    // TODO[DLT]: This fired twice, once, most likely through the emulator's fault.
     ("nothing is set", NEAR_NS, |_| Ok(())),
     ("exact", NEAR_NS, |armed| armed.set(MODE_EXACT)),
     ("exact, other TSC in between", FAR_NS, other_tsc_in_between),
