@@ -87,7 +87,7 @@ def exact(clocksource, vcpus, names=CHAIN, also=(), migrate="on", **other):
     """Patched QEMU, on one host: the clocks show no trace of the operations."""
     life = verdicts.chain_life if names is CHAIN else verdicts.exact_life
     return Check(name_of("patched", *also, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*names),
-                 each(verdicts.same_host, life), [*names, verdicts.LIFE], ["clock-guest=on", f"clock-guest-migrate={migrate}"], **other)
+                 each(verdicts.same_host, life), [*names, verdicts.LIFE], ["x-clock-guest=on", f"x-clock-guest-migrate={migrate}"], **other)
 
 
 def sends(check, judgement):
@@ -98,7 +98,7 @@ def sends(check, judgement):
 
 def stock(name, clocksource, vcpus, binary="stock"):
     """A guest of its own for each operation: an error of a guest's TSC stays."""
-    qemu = "stock" if binary == "stock" else "patched, clock-guest=off"
+    qemu = "stock" if binary == "stock" else "patched, x-clock-guest=off"
     steps = [SAVE, LOAD] if name == LOAD else [name]
     return Check(name_of(qemu, clocksource, vcpus=vcpus), binary, clocksource, vcpus, operations(*steps),
                  last(verdicts.measured), [name], [], in_table=binary == "stock", detail=name)
@@ -106,14 +106,14 @@ def stock(name, clocksource, vcpus, binary="stock"):
 
 def limited():
     """Guests with a task that may use half of a CPU, and one whose QEMU reports no pause to KVM."""
-    title, on = "a task with a CPU limit", ["clock-guest=on"]
+    title, on = "a task with a CPU limit", ["x-clock-guest=on"]
     steps = [LONG_STOP, FILE]
     return [
         *(Check(name_of("patched", title, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*steps, watch=5),
                 each(verdicts.charged_to_nobody, verdicts.exact_life), [*steps, verdicts.LIFE], on, limit=50)
           for clocksource, vcpus in (("kvm-clock", 1), ("tsc", 2))),
         Check(name_of("patched, freeze", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(LONG_STOP),
-              each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [*on, "clock-guest-freeze=on"], limit=50),
+              each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [*on, "x-clock-guest-freeze=on"], limit=50),
         # The task pays with twice the pause.
         Check(name_of("patched, no pause passed", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1,
               operations(LONG_STOP, watch=50), last(verdicts.charged_to_the_task), [LONG_STOP], on, limit=50, preload="no-pause.so"),
@@ -130,22 +130,22 @@ def with_module():
         exact("kvm-clock", 2, [STOP, UNIX], ["q35, LAPIC timer"], machine="q35", cpu="qemu64"),
         exact("kvm-clock", 1, [STOP, UNIX], ["microvm"], machine="microvm"),
         Check(name_of("patched, freeze", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(*frozen),
-              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["x-clock-guest=on", "x-clock-guest-freeze=on"]),
         Check(name_of("patched, freeze", "tsc", vcpus=1), "patched", "tsc", 1, operations(*frozen),
-              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["x-clock-guest=on", "x-clock-guest-freeze=on"]),
         Check(name_of("patched, guest without kvmclock", vcpus=2), "patched", "acpi_pm", 2, operations(*plain),
-              each(verdicts.tsc_kept, verdicts.no_error), [*plain, verdicts.LIFE], ["clock-guest=on"],
+              each(verdicts.tsc_kept, verdicts.no_error), [*plain, verdicts.LIFE], ["x-clock-guest=on", "x-clock-guest-virtual=on"],
               # The newest that has no device kvmclock for such a guest unless it is asked for.
               machine="pc-i440fx-5.1", cpu=CPU + ",-kvmclock,-kvmclock-stable-bit"),
         *limited(),
         Check("patched to stock, which refuses the unknown subsection", "patched", "kvm-clock", 2, operations("migration refused"),
-              each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], ["clock-guest=on"]),
-        Check("patched, clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
-              last(verdicts.moved), [UNIX], ["clock-guest=on", "clock-guest-migrate=off"]),
-        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["clock-guest=on"]),
+              each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], ["x-clock-guest=on"]),
+        Check("patched, x-clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
+              last(verdicts.moved), [UNIX], ["x-clock-guest=on", "x-clock-guest-migrate=off"]),
+        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["x-clock-guest=on"]),
               last(verdicts.moved), [UNIX], []),
         sends(exact("kvm-clock", 2, [TO_FILE], ["for a host without the module"]), verdicts.one_instant(relation=True)),
-        sends(exact("kvm-clock", 2, [TO_FILE], ["clock-guest-migrate=off"], migrate="off"), verdicts.one_instant(relation=False)),
+        sends(exact("kvm-clock", 2, [TO_FILE], ["x-clock-guest-migrate=off"], migrate="off"), verdicts.one_instant(relation=False)),
         sends(Check(name_of("stock, to a file", vcpus=2), "stock", "kvm-clock", 2, operations(TO_FILE), last(verdicts.moved),
                     [TO_FILE], []), verdicts.two_instants),
         *(stock(STOP, *which, binary="patched") for which in both),
@@ -155,15 +155,15 @@ def with_module():
 
 def without_module():
     return [
-        Check("patched, clock-guest=on", "patched", "kvm-clock", 1, [], verdicts.refuses("clock-guest=on requires KVM_CAP_VM_CLOCK_GUEST"),
-              ["refuses to start"], ["clock-guest=on"]),
-        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
-              last(verdicts.measured), [STOP], ["clock-guest=auto"]),
-        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
-              last(verdicts.moved), [UNIX], ["clock-guest=auto"]),
+        Check("patched, x-clock-guest=on", "patched", "kvm-clock", 1, [], verdicts.refuses("x-clock-guest=on requires KVM_CAP_VM_CLOCK_GUEST"),
+              ["refuses to start"], ["x-clock-guest=on"]),
+        Check(name_of("patched, x-clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
+              last(verdicts.measured), [STOP], ["x-clock-guest=auto"]),
+        Check(name_of("patched, x-clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
+              last(verdicts.moved), [UNIX], ["x-clock-guest=auto"]),
         Check("patched, from a file of a host with the module", "patched", "kvm-clock", 2, [],
               verdicts.arrives("KVM cannot restore TSC and kvmclock as one"), ["goes on, and QEMU reports the loss"],
-              ["clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
+              ["x-clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
     ]
 
 
@@ -192,7 +192,7 @@ def pair(name, options, clocksource, properties, verdict, move="migration, anoth
 
 
 def pairs():
-    on, auto = ["clock-guest=on"], ["clock-guest=auto"]
+    on, auto = ["x-clock-guest=on"], ["x-clock-guest=auto"]
     return [
         pair("two hosts, kvm-clock", [], "kvm-clock", on, verdicts.other_host),
         pair("two hosts, tsc", ["--wall-b", "1"], "tsc", on, verdicts.other_host),
