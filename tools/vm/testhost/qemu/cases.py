@@ -35,8 +35,10 @@ class Check:
     incoming: str = ""
     # Percentage of a CPU for a spinning task in it, if there is one.
     limit: int = 0
-    # A library that stands between QEMU and the C library.
+    # A library that stands between QEMU and the C library, and its argument.
     preload: str = ""
+    # More arguments of QEMU.
+    arguments: tuple[str, ...] = ()
     # A row of the table.
     in_table: bool = False
     # Distinguishes it from others of its name.
@@ -52,7 +54,7 @@ class Check:
 
     def plan(self, results):
         """Its part of the plan for drive.py; files are in the folder `results`."""
-        keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit")
+        keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit", "arguments")
         return {**{key: getattr(self, key) for key in keys}, "incoming": self.incoming.replace("file:", f"file:{results}/"),
                 "preload": self.preload and f"{results}/{self.preload}"}
 
@@ -74,6 +76,18 @@ def each(judgement, life):
     return judge
 
 
+def in_turn(judgements, life):
+    """Judge each operation by its own function, then the guest's whole life."""
+
+    def judge(case):
+        if not case.operations:
+            return []
+        baseline = verdicts.Baseline(case)
+        return [judgement(operation, baseline) for judgement, operation in zip(judgements, case.operations)] + [life(case, baseline)]
+
+    return judge
+
+
 def last(judgement):
     """Judge the last operation; those before it prepare for it."""
     return lambda case: [judgement(case.operations[-1])] if case.operations and not case.error else []
@@ -87,7 +101,7 @@ def exact(clocksource, vcpus, names=CHAIN, also=(), migrate="on", **other):
     """Patched QEMU, on one host: the clocks show no trace of the operations."""
     life = verdicts.chain_life if names is CHAIN else verdicts.exact_life
     return Check(name_of("patched", *also, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*names),
-                 each(verdicts.same_host, life), [*names, verdicts.LIFE], ["clock-guest=on", f"clock-guest-migrate={migrate}"], **other)
+                 each(verdicts.same_host, life), [*names, verdicts.LIFE], ["x-clock-guest=on", f"x-clock-guest-migrate={migrate}"], **other)
 
 
 def sends(check, judgement):
@@ -98,7 +112,7 @@ def sends(check, judgement):
 
 def stock(name, clocksource, vcpus, binary="stock"):
     """A guest of its own for each operation: an error of a guest's TSC stays."""
-    qemu = "stock" if binary == "stock" else "patched, clock-guest=off"
+    qemu = "stock" if binary == "stock" else "patched, x-clock-guest=off"
     steps = [SAVE, LOAD] if name == LOAD else [name]
     return Check(name_of(qemu, clocksource, vcpus=vcpus), binary, clocksource, vcpus, operations(*steps),
                  last(verdicts.measured), [name], [], in_table=binary == "stock", detail=name)
@@ -106,23 +120,94 @@ def stock(name, clocksource, vcpus, binary="stock"):
 
 def limited():
     """Guests with a task that may use half of a CPU, and one whose QEMU reports no pause to KVM."""
-    title, on = "a task with a CPU limit", ["clock-guest=on"]
+    title, on = "a task with a CPU limit", ["x-clock-guest=on"]
     steps = [LONG_STOP, FILE]
     return [
         *(Check(name_of("patched", title, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*steps, watch=5),
                 each(verdicts.charged_to_nobody, verdicts.exact_life), [*steps, verdicts.LIFE], on, limit=50)
           for clocksource, vcpus in (("kvm-clock", 1), ("tsc", 2))),
         Check(name_of("patched, freeze", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(LONG_STOP),
-              each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [*on, "clock-guest-freeze=on"], limit=50),
+              each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [*on, "x-clock-guest-freeze=on"], limit=50),
         # The task pays with twice the pause.
         Check(name_of("patched, no pause passed", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1,
-              operations(LONG_STOP, watch=50), last(verdicts.charged_to_the_task), [LONG_STOP], on, limit=50, preload="no-pause.so"),
+              operations(LONG_STOP, watch=50), last(verdicts.charged_to_the_task), [LONG_STOP], on, limit=50, preload="interpose.so,no-pause"),
+    ]
+
+
+def chosen():
+    """Guests whose clocks stand still in some operations, and QEMUs that refuse."""
+    on, still = ["x-clock-guest=on"], "standing still"
+    freeze = {"restore": "freeze"}
+    gone = "/tmp/clock-guest-module-is-gone"
+    return [
+        Check(name_of("patched, chosen for one operation", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2,
+              [*operations(STOP, **freeze), *operations(STOP), *operations(UNIX, **freeze), *operations(UNIX),
+               *operations(LOAD_NEW, **freeze), *operations(FILE)],
+              in_turn([verdicts.frozen, verdicts.went_on] * 3, verdicts.life),
+              [f"{STOP}, {still}", STOP, f"{UNIX}, {still}", UNIX, f"{LOAD_NEW}, {still}", FILE, verdicts.LIFE], on),
+        Check(name_of("patched, limit of 3 s", "tsc", vcpus=1), "patched", "tsc", 1, operations(STOP, UNIX, FILE),
+              in_turn([verdicts.limited, verdicts.went_on, verdicts.limited], verdicts.life),
+              [f"{STOP}, {still}", UNIX, f"{FILE}, {still}", verdicts.LIFE], [*on, "x-clock-guest-max-advance=3"]),
+        Check("patched, in a chroot without /proc", "patched", "kvm-clock", 1, operations(STOP),
+              each(verdicts.same_host, verdicts.exact_life), [STOP, verdicts.LIFE], on, arguments=("-run-with", "chroot=/srv")),
+        Check("patched, to a host with another TSC rate", "patched", "kvm-clock", 2,
+              operations("migration refused", preload="other-rate"),
+              each(verdicts.printed("x-clock-guest=on: the guest's TSC would be", verdicts.same_host), verdicts.exact_life),
+              ["migration refused", verdicts.LIFE], on, preload="interpose.so"),
+        Check("patched, without the module later", "patched", "kvm-clock", 1, operations("stop/cont, the module goes away"),
+              last(verdicts.not_pinned), ["reports it"], on, preload=f"interpose.so,{gone}"),
+    ]
+
+
+def devices():
+    """Guests that have clocks of QEMU's, which count its virtual clock."""
+    bare, on, virtual = CPU + ",-kvmclock,-kvmclock-stable-bit", ["x-clock-guest=on"], "x-clock-guest-virtual=on"
+    watchdog = "stop/cont, 15 s, a watchdog of 10 s"
+    plain = [STOP, SAVE, LOAD, UNIX, FILE]
+    moves = [LOAD, UNIX, FILE]
+    return [
+        Check(name_of("patched, guest without kvmclock, devices' clocks go on", "hpet", vcpus=2), "patched", "hpet", 2,
+              operations(*plain), each(verdicts.kept_stable, verdicts.no_error), [*plain, verdicts.LIFE], [*on, virtual],
+              # The newest that has no device kvmclock for such a guest unless it is asked for.
+              machine="pc-i440fx-5.1", cpu=bare),
+        Check(name_of("patched, guest without kvmclock", "acpi_pm", vcpus=2), "patched", "acpi_pm", 2, operations(SAVE, *moves),
+              lambda case: each(verdicts.stood_still, verdicts.no_error)(case)[1:], [*moves, verdicts.LIFE], on,
+              machine="pc-i440fx-5.1", cpu=bare),
+        Check(name_of("patched, guest without kvmclock", "tsc", vcpus=1), "patched", "tsc", 1, operations(SAVE, *moves),
+              lambda case: each(verdicts.stood_still, verdicts.no_error)(case)[1:], [*moves, verdicts.LIFE], on, cpu=bare),
+        Check(name_of("patched, guest without kvmclock, devices' clocks go on", "tsc", vcpus=1), "patched", "tsc", 1,
+              operations(*plain), each(verdicts.kept_stable, verdicts.no_error), [*plain, verdicts.LIFE], [*on, virtual], cpu=bare),
+        Check("patched, devices' clocks go on, with a watchdog", "patched", "kvm-clock", 1, operations(watchdog),
+              last(verdicts.with_devices), [watchdog], [*on, virtual],
+              arguments=("-device", "ib700", "-action", "watchdog=none", "-rtc", "clock=vm")),
+        Check("patched, vmclock", "patched", "kvm-clock", 1,
+              [*operations(STOP), *operations(STOP, restore="freeze"), *operations(STOP)],
+              lambda case: [verdicts.marker_moves(case)], ["the marker moves"], on, arguments=("-device", "vmclock")),
+    ]
+
+
+def streams():
+    """Other ways of migration, and other QEMUs on the way."""
+    on, off = ["x-clock-guest=on"], ["x-clock-guest=off"]
+    ways = ["migration, multifd", "migration, mapped-ram"]
+    twice = "migration, arrival paused, migration"
+    to_stock = {"binary": "stock", "properties": []}
+    return [
+        exact("kvm-clock", 2, ways, ["other ways"]),
+        Check(name_of("patched, through a process that does not start it", vcpus=2), "patched", "kvm-clock", 2,
+              operations(twice, through={}), each(verdicts.same_host, verdicts.exact_life), [twice, verdicts.LIFE], on),
+        Check("patched, through x-clock-guest=off, to stock", "patched", "kvm-clock", 1,
+              operations(twice, through={"properties": off}, **to_stock), last(verdicts.moved), [twice], on),
+        Check("patched, x-clock-guest=off, and stock", "patched", "kvm-clock", 2,
+              [*operations(TO_FILE), *operations(UNIX, **to_stock), *operations(TO_FILE, name="stock.file")],
+              lambda case: [verdicts.stream_of_stock(case)], ["their streams have the same form"], off),
+        Check("a snapshot of stock in patched", "stock", "kvm-clock", 1, operations(LOAD_NEW, binary="patched", properties=on),
+              last(verdicts.pinned), [LOAD_NEW], []),
     ]
 
 
 def with_module():
     both = [(clocksource, vcpus) for clocksource in ("kvm-clock", "tsc") for vcpus in (1, 2)]
-    plain = [STOP, SAVE, LOAD, UNIX, FILE]
     frozen = [STOP, LOAD_NEW, UNIX, FILE, "cpr-transfer"]
     mixed = operations(UNIX, binary="stock", properties=[])
     return [
@@ -130,22 +215,21 @@ def with_module():
         exact("kvm-clock", 2, [STOP, UNIX], ["q35, LAPIC timer"], machine="q35", cpu="qemu64"),
         exact("kvm-clock", 1, [STOP, UNIX], ["microvm"], machine="microvm"),
         Check(name_of("patched, freeze", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(*frozen),
-              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["x-clock-guest=on", "x-clock-guest-freeze=on"]),
         Check(name_of("patched, freeze", "tsc", vcpus=1), "patched", "tsc", 1, operations(*frozen),
-              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["clock-guest=on", "clock-guest-freeze=on"]),
-        Check(name_of("patched, guest without kvmclock", vcpus=2), "patched", "acpi_pm", 2, operations(*plain),
-              each(verdicts.tsc_kept, verdicts.no_error), [*plain, verdicts.LIFE], ["clock-guest=on"],
-              # The newest that has no device kvmclock for such a guest unless it is asked for.
-              machine="pc-i440fx-5.1", cpu=CPU + ",-kvmclock,-kvmclock-stable-bit"),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["x-clock-guest=on", "x-clock-guest-freeze=on"]),
         *limited(),
-        Check("patched to stock, which refuses the unknown subsection", "patched", "kvm-clock", 2, operations("migration refused"),
-              each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], ["clock-guest=on"]),
-        Check("patched, clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
-              last(verdicts.moved), [UNIX], ["clock-guest=on", "clock-guest-migrate=off"]),
-        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["clock-guest=on"]),
+        *chosen(),
+        *devices(),
+        *streams(),
+        Check("patched to stock, which refuses the unknown subsection", "patched", "kvm-clock", 2, operations("migration refused", binary="stock", properties=[]),
+              each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], ["x-clock-guest=on"]),
+        Check("patched, x-clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
+              last(verdicts.moved), [UNIX], ["x-clock-guest=on", "x-clock-guest-migrate=off"]),
+        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["x-clock-guest=on"]),
               last(verdicts.moved), [UNIX], []),
         sends(exact("kvm-clock", 2, [TO_FILE], ["for a host without the module"]), verdicts.one_instant(relation=True)),
-        sends(exact("kvm-clock", 2, [TO_FILE], ["clock-guest-migrate=off"], migrate="off"), verdicts.one_instant(relation=False)),
+        sends(exact("kvm-clock", 2, [TO_FILE], ["x-clock-guest-migrate=off"], migrate="off"), verdicts.one_instant(relation=False)),
         sends(Check(name_of("stock, to a file", vcpus=2), "stock", "kvm-clock", 2, operations(TO_FILE), last(verdicts.moved),
                     [TO_FILE], []), verdicts.two_instants),
         *(stock(STOP, *which, binary="patched") for which in both),
@@ -155,15 +239,15 @@ def with_module():
 
 def without_module():
     return [
-        Check("patched, clock-guest=on", "patched", "kvm-clock", 1, [], verdicts.refuses("clock-guest=on requires KVM_CAP_VM_CLOCK_GUEST"),
-              ["refuses to start"], ["clock-guest=on"]),
-        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
-              last(verdicts.measured), [STOP], ["clock-guest=auto"]),
-        Check(name_of("patched, clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
-              last(verdicts.moved), [UNIX], ["clock-guest=auto"]),
+        Check("patched, x-clock-guest=on", "patched", "kvm-clock", 1, [], verdicts.refuses("x-clock-guest=on requires KVM_CAP_VM_CLOCK_GUEST"),
+              ["refuses to start"], ["x-clock-guest=on"]),
+        Check(name_of("patched, x-clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
+              last(verdicts.measured), [STOP], ["x-clock-guest=auto"]),
+        Check(name_of("patched, x-clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
+              last(verdicts.moved), [UNIX], ["x-clock-guest=auto"]),
         Check("patched, from a file of a host with the module", "patched", "kvm-clock", 2, [],
               verdicts.arrives("KVM cannot restore TSC and kvmclock as one"), ["goes on, and QEMU reports the loss"],
-              ["clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
+              ["x-clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
     ]
 
 
@@ -192,7 +276,7 @@ def pair(name, options, clocksource, properties, verdict, move="migration, anoth
 
 
 def pairs():
-    on, auto = ["clock-guest=on"], ["clock-guest=auto"]
+    on, auto = ["x-clock-guest=on"], ["x-clock-guest=auto"]
     return [
         pair("two hosts, kvm-clock", [], "kvm-clock", on, verdicts.other_host),
         pair("two hosts, tsc", ["--wall-b", "1"], "tsc", on, verdicts.other_host),

@@ -162,7 +162,7 @@ def main(args):
     start = time.monotonic()
     RESULTS.mkdir(parents=True, exist_ok=True)
     initramfs.build_probe(RESULTS / "probe")
-    initramfs.build_preload(RESULTS / "no-pause.so")
+    initramfs.build_preload(RESULTS / "interpose.so")
     initramfs.make(RESULTS / "initramfs", RESULTS / "probe")
 
     slugs = [check.slug for _, _, checks in hosts for check in checks]

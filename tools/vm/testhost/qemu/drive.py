@@ -49,13 +49,16 @@ def observe(probe):
 def operate(guest, operation):
     """Do one operation, and add the readings before and after it to the guest's list."""
     guest.collect()
+    # The next ones are of this operation.
+    guest.qmp.events.clear()
     begin = guest.counts()
     entry = {"name": operation["name"], "console": len(guest.console()), "offsets_before": guest.process.offsets()}
     guest.operations.append(entry)
     entry["began_ns"] = time.monotonic_ns()
-    OPERATIONS[operation["name"]](guest, **operation.get("options", {}))
+    entry["seen"] = OPERATIONS[operation["name"]](guest, **operation.get("options", {}))
     entry["runs_ns"] = time.monotonic_ns()
     guest.check_alive()
+    entry["told"] = None if guest.gone else guest.told()
     entry["offsets_after"] = guest.process.offsets()
     # The last readings that the guest remembers from before the operation.
     known = guest.collect()

@@ -18,8 +18,8 @@ def build_probe(path):
 
 
 def build_preload(path):
-    """The library with which QEMU passes no pause to KVM; QEMU uses the C library of this machine."""
-    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, HERE / "no-pause.c"], check=True)
+    """The library that stands between QEMU and the C library, which is this machine's."""
+    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, HERE / "interpose.c"], check=True)
 
 
 def entry(number, name, mode, content=b""):

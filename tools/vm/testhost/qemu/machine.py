@@ -6,19 +6,27 @@ import os
 import pathlib
 import re
 import shutil
+import struct
 import subprocess
 import time
 
 from . import rendezvous
 from ..qmp import QMP, QMPError
-from .readings import LONG_SLEEPERS, READINGS, Memory, Timeline
+from .readings import LONG_SLEEPERS, PAGE, READINGS, Memory, Timeline
 
 MEMORY = "128M"
+# The guest's address of vmclock's page, and a field of struct vmclock_abi there.
+VMCLOCK, DISRUPTION_MARKER, DISRUPTION_MARKER_AT = 0xFEFF_B000, struct.Struct("<Q"), 16
 KVM_DEBUG = pathlib.Path("/sys/kernel/debug/kvm")
 
 # Emulation within emulation, on a machine that may be busy.
 START_TIMEOUT = 120
 BOOT_TIMEOUT = 120
+
+
+def host_khz():
+    """The TSC rate of the test host."""
+    return round(float(re.search(r"cpu MHz\s*: ([\d.]+)", pathlib.Path("/proc/cpuinfo").read_text())[1]) * 1000)
 
 
 class GuestError(Exception):
@@ -28,7 +36,7 @@ class GuestError(Exception):
 class Process:
     """One QEMU process, or its successor through exec."""
 
-    def __init__(self, guest, binary, properties, memory, arguments=(), pid=None):
+    def __init__(self, guest, binary, properties, memory, arguments=(), pid=None, preload=None):
         """Start it, or adopt the process `pid`, which will exec."""
         self.guest, self.binary, self.properties, self.memory = guest, binary, properties, memory
         self.number = len(guest.processes)
@@ -41,11 +49,19 @@ class Process:
         if pid is None:
             with open(self.log, "w") as log:
                 self._process = subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                                 env={**os.environ, "LD_PRELOAD": guest.case["preload"]})
+                                                 env={**os.environ, **self.environment(preload)})
             self.pid = self._process.pid
+
+    def environment(self, preload):
+        """The library between QEMU and the C library, and its argument, which may be this process' own."""
+        library, _, argument = self.guest.case["preload"].partition(",")
+        argument = preload or argument
+        return {"LD_PRELOAD": library, "CLOCK_GUEST_PRELOAD": argument}
 
     def command(self, *arguments):
         guest = self.guest
+        # Without kvmclock a guest cannot calibrate its TSC in here.
+        rate = f" tsc_early_khz={host_khz()}" if "-kvmclock" in guest.case["cpu"] else ""
         limit = f" probe.limit={guest.case['limit']}" if guest.case["limit"] else ""
         machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
         return [
@@ -55,10 +71,10 @@ class Process:
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
             # A softlockup watchdog occasionally makes the kernel ignore a TSC error from a stop.
-            "-append", f"console=ttyS0 quiet panic=-1 nowatchdog probe.clocksource={guest.case['clocksource']}{limit}",
+            "-append", f"console=ttyS0 quiet panic=-1 nowatchdog probe.clocksource={guest.case['clocksource']}{limit}{rate}",
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
-            "-msg", "timestamp=on", *arguments,
+            "-msg", "timestamp=on", *(os.path.expandvars(argument) for argument in guest.case["arguments"]), *arguments,
         ]
 
     def alive(self):
@@ -125,10 +141,10 @@ class Guest:
     def new_memory(self):
         return self.scratch / f"memory-{len(self.processes)}"
 
-    def spawn(self, *arguments, memory=None, binary=None, properties=None):
+    def spawn(self, *arguments, memory=None, binary=None, properties=None, preload=None):
         """Start another process that can take the guest."""
         return Process(self, binary or self.case["binary"], self.case["properties"] if properties is None else properties,
-                       memory or self.new_memory(), arguments)
+                       memory or self.new_memory(), arguments, preload=preload)
 
     def move_to(self, process):
         """The guest runs in this process now; end the one where it ran before."""
@@ -176,6 +192,23 @@ class Guest:
             raise GuestError(f"QEMU ended: {self.process.output()[-500:]}")
         if re.search("guest-init: (no|the) |Kernel panic", console := self.console()):
             raise GuestError("the guest failed; its console's end: " + console[-800:])
+
+    def told(self):
+        """What QEMU tells about the guest's clocks; None by a QEMU that does not know the command."""
+        try:
+            found = self.qmp("query-clock-guest")
+        except QMPError:
+            return None
+        events = [event for event in self.qmp.events if event["event"] in ("CLOCK_GUEST_DISRUPTED", "WATCHDOG", "RESUME")]
+        return {**found, "events": events, "marker": self.disruption_marker()}
+
+    def disruption_marker(self):
+        """Of device vmclock, which changes it when the guest's TSC did anything but go on."""
+        if "vmclock" not in self.case["arguments"]:
+            return None
+        path = self.scratch / "vmclock"
+        self.qmp("pmemsave", val=VMCLOCK, size=PAGE, filename=str(path))
+        return DISRUPTION_MARKER.unpack_from(path.read_bytes(), DISRUPTION_MARKER_AT)[0]
 
     # Its readings.
 

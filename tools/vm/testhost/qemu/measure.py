@@ -136,6 +136,10 @@ class Operation:
             self.charges, self.spins = ([slot for when in ("before", "after") for slot in decode(entry[when], 0, kind)]
                                         for kind in (readings.CHARGES, readings.SPINS))
         self._console = entry["console"]
+        # What QEMU tells afterwards, if it is asked and knows.
+        self.told = entry.get("told")
+        # What the operation itself returns.
+        self.seen = entry.get("seen")
         self.unstable = False
 
     def end_at(self, console):

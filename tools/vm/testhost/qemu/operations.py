@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The operations on a guest: each function is one operation on a running guest, with the commands of a management tool."""
 
+import calendar
 import json
 import os
+import pathlib
 import shutil
 import time
 
@@ -10,15 +12,31 @@ from . import rendezvous
 
 TIMEOUT = 120
 # Seconds for which a guest is stopped.
-PAUSE, LONG_PAUSE = 5, 20
+PAUSE, LONG_PAUSE, WATCHDOG_PAUSE = 5, 20, 15
 # The block node for snapshots.
 NODE = "snapshots"
 TAG = "one"
 
 
-def stop_cont(guest):
+def choose(qmp, restore):
+    """How the clocks go on when the guest next starts, if not by the machine property."""
+    if restore:
+        qmp("set-clock-guest-restore", mode=restore)
+
+
+def stop_cont(guest, restore=None, seconds=PAUSE):
+    guest.qmp("stop")
+    time.sleep(seconds)
+    choose(guest.qmp, restore)
+    guest.qmp("cont")
+
+
+def stop_cont_module_gone(guest):
+    """The library between QEMU and the C library imitates that; see interpose.c."""
     guest.qmp("stop")
     time.sleep(PAUSE)
+    mark = pathlib.Path(guest.case["preload"].partition(",")[2])
+    mark.touch()
     guest.qmp("cont")
 
 
@@ -27,6 +45,24 @@ def stop_cont_long(guest):
     guest.qmp("stop")
     time.sleep(LONG_PAUSE)
     guest.qmp("cont")
+
+
+def rtc(guest):
+    """The time of the machine's RTC, in s."""
+    fields = guest.qmp("qom-get", path="/machine", property="rtc-time")
+    return calendar.timegm((fields["tm_year"] + 1900, fields["tm_mon"] + 1, *(fields[f"tm_{name}"] for name in ("mday", "hour", "min", "sec"))))
+
+
+def stop_cont_watchdog(guest):
+    """With a watchdog of 10 s that nobody resets, and for longer than that. The RTC counts QEMU's virtual clock."""
+    guest.qmp("human-monitor-command", **{"command-line": "o/b 0x443 0xa"})
+    began, before = time.monotonic(), rtc(guest)
+    guest.qmp("stop")
+    time.sleep(WATCHDOG_PAUSE)
+    guest.qmp("cont")
+    found = {"elapsed_s": time.monotonic() - began, "rtc_s": rtc(guest) - before}
+    guest.qmp.wait("WATCHDOG", lambda: guest.qmp("query-status") and any(event["event"] == "WATCHDOG" for event in guest.qmp.events), TIMEOUT)
+    return found
 
 
 def add_snapshots(guest):
@@ -59,17 +95,18 @@ def loadvm(guest):
     (guest.scratch / "snapshots.qcow2").unlink()
 
 
-def savevm_new_process(guest):
+def savevm_new_process(guest, restore=None, **other):
     """Save a snapshot, and load it in a new process."""
     savevm(guest)
     guest.qmp("stop")
     guest.collect()
-    process = guest.spawn("-S")
+    process = guest.spawn("-S", **other)
     guest.move_to(process)
     guest.qmp("blockdev-add", **snapshots(guest))
     time.sleep(1)
     loadvm(guest)
     time.sleep(1)
+    choose(guest.qmp, restore)
     guest.qmp("cont")
 
 
@@ -78,16 +115,63 @@ def set_capabilities(qmp, **states):
                                                   for name, state in states.items()])
 
 
-def migrate_unix(guest, **other):
+def migrate_unix(guest, restore=None, **other):
     """Live, to another process."""
     address = f"unix:{guest.scratch}/migration"
     process = guest.spawn("-incoming", address, **other)
-    process.connect()
+    choose(process.connect(), restore)
     guest.qmp("migrate", uri=address)
     guest.qmp.wait_migration("completed", timeout=TIMEOUT)
     guest.collect()
     process.qmp.wait_status("running", timeout=TIMEOUT)
     guest.move_to(process)
+
+
+def migrate_twice(guest, through, **other):
+    """To a process that does not start the guest, and from there to a third one."""
+    address, next_address = f"unix:{guest.scratch}/migration", f"unix:{guest.scratch}/migration-2"
+    paused = guest.spawn("-incoming", address, "-S", **through)
+    paused.connect()
+    process = guest.spawn("-incoming", next_address, **other)
+    process.connect()
+    guest.qmp("migrate", uri=address)
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.collect()
+    paused.qmp.wait_status("paused", timeout=TIMEOUT)
+    time.sleep(1)
+    paused.qmp("migrate", uri=next_address)
+    paused.qmp.wait_migration("completed", timeout=TIMEOUT)
+    process.qmp.wait_status("running", timeout=TIMEOUT)
+    paused.end()
+    paused.memory.unlink()
+    guest.move_to(process)
+
+
+def migrate_with(guest, *names, file=False):
+    """To another process with these capabilities, which stay on."""
+    address = f"{'file' if file else 'unix'}:{guest.scratch}/migration"
+    process = guest.spawn("-incoming", "defer")
+    process.connect()
+    for qmp in (guest.qmp, process.qmp):
+        set_capabilities(qmp, **dict.fromkeys(names, True))
+    if not file:
+        process.qmp("migrate-incoming", uri=address)
+    guest.qmp("migrate", uri=address)
+    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
+    guest.collect()
+    if file:
+        process.qmp("migrate-incoming", uri=address)
+    process.qmp.wait_status("running", timeout=TIMEOUT)
+    guest.move_to(process)
+    set_capabilities(guest.qmp, **dict.fromkeys(names, False))
+
+
+def multifd(guest):
+    migrate_with(guest, "multifd")
+
+
+def mapped_ram(guest):
+    migrate_with(guest, "mapped_ram", file=True)
 
 
 def migrate_file(guest, **other):
@@ -202,17 +286,17 @@ def migration_failed(guest):
     goes_on(guest, process, "failed")
 
 
-def migration_refused(guest):
-    """The destination does not know the stream's subsection, and reports it; the source goes on."""
-    process = before_switchover(guest, binary="stock", properties=[], return_path=True)
+def migration_refused(guest, **other):
+    """The destination refuses the stream, and reports it; the source goes on."""
+    process = before_switchover(guest, return_path=True, **other)
     guest.qmp("migrate-continue", state="pre-switchover")
     goes_on(guest, process, "failed")
     set_capabilities(guest.qmp, return_path=False)
 
 
-def save_file(guest):
+def save_file(guest, name="guest.file"):
     """Into a file that outlives the test host; the guest goes on here."""
-    path = guest.scratch / "guest.file"
+    path = guest.scratch / name
     guest.qmp("migrate", uri=f"file:{path}")
     guest.qmp.wait_migration("completed", timeout=TIMEOUT)
     guest.qmp.wait_status("postmigrate", timeout=TIMEOUT)
@@ -246,11 +330,16 @@ def migrate_away_later(guest):
 OPERATIONS = {
     "stop/cont, 5 s": stop_cont,
     "stop/cont, 20 s": stop_cont_long,
+    "stop/cont, the module goes away": stop_cont_module_gone,
+    "stop/cont, 15 s, a watchdog of 10 s": stop_cont_watchdog,
     "savevm while running": savevm,
     "loadvm, same process": loadvm,
     "savevm, loadvm in a new process": savevm_new_process,
     "migration, unix socket": migrate_unix,
     "migration, file": migrate_file,
+    "migration, arrival paused, migration": migrate_twice,
+    "migration, multifd": multifd,
+    "migration, mapped-ram": mapped_ram,
     "cpr-reboot": cpr_reboot,
     "cpr-transfer": cpr_transfer,
     "cpr-exec": cpr_exec,

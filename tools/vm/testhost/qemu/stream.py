@@ -20,6 +20,13 @@ class Stream(NamedTuple):
     relation: dict | None
 
 
+def description(path):
+    """The devices, their fields and their subsections, without values."""
+    listed = subprocess.run(["/usr/bin/python3", f"{built('qemu-source')}/scripts/analyze-migration.py", "-f", path, "-d", "desc"],
+                            stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(listed)
+
+
 def read(path):
     """Read the file that a guest was migrated to."""
     listed = subprocess.run(["/usr/bin/python3", f"{built('qemu-source')}/scripts/analyze-migration.py", "-f", path, "-d", "state"],

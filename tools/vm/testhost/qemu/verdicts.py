@@ -86,18 +86,51 @@ def lost_but(operation, ticks):
     return None
 
 
+def told(operation, mode, reasons=()):
+    """QEMU tells by query-clock-guest what it did, and by an event what was lost."""
+    if not (found := operation.told):
+        return "QEMU does not know query-clock-guest"
+    events = [event["data"] for event in found["events"] if event["event"] == "CLOCK_GUEST_DISRUPTED"]
+    if [event["reason"] for event in events] != list(reasons):
+        return f"QEMU reported {events}, not {reasons}"
+    if ("last-error" in found) != bool(reasons):
+        return f"the last error is {found.get('last-error')}"
+    expected = {"supported": True, "pinned": True, "last-operation": "restore", "mode": mode, "precision-ns": 0, "rate-diff-hz": 0}
+    if differ := {key: found.get(key) for key, value in expected.items() if found.get(key) != value}:
+        return f"QEMU tells {differ}, not {expected}"
+    # A snapshot may be of an earlier operation.
+    most = 0 if mode == "freeze" else operation.runs_ns - operation.case.operations[0].began_ns
+    if not (mode != "freeze") <= found["advanced-ns"] <= most:
+        return f"QEMU tells that the clocks advanced by {found['advanced-ns']} ns, of at most {most}"
+    return None
+
+
 def same_host(operation, baseline):
     """The clocks are unchanged but for the time that passed: bit for bit, and as the guest reads them."""
     if why := untouched(operation, baseline):
         return why
     if operation.offsets[1] != baseline.offsets:
         return f"TSC offsets {operation.offsets[1]}, not {baseline.offsets}"
-    return lost_but(operation, 0)
+    return lost_but(operation, 0) or told(operation, "exact")
 
 
-def frozen(operation, baseline):
-    """All clocks stood still together while the guest was stopped, and no longer."""
+def went_on(operation, baseline):
+    """As same_host(), after an operation in which the clocks stood still."""
     if why := untouched(operation, baseline):
+        return why
+    if operation.offsets[0] != operation.offsets[1]:
+        return f"TSC offsets {operation.offsets[1]}, not {operation.offsets[0]}"
+    return lost_but(operation, 0) or told(operation, "exact")
+
+
+def limited(operation, baseline):
+    """The pause is above the limit: the clocks stood still, and QEMU reports it."""
+    return frozen(operation, baseline, reasons=["limit"])
+
+
+def frozen(operation, baseline, reasons=()):
+    """All clocks stood still together while the guest was stopped, and no longer."""
+    if why := untouched(operation, baseline) or told(operation, "freeze", reasons):
         return why
     lost = {step.tsc_lost_ticks for step in operation.steps()}
     if len(lost) != 1:
@@ -120,6 +153,39 @@ def tsc_kept(operation, baseline):
         return "the guest has kvmclock"
     # Its other clocks may be of acpi_pm, which stands still with QEMU's own clock.
     return goes_back(operation.sequences(), clocks=()) or timers(operation)
+
+
+def stood_still(operation, baseline):
+    """A guest without kvmclock: its TSC stood still as the devices' clocks did."""
+    if not operation.complete:
+        return "it did not end"
+    return goes_back(operation.sequences(), clocks=()) or timers(operation) or (
+        operation.unstable and "the guest's kernel marked its TSC unstable") or told(operation, "freeze") or None
+
+
+def kept_stable(operation, baseline):
+    """As tsc_kept(), and the guest's kernel watches its TSC by a device."""
+    return tsc_kept(operation, baseline) or (operation.unstable and "the guest's kernel marked its TSC unstable") or None
+
+
+def with_devices(operation):
+    """The devices' clock went on as the guest's did, but for the watchdog's, which expired when it was due."""
+    if why := moved(operation):
+        return why
+    seen = operation.seen
+    if abs(seen["rtc_s"] - seen["elapsed_s"]) > 2:
+        return f"the RTC went on by {seen['rtc_s']} s in {seen['elapsed_s']:.1f} s"
+    at = {event["event"]: event["timestamp"]["seconds"] for event in operation.told["events"]}
+    expired_s = at["WATCHDOG"] - at["RESUME"]
+    return None if 5 <= expired_s <= 15 else f"the watchdog of 10 s expired {expired_s} s after the pause"
+
+
+def marker_moves(case):
+    """vmclock's disruption marker: exact, frozen, exact."""
+    if case.error:
+        return case.error
+    markers = [operation.told["marker"] for operation in case.operations]
+    return None if markers == [markers[0], markers[0] + 1, markers[0] + 1] else f"the markers are {markers}"
 
 
 class Baseline:
@@ -262,6 +328,41 @@ def measured(operation):
     if all(abs(step.change_ns) < STOCK_ERROR_NS for step in operation.steps()):
         return "the clocks show no error: this proves nothing"
     return None
+
+
+def not_pinned(operation):
+    """QEMU reports that the clocks are not pinned, by an event, by query-clock-guest and by a message."""
+    if why := moved(operation):
+        return why
+    reasons = [event["data"]["reason"] for event in operation.told["events"] if event["event"] == "CLOCK_GUEST_DISRUPTED"]
+    if reasons != ["unsupported"] or operation.told["pinned"] or "last-error" not in operation.told:
+        return f"QEMU tells {operation.told}"
+    text = "KVM cannot restore TSC and kvmclock as one"
+    return None if text in operation.case.qemu else f"QEMU printed: {operation.case.qemu}"
+
+
+def pinned(operation):
+    """The guest's clocks need not be right, but from here on they are kept."""
+    return moved(operation) or (None if operation.told["pinned"] else f"QEMU tells {operation.told}")
+
+
+def printed(text, judgement):
+    """As `judgement`, and a QEMU printed `text`."""
+
+    def verdict(operation, baseline):
+        if why := judgement(operation, baseline):
+            return why
+        return None if text in operation.case.qemu else f"QEMU printed: {operation.case.qemu}"
+
+    return verdict
+
+
+def stream_of_stock(case):
+    """Two streams of one guest, of patched QEMU with x-clock-guest=off and of stock QEMU, have the same form."""
+    if case.error:
+        return case.error
+    off, other = (stream.description(case.folder / name) for name in ("guest.file", "stock.file"))
+    return None if off == other else f"the stream is {off}, not {other}"
 
 
 def refuses(text):
