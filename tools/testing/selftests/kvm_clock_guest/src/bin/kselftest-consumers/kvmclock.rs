@@ -62,8 +62,10 @@ pub(crate) fn ensure_epoch(
 ) -> Result<()> {
     /// All clocks are rounded down to a ns: 1 ns; UTC moves by fractions of a ns when the host's
     /// timekeeping corrects its rate: another.
-    const TOLERANCE_NS: i64 = 2;
+    const ROUNDING_NS: i64 = 2;
 
+    // A scaled TSC is rounded down to a tick.
+    let tolerance_ns = ROUNDING_NS + i64::from(1_000_000_u32.div_ceil(vm.tsc_khz()?));
     let before = epoch_ns(vm, pinned)?;
     write()?;
     let after = epoch_ns(vm, pinned)?;
@@ -78,7 +80,7 @@ pub(crate) fn ensure_epoch(
         after - before
     );
     ensure!(
-        (least - TOLERANCE_NS..=most + TOLERANCE_NS).contains(&observed),
+        (least - tolerance_ns..=most + tolerance_ns).contains(&observed),
         "epoch is {observed} ns, from the record {before} ns before and {after} ns after"
     );
     Ok(())
