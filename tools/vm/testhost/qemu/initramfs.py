@@ -17,9 +17,9 @@ def build_probe(path):
                     "-o", path, HERE / "probe.rs"], check=True)
 
 
-def build_preload(path):
-    """The library with which QEMU passes no pause to KVM; QEMU uses the C library of this machine."""
-    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, HERE / "no-pause.c"], check=True)
+def build_preload(path, source):
+    """A library that stands between QEMU and the C library, which is this machine's."""
+    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, HERE / source], check=True)
 
 
 def entry(number, name, mode, content=b""):

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Debian's own kernels as guests: the same operations, with the same judgement, and with their watchdogs on."""
+
+from . import guest_kernels, verdicts
+from .cases import FILE, LOAD, LONG_STOP, SAVE, STOP, UNIX, Check, each, last, name_of, operations
+from .properties import FREEZE, ON
+from .report import milliseconds, within
+
+OPERATIONS = [STOP, SAVE, LOAD, UNIX, FILE]
+HOST = "test host, Debian's kernels"
+# A task that pays with a pause of 20 s waits for as long if it may use half of a CPU.
+PAYS = 50
+
+
+def guest(kernel, also, clocksource, vcpus, names, judge, properties, watch=0, more=(verdicts.LIFE,), **other):
+    return Check(name_of(*also, f"Linux {kernel.name}", clocksource, vcpus=vcpus), "patched", clocksource, vcpus,
+                 operations(*names, watch=watch), judge, [*names, *more], properties,
+                 kernel=kernel, boot=guest_kernels.BOOT, memory=guest_kernels.MEMORY, **other)
+
+
+def unalarmed(life, kernel):
+    """As `life`, of the right kernel, and without a word of its watchdogs."""
+
+    def verdict(case, baseline):
+        if why := life(case, baseline) or guest_kernels.runs(case, kernel):
+            return why
+        found = guest_kernels.alarms(case.console)
+        return f"its watchdogs: {found}" if found else None
+
+    return verdict
+
+
+def exact(kernel, clocksource, vcpus):
+    return guest(kernel, ["patched"], clocksource, vcpus, OPERATIONS,
+                 each(verdicts.same_host, unalarmed(verdicts.exact_life, kernel)), [ON])
+
+
+def stock(kernel, clocksource, vcpus):
+    """An error shows in each of these guests, or the zeros of the others would prove nothing."""
+    check = guest(kernel, ["stock"], clocksource, vcpus, [STOP], last(verdicts.measured), [], more=())
+    check.binary = "stock"
+    return check
+
+
+def limited(kernel, freeze):
+    """A task with a CPU limit: who pays for a pause depends on the kernel, and nobody does if the clocks stand still."""
+    also = ["patched", *(["freeze"] if freeze else []), "a task with a CPU limit"]
+    if freeze:
+        judge = each(verdicts.nothing_to_charge, unalarmed(verdicts.life, kernel))
+        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON, FREEZE], watch=5, limit=50)
+    if kernel.accounts_steal:
+        judge = each(verdicts.charged_to_nobody, unalarmed(verdicts.exact_life, kernel))
+        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON], watch=5, limit=50)
+    return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], last(verdicts.charged_to_the_task), [ON], watch=PAYS, more=(), limit=50)
+
+
+def checks():
+    found = []
+    for number, kernel in enumerate(guest_kernels.all_kernels()):
+        # Each kernel and each clocksource with one vCPU and with two.
+        found += [exact(kernel, clocksource, 1 + (number + which) % 2) for which, clocksource in enumerate(("kvm-clock", "tsc"))]
+        found += [stock(kernel, "kvm-clock", 1), limited(kernel, freeze=False), limited(kernel, freeze=True)]
+    return found
+
+
+def hosts():
+    """As cases.hosts()."""
+    return [(HOST, [], checks())]
+
+
+def table(summaries):
+    """The clock errors of each kernel, as lines."""
+    rows = []
+    for summary in summaries:
+        if summary["kernel"] and summary["operations"] and not summary["limited"]:
+            cells = {entry["operation"]: cell(entry) for entry in summary["operations"]}
+            rows.append([summary["kernel"], summary["clocksource"], str(summary["vcpus"]), summary["qemu"],
+                         *(cells.get(name, "") for name in OPERATIONS)])
+    if not rows:
+        return
+    rows.insert(0, ["Linux", "clocksource", "vCPUs", "QEMU", *OPERATIONS])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    yield "TSC - kvmclock; time lost: the guest's CLOCK_MONOTONIC against the host's; u: the guest's kernel finds its TSC unstable"
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+
+
+def cell(entry):
+    change = max((step["tsc_ahead_of_kvmclock_ns"] or 0 for step in entry["vcpus"]), key=abs)
+    lost = max(entry["vcpus"], key=lambda step: abs(step["monotonic_lost_ns"]))
+    unstable = "; u" if entry["tsc_unstable"] else ""
+    return f"{milliseconds(change)}; {within(lost['monotonic_lost_ns'], lost['monotonic_lost_bound_ns'])}{unstable}"
