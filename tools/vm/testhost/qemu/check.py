@@ -16,7 +16,7 @@ from paths import REPO, built
 
 from .. import options
 from ..kernel import IMAGE
-from . import cases, distributions, initramfs, long_pauses, measure, report, verdicts, ways_cases
+from . import boots, cases, distributions, initramfs, long_pauses, measure, report, verdicts, ways_cases
 from .clocks import HostClocks
 
 HOST = REPO / "tools/vm/host"
@@ -144,6 +144,9 @@ def add_arguments(parser):
     parser.add_argument("--only", metavar="PATTERN", default="", help="only guests whose name, as --list prints it, matches")
     parser.add_argument("--long-pauses", action="store_true",
                         help="instead of all others, guests that were paused for up to 60 days, as they find by their clocks")
+    parser.add_argument("--boots", type=int, metavar="N", help="only boot N guests, and count those that get lost")
+    parser.add_argument("--emulator", metavar="FILE", help="with --boots, the QEMU that emulates the test hosts (default: that of all of them)")
+    parser.add_argument("--emulator-cpu", metavar="MODEL", help="likewise, its -cpu argument; Debian's QEMU 7.2 needs max,+svm,-la57")
     parser.add_argument("--list", action="store_true", help="print the names of the guests")
 
 
@@ -168,6 +171,8 @@ def main(args):
     initramfs.build_preload(RESULTS / "no-pause.so", "no-pause.c")
     initramfs.build_preload(RESULTS / long_pauses.PRELOAD, "long-pause.c")
     initramfs.make(RESULTS / "initramfs", RESULTS / "probe")
+    if args.boots:
+        return boots.main(args)
 
     slugs = [check.slug for _, _, checks in hosts for check in checks]
     assert len(slugs) == len(set(slugs)), "two guests would share a folder"

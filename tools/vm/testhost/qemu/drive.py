@@ -19,7 +19,7 @@ import time
 import traceback
 
 from ..qmp import QMPError
-from . import long_pauses, operations, ways
+from . import operations, ways
 from .machine import Guest, GuestError
 
 RESULTS = pathlib.Path(os.environ["CLOCK_GUEST_RESULTS"])
@@ -27,7 +27,7 @@ SCRATCH = pathlib.Path("/tmp/qemu")
 TRACING = pathlib.Path("/sys/kernel/tracing")
 EVENTS = ("kvm_pvclock_update", "kvm_write_tsc_offset")
 
-OPERATIONS = {**operations.OPERATIONS, **ways.OPERATIONS, **long_pauses.OPERATIONS}
+OPERATIONS = {**operations.OPERATIONS, **ways.OPERATIONS}
 
 # How a guest may fail; any other exception is a bug here.
 FAILURES = (GuestError, QMPError, LookupError, OSError)

@@ -18,6 +18,11 @@ BOOT_ON = BOOT.replace("softlockup_panic=1", "softlockup_panic=0")
 
 ALARM = re.compile(r"soft lockup - CPU#\d+ stuck for \d+s|hard LOCKUP|rcu: INFO: \w+ (?:self-)?detected \w* ?stalls?.*"
                    r"|INFO: task .* blocked for more than|rcu: .*kthread .*starved.*")
+# Linux 7.2 compares its TSC with kvmclock every 0.5 s, and catches up on that when time was not seen to pass: several
+# times within microseconds, with an error bound that is too small for it.
+CAUGHT_UP = re.compile(r"Marking clocksource tsc unstable due to frequency skew\n.*Watchdog +kvm-clock interval: +(\d+)ns\n")
+CATCHES_UP = ("7.2",)
+CAUGHT_UP_NS = 10_000_000
 
 
 class GuestKernel(NamedTuple):
@@ -33,6 +38,11 @@ class GuestKernel(NamedTuple):
     # Whether the scheduler takes steal time off the time that a task ran.
     accounts_steal: bool
 
+    @property
+    def smp_tsc(self):
+        """Whether it takes the TSC of a guest with several vCPUs for a clocksource. Older ones require a constant TSC."""
+        return [int(number) for number in self.name.split(".")] >= [6, 12]
+
 
 @functools.cache
 def all_kernels():
@@ -44,6 +54,12 @@ def all_kernels():
             found.append(GuestKernel(".".join(folder.name.split(".")[:2]), folder.name, (folder / "version").read_text().strip(),
                                      str(folder / "vmlinuz"), "\nCONFIG_PARAVIRT_TIME_ACCOUNTING=y\n" in config))
     return sorted(found, key=lambda kernel: [int(number) for number in kernel.name.split(".")])
+
+
+def caught_up(kernel, console):
+    """The guest marked its TSC unstable by a comparison over no time."""
+    match = CAUGHT_UP.search(console)
+    return kernel.name in CATCHES_UP and match and int(match[1]) < CAUGHT_UP_NS
 
 
 def alarms(console):

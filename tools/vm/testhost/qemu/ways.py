@@ -2,6 +2,7 @@
 """Ways in which guests are stopped, saved and moved in production, beside those in operations.py."""
 
 import copy
+import pathlib
 import time
 
 from . import operations
@@ -18,11 +19,11 @@ def reset_while_stopped(guest):
     # Guests end instead, unless told otherwise.
     guest.qmp("set-action", reboot="reset")
     guest.qmp("stop")
-    # So that no ring of the old life is found later.
+    # So that no ring of the old life is found later. Firmware is in the first MB.
     with open(guest.process.memory, "r+b") as memory:
         size = memory.seek(0, 2)
-        memory.seek(0)
-        for _ in range(size >> 20):
+        memory.seek(1 << 20)
+        for _ in range((size >> 20) - 1):
             memory.write(bytes(1 << 20))
     time.sleep(1)
     guest.qmp("system_reset")
@@ -155,6 +156,28 @@ def snapshot_to(guest, **other):
     guest.qmp("cont")
 
 
+def title(pause):
+    return f"a pause of {pause}"
+
+
+def pause_for(seconds):
+    """Of the guest, imitated (long-pause.c)."""
+
+    def operation(guest):
+        guest.qmp("stop")
+        time.sleep(1)
+        path = pathlib.Path(f"/tmp/clock-guest-pause.{guest.process.pid}")
+        path.write_text(str(seconds * 10**9))
+        try:
+            guest.qmp("cont")
+        finally:
+            path.unlink()
+
+    return operation
+
+
+PAUSES_S = {"1 min": 60, "10 min": 600, "1 h": 3600, "10 h": 36_000, "3 days": 259_200, "60 days": 5_184_000}
+
 FAN_OUT, BACKGROUND, SNAPSHOT = f"migration to a file, {CLONES} clones", "background snapshot", "savevm, loadvm by another QEMU"
 TO_STOCK, TO_PATCHED = "migration to stock", "migration to patched"
 
@@ -164,4 +187,5 @@ OPERATIONS = {
     SNAPSHOT: snapshot_to,
     TO_STOCK: migrate_unix,
     TO_PATCHED: migrate_unix,
+    **{title(name): pause_for(seconds) for name, seconds in PAUSES_S.items()},
 }
