@@ -22,8 +22,8 @@ use std::{
 };
 
 const PAGE: usize = 4096;
-/// Pages of a ring: some 25 seconds of readings.
-const PAGES: usize = 8;
+/// Pages of a ring: some 50 seconds of readings.
+const PAGES: usize = 16;
 const SLOT_WORDS: usize = 16;
 /// The first slot of a page is its header.
 const SLOTS: usize = PAGE / (SLOT_WORDS * 8) - 1;

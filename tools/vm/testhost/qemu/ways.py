@@ -163,11 +163,11 @@ def title(pause):
 def pause_for(seconds):
     """Of the guest, imitated (long-pause.c)."""
 
-    def operation(guest):
+    def operation(guest, untold=False):
         guest.qmp("stop")
         time.sleep(1)
         path = pathlib.Path(f"/tmp/clock-guest-pause.{guest.process.pid}")
-        path.write_text(str(seconds * 10**9))
+        path.write_text(f"{seconds * 10**9}{' untold' * untold}")
         try:
             guest.qmp("cont")
         finally:
