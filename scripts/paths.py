@@ -9,7 +9,7 @@ REPO = pathlib.Path(__file__).resolve().parents[1]
 
 # What `make setup` builds only if asked to.
 OPTIONS = {
-    "qemu-stock": "QEMU=1", "qemu-clock-guest": "QEMU=1", "qemu-source": "QEMU=1",
+    "qemu-stock": "QEMU=1", "qemu-clock-guest": "QEMU=1", "qemu-source": "QEMU=1", "guest-kernels": "QEMU=1",
     "kdir-debug": "DEBUG=1", "kdir-kcsan": "DEBUG=1", "kdir-debian": "DEBIAN=1", "kdir-bench": "BENCH=1", "kdir-bench-off": "BENCH=1",
 }
 

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from . import verdicts
+from . import guest_kernels, verdicts
 
 STOP, LONG_STOP = "stop/cont, 5 s", "stop/cont, 20 s"
 SAVE, LOAD, LOAD_NEW = "savevm while running", "loadvm, same process", "savevm, loadvm in a new process"
@@ -43,6 +43,18 @@ class Check:
     in_table: bool = False
     # Distinguishes it from others of its name.
     detail: str = ""
+    # One of Debian's kernels (guest_kernels.py), if not the test host's own, and more arguments of the kernel.
+    kernel: guest_kernels.GuestKernel | None = None
+    # A softlockup watchdog occasionally makes the kernel ignore a TSC error from a stop.
+    boot: str = "nowatchdog"
+    memory: str = "128M"
+    # A task spins without any limit.
+    spin: bool = False
+    # How many of the vCPUs are plugged in later, and what is done before the first readings (ways.py).
+    plugged: int = 0
+    first: str = ""
+    # More measurements of a guest, for its part of the table.
+    figures: Callable | None = None
 
     @property
     def title(self):
@@ -55,7 +67,9 @@ class Check:
     def plan(self, results):
         """Its part of the plan for drive.py; files are in the folder `results`."""
         keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit", "arguments")
-        return {**{key: getattr(self, key) for key in keys}, "incoming": self.incoming.replace("file:", f"file:{results}/"),
+        more = {key: getattr(self, key) for key in ("boot", "memory", "spin", "plugged", "first")}
+        more["kernel"] = self.kernel.release if self.kernel else ""
+        return {**{key: getattr(self, key) for key in keys}, **more, "incoming": self.incoming.replace("file:", f"file:{results}/"),
                 "preload": self.preload and f"{results}/{self.preload}"}
 
 

@@ -16,7 +16,7 @@ from paths import REPO, built
 
 from .. import options
 from ..kernel import IMAGE
-from . import cases, initramfs, measure, report, verdicts
+from . import boots, cases, distributions, initramfs, long_pauses, measure, report, verdicts, ways_cases
 from .clocks import HostClocks
 
 HOST = REPO / "tools/vm/host"
@@ -70,7 +70,7 @@ def prepare(results, checks, args):
         stale.unlink(missing_ok=True)
     (results / "plan.json").write_text(json.dumps({
         "binaries": {"stock": args.stock, "patched": args.patched}, "at_once": AT_ONCE,
-        "kernel": args.guest_kernel,
+        "kernels": {"": args.guest_kernel, **{check.kernel.release: check.kernel.image for check in checks if check.kernel}},
         "initrd": str(RESULTS / "initramfs"), "probe": str(RESULTS / "probe"),
         "cases": [check.plan(RESULTS) for check in checks],
     }, indent=1))
@@ -142,14 +142,20 @@ def add_arguments(parser):
     parser.add_argument("--patched", metavar="FILE", help="QEMU with the series (default: likewise)")
     parser.add_argument("--guest-kernel", metavar="FILE", help="bzImage of the guests (default: the test host's own)")
     parser.add_argument("--only", metavar="PATTERN", default="", help="only guests whose name, as --list prints it, matches")
+    parser.add_argument("--long-pauses", action="store_true",
+                        help="instead of all others, guests that were paused for up to 60 days, as they find by their clocks")
+    parser.add_argument("--boots", type=int, metavar="N", help="only boot N guests, and count those that get lost")
+    parser.add_argument("--emulator", metavar="FILE", help="with --boots, the QEMU that emulates the test hosts (default: that of all of them)")
+    parser.add_argument("--emulator-cpu", metavar="MODEL", help="likewise, its -cpu argument; Debian's QEMU 7.2 needs max,+svm,-la57")
     parser.add_argument("--list", action="store_true", help="print the names of the guests")
 
 
 def main(args):
+    chosen = long_pauses.hosts() if args.long_pauses else [*cases.hosts(), *distributions.hosts(), *ways_cases.hosts()]
     hosts = [(name, host_options, [check for check in checks if re.search(args.only, f"{name}: {check.title}")])
-             for name, host_options, checks in cases.hosts()]
+             for name, host_options, checks in chosen]
     hosts = [host for host in hosts if host[2]]
-    pairs = [pair for pair in cases.pairs() if re.search(args.only, pair.name)]
+    pairs = [pair for pair in cases.pairs() if re.search(args.only, pair.name) and not args.long_pauses]
     if args.list:
         for name, _, checks in hosts:
             print("\n".join(f"{name}: {check.title}" for check in checks))
@@ -162,8 +168,11 @@ def main(args):
     start = time.monotonic()
     RESULTS.mkdir(parents=True, exist_ok=True)
     initramfs.build_probe(RESULTS / "probe")
-    initramfs.build_preload(RESULTS / "interpose.so")
+    initramfs.build_preload(RESULTS / "interpose.so", "interpose.c")
+    initramfs.build_preload(RESULTS / long_pauses.PRELOAD, "long-pause.c")
     initramfs.make(RESULTS / "initramfs", RESULTS / "probe")
+    if args.boots:
+        return boots.main(args)
 
     slugs = [check.slug for _, _, checks in hosts for check in checks]
     assert len(slugs) == len(set(slugs)), "two guests would share a folder"
@@ -173,7 +182,8 @@ def main(args):
     for name, host_options, checks in hosts:
         summaries += run(name, host_options, checks, args, out)
     moved = [summary for pair in pairs if (summary := run_pair(pair, args, out))]
-    (RESULTS / "measurements.json").write_text(json.dumps({"guests": summaries, "pairs": moved}, indent=1))
-    out.note(*report.table(summaries), *report.limited(summaries), *report.pairs(moved),
-             f"took {time.monotonic() - start:.0f} s; measurements in {(RESULTS / 'measurements.json').relative_to(REPO)}")
+    path = RESULTS / ("long-pauses.json" if args.long_pauses else "measurements.json")
+    path.write_text(json.dumps({"guests": summaries, "pairs": moved}, indent=1))
+    out.note(*report.table(summaries), *distributions.table(summaries), *long_pauses.table(summaries), *report.limited(summaries), *report.pairs(moved),
+             f"took {time.monotonic() - start:.0f} s; measurements in {path.relative_to(REPO)}")
     return out.end()

@@ -19,13 +19,15 @@ import time
 import traceback
 
 from ..qmp import QMPError
+from . import operations, ways
 from .machine import Guest, GuestError
-from .operations import OPERATIONS
 
 RESULTS = pathlib.Path(os.environ["CLOCK_GUEST_RESULTS"])
 SCRATCH = pathlib.Path("/tmp/qemu")
 TRACING = pathlib.Path("/sys/kernel/tracing")
 EVENTS = ("kvm_pvclock_update", "kvm_write_tsc_offset")
+
+OPERATIONS = {**operations.OPERATIONS, **ways.OPERATIONS}
 
 # How a guest may fail; any other exception is a bug here.
 FAILURES = (GuestError, QMPError, LookupError, OSError)
@@ -70,27 +72,11 @@ def operate(guest, operation):
     entry["ended_ns"] = time.monotonic_ns()
 
 
-def boot(case, *arguments):
-    """Return the guest, and why it did not boot or None."""
-    for last in (False, True):
-        guest = Guest(case, *arguments, RESULTS / case["slug"], SCRATCH / case["slug"])
-        try:
-            guest.boot()
-        except FAILURES as problem:
-            # The emulated CPU occasionally loses a guest before its kernel prints anything, with either QEMU.
-            if last or not guest.silent():
-                return guest, f"{type(problem).__name__}: {problem}"
-            print(f"{case['slug']}: {problem}: booting it again", flush=True)
-            guest.end()
-        else:
-            return guest, None
-
-
-def run(case, *arguments):
-    guest, error = boot(case, *arguments)
+def run(case, binaries, kernels, initrd):
+    guest = Guest(case, binaries, kernels[case["kernel"]], initrd, RESULTS / case["slug"], SCRATCH / case["slug"])
+    error = None
     try:
-        if error:
-            return
+        guest.boot()
         guest.watch(2)
         guest.booted = guest.slots()
         for operation in case["operations"]:
@@ -130,12 +116,13 @@ def main():
         return pathlib.Path(shutil.copy(path, SCRATCH / f"{len(os.listdir(SCRATCH))}-{os.path.basename(path)}"))
 
     binaries = {name: local(path) for name, path in plan["binaries"].items()}
-    kernel, initrd, probe = local(plan["kernel"]), local(plan["initrd"]), local(plan["probe"])
+    kernels = {name: local(path) for name, path in plan["kernels"].items()}
+    initrd, probe = local(plan["initrd"]), local(plan["probe"])
     observers, files = observe(probe)
     cases = queue.Queue()
     for case in plan["cases"]:
         cases.put(case)
-    workers = [threading.Thread(target=work, args=(cases, files, binaries, kernel, initrd)) for _ in range(plan["at_once"])]
+    workers = [threading.Thread(target=work, args=(cases, files, binaries, kernels, initrd)) for _ in range(plan["at_once"])]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -10,11 +10,10 @@ import struct
 import subprocess
 import time
 
-from . import rendezvous
+from . import rendezvous, ways
 from ..qmp import QMP, QMPError
 from .readings import LONG_SLEEPERS, PAGE, READINGS, Memory, Timeline
 
-MEMORY = "128M"
 # The guest's address of vmclock's page, and a field of struct vmclock_abi there.
 VMCLOCK, DISRUPTION_MARKER, DISRUPTION_MARKER_AT = 0xFEFF_B000, struct.Struct("<Q"), 16
 KVM_DEBUG = pathlib.Path("/sys/kernel/debug/kvm")
@@ -63,18 +62,19 @@ class Process:
         # Without kvmclock a guest cannot calibrate its TSC in here.
         rate = f" tsc_early_khz={host_khz()}" if "-kvmclock" in guest.case["cpu"] else ""
         limit = f" probe.limit={guest.case['limit']}" if guest.case["limit"] else ""
+        spin = " probe.spin" if guest.case["spin"] else ""
+        cpus = f" probe.cpus={guest.case['vcpus']}" if guest.case["plugged"] else ""
         machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
         return [
             str(guest.binaries[self.binary]), "-accel", "kvm", "-machine", machine,
-            "-cpu", guest.case["cpu"], "-smp", str(guest.case["vcpus"]),
-            "-m", MEMORY, "-object", f"memory-backend-file,id=ram,size={MEMORY},mem-path={self.memory},share=on",
+            "-cpu", guest.case["cpu"], "-smp", f"{guest.case['vcpus'] - guest.case['plugged']},maxcpus={guest.case['vcpus']}",
+            "-m", guest.case["memory"], "-object", f"memory-backend-file,id=ram,size={guest.case['memory']},mem-path={self.memory},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
-            # A softlockup watchdog occasionally makes the kernel ignore a TSC error from a stop.
-            "-append", f"console=ttyS0 quiet panic=-1 nowatchdog probe.clocksource={guest.case['clocksource']}{limit}{rate}",
+            "-append", f"console=ttyS0 quiet panic=-1 {guest.case['boot']} probe.clocksource={guest.case['clocksource']}{limit}{rate}{spin}{cpus}",
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
-            "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
-            "-msg", "timestamp=on", *(os.path.expandvars(argument) for argument in guest.case["arguments"]), *arguments,
+            "-qmp", f"unix:{self.qmp_path},server=on,wait=off", "-msg", "timestamp=on",
+            *(os.path.expandvars(argument) for argument in guest.case["arguments"]), *guest.plugged, *arguments,
         ]
 
     def alive(self):
@@ -133,6 +133,8 @@ class Guest:
         self.rings, self.timelines = None, {}
         # It has moved to another host.
         self.gone = False
+        # QEMU's arguments for vCPUs that were plugged in, and more measurements.
+        self.plugged, self.notes = [], {}
         self._memory = None
         self.process = None
 
@@ -178,11 +180,10 @@ class Guest:
             if time.monotonic() > end:
                 raise GuestError(f"the guest did not boot within {BOOT_TIMEOUT} s")
             time.sleep(0.1)
+        if self.case["first"]:
+            ways.FIRST[self.case["first"]](self)
+            end = time.monotonic() + BOOT_TIMEOUT
         self.collect_until(end, 10)
-
-    def silent(self):
-        """It was booted, its QEMU runs, and its console is empty."""
-        return not self.case["incoming"] and self.process.qmp and self.process.alive() and not self.console()
 
     def console(self):
         return "".join(process.console.read_text(errors="replace") for process in self.processes if process.console.exists())
@@ -269,7 +270,7 @@ class Guest:
         path.write_text(json.dumps({
             "case": self.case, "error": error, "booted": self.booted, "operations": self.operations,
             "arrived_ns": self.arrived_ns, "offsets": self.process.offsets() if not error else None,
-            "threads": [process.tids for process in self.processes],
+            "threads": [process.tids for process in self.processes], "notes": self.notes,
         }))
 
     def end(self):

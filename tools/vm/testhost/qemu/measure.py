@@ -140,11 +140,12 @@ class Operation:
         self.told = entry.get("told")
         # What the operation itself returns.
         self.seen = entry.get("seen")
-        self.unstable = False
+        self.unstable, self.printed = False, ""
 
     def end_at(self, console):
         """Its part of the console goes up to there."""
-        self.unstable = bool(UNSTABLE.search(self.case.console[self._console:console]))
+        self.printed = self.case.console[self._console:console]
+        self.unstable = bool(UNSTABLE.search(self.printed))
         return self._console
 
     def host_tsc(self, tsc, vcpu, after):
@@ -209,6 +210,7 @@ class Case:
         self.case, self.error, self.host = result["case"], result["error"], host
         self.vcpus, self.clocksource = self.case["vcpus"], self.case["clocksource"]
         self.arrived_ns, self.offsets = result["arrived_ns"], result["offsets"]
+        self.notes = result["notes"]
         self.console = (folder / "console").read_text()
         self.qemu = (folder / "qemu").read_text()
         threads = {thread for process in result["threads"] for thread in process}

@@ -22,8 +22,8 @@ use std::{
 };
 
 const PAGE: usize = 4096;
-/// Pages of a ring: some 25 seconds of readings.
-const PAGES: usize = 8;
+/// Pages of a ring: some 50 seconds of readings.
+const PAGES: usize = 16;
 const SLOT_WORDS: usize = 16;
 /// The first slot of a page is its header.
 const SLOTS: usize = PAGE / (SLOT_WORDS * 8) - 1;
@@ -168,8 +168,12 @@ fn record_page() -> Option<usize> {
         return None;
     }
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|line| line.ends_with("[vvar_vclock]"))?;
-    usize::from_str_radix(line.split('-').next()?, 16).ok()
+    let start = |name| {
+        let line = maps.lines().find(|line| line.ends_with(name))?;
+        usize::from_str_radix(line.split('-').next()?, 16).ok()
+    };
+    // Up to Linux 6.12 it is the second one of the pages [vvar].
+    start("[vvar_vclock]").or_else(|| start("[vvar]").map(|pages| pages + PAGE))
 }
 
 fn stay_on(cpu: usize) {

@@ -8,6 +8,8 @@ def summary(check, case):
     """All measurements of a guest, for JSON."""
     return {
         "guest": check.name, "in_table": check.in_table, "qemu": check.binary, "properties": check.properties,
+        "kernel": check.kernel.version if check.kernel else "", "limited": check.limit,
+        **(check.figures(case) if check.figures else {}),
         "machine": check.machine, "clocksource": check.clocksource, "vcpus": check.vcpus, "error": case.error,
         "operations": [{
             "operation": operation.name, "tsc_unstable": operation.unstable,

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Debian's own kernels as guests: the same operations, with the same judgement, and with their watchdogs on."""
+
+from . import guest_kernels, verdicts
+from .cases import FILE, LOAD, LONG_STOP, SAVE, STOP, UNIX, Check, each, last, name_of, operations
+from .measure import UNSTABLE
+from .properties import FREEZE, ON
+from .report import milliseconds, within
+
+OPERATIONS = [STOP, SAVE, LOAD, UNIX, FILE]
+HOST = "test host, Debian's kernels"
+# A task that pays with a pause of 20 s waits for as long if it may use half of a CPU.
+PAYS = 50
+
+
+def guest(kernel, also, clocksource, vcpus, names, judge, properties, watch=0, more=(verdicts.LIFE,), **other):
+    return Check(name_of(*also, f"Linux {kernel.name}", clocksource, vcpus=vcpus), "patched", clocksource, vcpus,
+                 operations(*names, watch=watch), judge, [*names, *more], properties,
+                 kernel=kernel, boot=guest_kernels.BOOT, memory=guest_kernels.MEMORY, **other)
+
+
+def unalarmed(life, kernel):
+    """As `life`, of the right kernel, and without a word of its watchdogs."""
+
+    def verdict(case, baseline):
+        if why := life(case, baseline) or guest_kernels.runs(case, kernel):
+            return why
+        found = guest_kernels.alarms(case.console)
+        return f"its watchdogs: {found}" if found else None
+
+    return verdict
+
+
+def excused(kernel):
+    """As same_host(), but for what the kernel does to itself."""
+
+    def verdict(operation, baseline):
+        if operation.unstable and guest_kernels.caught_up(kernel, operation.printed):
+            operation.unstable = False
+        return verdicts.same_host(operation, baseline)
+
+    return verdict
+
+
+def exact(kernel, clocksource, vcpus):
+    return guest(kernel, ["patched"], clocksource, vcpus, OPERATIONS,
+                 each(excused(kernel), unalarmed(verdicts.exact_life, kernel)), [ON], figures=marked)
+
+
+def marked(case):
+    """The operations in which the guest's kernel marked its TSC unstable, for whatever reason."""
+    return {"marked": [operation.name for operation in case.operations if UNSTABLE.search(operation.printed)]}
+
+
+def stock(kernel, clocksource, vcpus):
+    """An error shows in each of these guests, or the zeros of the others would prove nothing."""
+    check = guest(kernel, ["stock"], clocksource, vcpus, [STOP], last(verdicts.measured), [], more=())
+    check.binary = "stock"
+    return check
+
+
+def limited(kernel, freeze):
+    """A task with a CPU limit: who pays for a pause depends on the kernel, and nobody does if the clocks stand still."""
+    also = ["patched", *(["freeze"] if freeze else []), "a task with a CPU limit"]
+    if freeze:
+        judge = each(verdicts.nothing_to_charge, unalarmed(verdicts.life, kernel))
+        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON, FREEZE], watch=5, limit=50)
+    if kernel.accounts_steal:
+        judge = each(verdicts.charged_to_nobody, unalarmed(verdicts.exact_life, kernel))
+        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON], watch=5, limit=50)
+    return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], last(verdicts.charged_to_the_task), [ON], watch=PAYS, more=(), limit=50)
+
+
+def checks():
+    found = []
+    for kernel in guest_kernels.all_kernels():
+        # One of the two with one vCPU, and one with two.
+        found += [exact(kernel, "kvm-clock", 1 if kernel.smp_tsc else 2), exact(kernel, "tsc", 2 if kernel.smp_tsc else 1)]
+        found.append(stock(kernel, "kvm-clock", 1))
+    return found
+
+
+def limited_checks():
+    return [limited(kernel, freeze) for kernel in guest_kernels.all_kernels() for freeze in (False, True)]
+
+
+def hosts():
+    """As cases.hosts()."""
+    return [(HOST, [], checks())]
+
+
+def table(summaries):
+    """The clock errors of each kernel, as lines."""
+    rows = []
+    for summary in summaries:
+        if summary["kernel"] and summary["operations"] and not summary["limited"]:
+            cells = {entry["operation"]: cell(entry, summary.get("marked", [])) for entry in summary["operations"]}
+            rows.append([summary["kernel"], summary["clocksource"], str(summary["vcpus"]), summary["qemu"],
+                         *(cells.get(name, "") for name in OPERATIONS)])
+    if not rows:
+        return
+    rows.insert(0, ["Linux", "clocksource", "vCPUs", "QEMU", *OPERATIONS])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    yield "TSC - kvmclock; time lost: the guest's CLOCK_MONOTONIC against the host's; u: the guest's kernel finds its TSC unstable"
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+
+
+def cell(entry, marked):
+    change = max((step["tsc_ahead_of_kvmclock_ns"] or 0 for step in entry["vcpus"]), key=abs)
+    lost = max(entry["vcpus"], key=lambda step: abs(step["monotonic_lost_ns"]))
+    unstable = "; u" if entry["tsc_unstable"] or entry["operation"] in marked else ""
+    return f"{milliseconds(change)}; {within(lost['monotonic_lost_ns'], lost['monotonic_lost_bound_ns'])}{unstable}"

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machine properties of the series in samples/qemu, as arguments of -machine."""
+
+# In front of all of their names.
+PREFIX = "x-"
+
+ON, AUTO, OFF = (f"{PREFIX}clock-guest={value}" for value in ("on", "auto", "off"))
+FREEZE = f"{PREFIX}clock-guest-freeze=on"
+# A stream that stock QEMU takes.
+OLD_STREAM = f"{PREFIX}clock-guest-migrate=off"
+# All pauses are visible to the guest; or those of 10 minutes at most, by default.
+WITHOUT_LIMIT, WITH_LIMIT = [ON, f"{PREFIX}clock-guest-max-advance=0"], [ON]
