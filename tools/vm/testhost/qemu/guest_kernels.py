@@ -57,13 +57,28 @@ def all_kernels():
 
 
 def caught_up(kernel, console):
-    """The guest marked its TSC unstable by a comparison over no time."""
+    """The guest marked its TSC unstable by a comparison over no time.
+
+    >>> text = ("[ 1.0] clocksource: Marking clocksource tsc unstable due to frequency skew\\n"
+    ...         "[ 1.0] clocksource: Watchdog               kvm-clock interval: %16dns\\n")
+    >>> kernel = GuestKernel("7.2", "", "", "", False)
+    >>> bool(caught_up(kernel, text % 47551)), bool(caught_up(kernel, text % 512000000))
+    (True, False)
+    """
     match = CAUGHT_UP.search(console)
     return kernel.name in CATCHES_UP and match and int(match[1]) < CAUGHT_UP_NS
 
 
 def alarms(console):
-    """What the guest's watchdogs printed."""
+    """What the guest's watchdogs printed.
+
+    >>> alarms("[  62.1] watchdog: BUG: soft lockup - CPU#0 stuck for 3358s! [probe:69]\\n[ 63.0] clocksource: fine\\n")
+    ['soft lockup - CPU#0 stuck for 3358s']
+    >>> alarms("[ 9.5] rcu: INFO: rcu_sched self-detected stall on CPU\\n[ 9.6] INFO: task x:1 blocked for more than 120 seconds.")
+    ['rcu: INFO: rcu_sched self-detected stall on CPU', 'INFO: task x:1 blocked for more than']
+    >>> alarms("[ 9.5] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\\n")
+    ['rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:']
+    """
     return [match[0].strip() for match in ALARM.finditer(console)]
 
 

@@ -237,7 +237,8 @@ class Guest:
             if now and all(after >= before + more for before, after in zip(begin, now)):
                 return
             if time.monotonic() > end:
-                raise GuestError(f"the probe has read the clocks {now} times, after {begin} times, not {more} times more")
+                raise GuestError(f"the probe has read the clocks {now} times, after {begin} times, not {more} times more; "
+                                 f"slots of all its rings: {self.counts()}")
             time.sleep(0.2)
 
     def slots(self, begin=None, end=None):
