@@ -23,11 +23,6 @@ START_TIMEOUT = 120
 BOOT_TIMEOUT = 120
 
 
-def host_khz():
-    """The TSC rate of the test host."""
-    return round(float(re.search(r"cpu MHz\s*: ([\d.]+)", pathlib.Path("/proc/cpuinfo").read_text())[1]) * 1000)
-
-
 class GuestError(Exception):
     """The guest or its QEMU failed."""
 
@@ -59,8 +54,6 @@ class Process:
 
     def command(self, *arguments):
         guest = self.guest
-        # Without kvmclock a guest cannot calibrate its TSC in here.
-        rate = f" tsc_early_khz={host_khz()}" if "-kvmclock" in guest.case["cpu"] else ""
         limit = f" probe.limit={guest.case['limit']}" if guest.case["limit"] else ""
         spin = " probe.spin" if guest.case["spin"] else ""
         cpus = f" probe.cpus={guest.case['vcpus']}" if guest.case["plugged"] else ""
@@ -71,7 +64,7 @@ class Process:
             "-m", guest.case["memory"], "-object", f"memory-backend-file,id=ram,size={guest.case['memory']},mem-path={self.memory},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
-            "-append", f"console=ttyS0 quiet panic=-1 {guest.case['boot']} probe.clocksource={guest.case['clocksource']}{limit}{rate}{spin}{cpus}",
+            "-append", f"console=ttyS0 quiet panic=-1 {guest.case['boot']} probe.clocksource={guest.case['clocksource']}{limit}{spin}{cpus}",
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off", "-msg", "timestamp=on",
             *(os.path.expandvars(argument) for argument in guest.case["arguments"]), *guest.plugged, *arguments,

@@ -128,7 +128,7 @@ def migrate_unix(guest, restore=None, **other):
 
 
 def migrate_twice(guest, through, **other):
-    """To a process that does not start the guest, and from there to a third one."""
+    """To a process that does not start the guest, and from there, still paused, to a third one."""
     address, next_address = f"unix:{guest.scratch}/migration", f"unix:{guest.scratch}/migration-2"
     paused = guest.spawn("-incoming", address, "-S", **through)
     paused.connect()
@@ -141,7 +141,8 @@ def migrate_twice(guest, through, **other):
     time.sleep(1)
     paused.qmp("migrate", uri=next_address)
     paused.qmp.wait_migration("completed", timeout=TIMEOUT)
-    process.qmp.wait_status("running", timeout=TIMEOUT)
+    process.qmp.wait_status("paused", timeout=TIMEOUT)
+    process.qmp("cont")
     paused.end()
     paused.memory.unlink()
     guest.move_to(process)
