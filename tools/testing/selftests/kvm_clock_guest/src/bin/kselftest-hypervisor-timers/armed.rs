@@ -3,9 +3,11 @@
 //! A stopped guest whose timers are armed, and how they must fire.
 
 use crate::timer::Timer;
+use kvm_bindings::KVM_MP_STATE_HALTED;
 use kvm_clock_guest_selftests::{
     prelude::*,
     timer_guest::{self, timers, wait_for_interrupts, EARLY_NS, LATE_NS},
+    wait::POLL,
 };
 
 const VCPUS: u32 = 2;
@@ -19,6 +21,21 @@ pub(crate) struct Armed {
     timer: Timer,
     /// kvmclock for which the timers are armed, ns.
     deadline_ns: u64,
+}
+
+/// Lets the stopped `vm` run until all vCPUs halt: one that was stopped on its way there would not
+/// wake up when its timer starts.
+fn halt(vm: &Vm) -> Result<()> {
+    let is_halted = || {
+        vm.run()?;
+        sleep(POLL);
+        vm.stop()?;
+        let mut states = vm.vcpus().iter().map(|vcpu| vcpu.fd().get_mp_state());
+        states.try_fold(true, |all, state| {
+            Ok(all && state?.mp_state == KVM_MP_STATE_HALTED)
+        })
+    };
+    wait_until("the vCPUs halt", PATIENCE, is_halted)
 }
 
 impl Armed {
@@ -35,6 +52,7 @@ impl Armed {
             timers(&vm).all(|timer| timer.rounds() != 0)
         })?;
         vm.stop()?;
+        halt(&vm)?;
         timer.ensure_prepared(&vm)?;
         Ok(Self {
             saved: get(&vm)?,
