@@ -108,7 +108,7 @@ def table(summaries):
     """The clock errors of each kernel, as lines."""
     rows = []
     for summary in summaries:
-        if summary["kernel"] and summary["operations"] and not summary["limited"]:
+        if summary["kernel"] and not summary["limited"] and any(entry["operation"] in OPERATIONS for entry in summary["operations"]):
             cells = {entry["operation"]: cell(entry, summary.get("marked", [])) for entry in summary["operations"]}
             rows.append([summary["kernel"], summary["clocksource"], str(summary["vcpus"]), summary["qemu"],
                          *(cells.get(name, "") for name in OPERATIONS)])
