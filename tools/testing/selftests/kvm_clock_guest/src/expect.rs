@@ -3,6 +3,7 @@
 //! The expected result of SET, by the reference, which shares no code with the module.
 
 use crate::{
+    clocks::{function, pages},
     ensure_eq,
     fixture::{get_clock, reference_transform},
 };
@@ -97,6 +98,21 @@ pub fn get_clock_and_host_tsc(vm: &Vm) -> Result<kvm_clock_data> {
         data.flags
     );
     Ok(data)
+}
+
+/// What kvmclock gained on CLOCK_MONOTONIC_RAW between two GETs, and the time in between, ns. Fails
+/// unless the guest's records are what the first GET reported.
+pub fn gained_on_raw(vm: &Vm, first: &VmClockGuest, last: &VmClockGuest) -> Result<(i64, i64)> {
+    let record = function(first.record);
+    ensure!(
+        pages(vm).into_iter().all(|page| function(page) == record),
+        "the guest has {:x?}, GET reports {record:x?}",
+        pages(vm)
+    );
+    // CAST: below 292 years.
+    let ahead = |header: &VmClockGuest| header.kvmclock_ns as i64 - header.monotonic_raw_ns;
+    let elapsed_ns = last.monotonic_raw_ns - first.monotonic_raw_ns;
+    Ok((ahead(last) - ahead(first), elapsed_ns))
 }
 
 /// Fails unless `KVM_GET_CLOCK` of `vm` is `record`'s function of the reference vCPU's TSC, to the

@@ -4,7 +4,7 @@
 
 use kvm_clock_guest_selftests::{
     continued::kvm_ahead_of_raw,
-    expect::{elapsed_ns, ensure_kvm_agrees, ticks},
+    expect::{elapsed_ns, ensure_kvm_agrees, gained_on_raw, ticks},
     prelude::*,
 };
 use pvclock::rate::{Factor, GuestRate};
@@ -85,17 +85,8 @@ pub(crate) fn ensure_runs_at_1(vm: &Vm) -> Result<()> {
     let last = get(vm)?;
     let reported_last = kvm_ahead_of_raw(vm)?;
 
-    let record = function(first.header.record);
-    ensure!(
-        pages(vm).into_iter().all(|page| function(page) == record),
-        "the guest has {:x?}, GET reports {record:x?}",
-        pages(vm)
-    );
-    ensure_kvm_agrees(vm, &last, &record)?;
-    // CAST: below 292 years.
-    let gained = |header: &VmClockGuest| header.kvmclock_ns as i64 - header.monotonic_raw_ns;
-    let elapsed_ns = last.header.monotonic_raw_ns - first.header.monotonic_raw_ns;
-    let by = gained(&last.header) - gained(&first.header);
+    let (by, elapsed_ns) = gained_on_raw(vm, &first.header, &last.header)?;
+    ensure_kvm_agrees(vm, &last, &function(first.header.record))?;
     note!("kvmclock gained {by} ns on the raw clock in {elapsed_ns} ns");
     // Both clocks are rounded to a ns.
     let limit = elapsed_ns / 1_000_000;

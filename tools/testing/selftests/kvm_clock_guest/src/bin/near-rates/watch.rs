@@ -2,7 +2,7 @@
 
 //! What a host does with a guest's clocks.
 
-use kvm_clock_guest_selftests::prelude::*;
+use kvm_clock_guest_selftests::{expect::gained_on_raw, prelude::*};
 use serde::{Deserialize, Serialize};
 
 const VCPUS: u32 = 2;
@@ -62,19 +62,12 @@ pub(crate) fn watch(kvm: &Kvm, clocks: [VmClock; 2]) -> Result<[Outcome; 2]> {
 fn outcome(first: &VmClockGuest, set: &VmClockGuest, vm: &Vm) -> Result<Outcome> {
     run_a_little(vm)?;
     let last = get(vm)?.header;
-    let record = function(first.record);
-    ensure!(
-        pages(vm).into_iter().all(|page| function(page) == record),
-        "the guest has {:x?}, GET reported {record:x?}",
-        pages(vm)
-    );
-    // CAST: below 292 years.
-    let gained = |header: &VmClockGuest| header.kvmclock_ns as i64 - header.monotonic_raw_ns;
+    let (gained_ns, elapsed_ns) = gained_on_raw(vm, first, &last)?;
     Ok(Outcome {
         host_tsc_khz: last.host_tsc_khz,
         rate_diff_hz: set.rate_diff_hz,
         precision_ns: set.precision_ns,
-        gained_ns: gained(&last) - gained(first),
-        elapsed_ns: last.monotonic_raw_ns - first.monotonic_raw_ns,
+        gained_ns,
+        elapsed_ns,
     })
 }
