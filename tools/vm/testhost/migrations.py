@@ -16,6 +16,7 @@ import ktap
 from paths import REPO
 
 from . import options
+from .table import columns
 
 CLOCKGUEST = "target/release/clockguest"
 
@@ -261,11 +262,7 @@ def row(pair, case, summary):
 
 def table(rows):
     """The lines of the table."""
-    rows = [["hosts", "guests", *COLUMNS], *rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        left = "  ".join(cell.ljust(width) for cell, width in zip(row[:2], widths))
-        yield left + "  " + "  ".join(cell.rjust(width) for cell, width in zip(row[2:], widths[2:]))
+    return columns([["hosts", "guests", *COLUMNS], *rows], left=2)
 
 
 def add_arguments(parser):

@@ -26,25 +26,19 @@ def guests(first, number):
 
 
 def host(checks, args, results):
-    """Boot these guests in a test host. Returns what became of each that was begun, and of the host."""
-    job = check.prepare(results, checks, args)
-    command = [check.HOST, "run", "--quiet", "--kdir", args.kdir, "--results", results,
-               "--timeout", str(check.BOOT_TIMEOUT * (1 + len(checks))), "--qemu", args.emulator,
-               *(["--qemu-cpu", args.emulator_cpu] if args.emulator_cpu else []), job]
+    """Boot these guests in a test host. Returns the fate of each that began, and why the host ended badly, or None."""
     begun = {}
-    with open(results / "run.log", "w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, errors="replace")
-    try:
-        for line in process.stdout:
-            words = line.split()
-            if len(words) == 2 and words[0] == "begin":
-                begun[words[1]] = "lost with its test host"
-            elif len(words) == 2 and words[0] == "done" and words[1] in begun:
-                begun[words[1]] = fate(results / words[1])
-        process.wait()
-    finally:
-        check.end(process)
-    return begun, check.ended_badly(process.returncode, results / "run.log")
+
+    def live(line):
+        words = line.split()
+        if len(words) == 2 and words[0] == "begin":
+            begun[words[1]] = "lost with its test host"
+        elif len(words) == 2 and words[0] == "done" and words[1] in begun:
+            begun[words[1]] = fate(results / words[1])
+
+    emulator = ["--qemu", args.emulator, *(["--qemu-cpu", args.emulator_cpu] if args.emulator_cpu else [])]
+    bad = check.carry_out(results, checks, args, check.BOOT_TIMEOUT * (1 + len(checks)), emulator, live)
+    return begun, bad
 
 
 def fate(folder):

@@ -2,10 +2,12 @@
 """The guests, the operations on each, and the verdicts about them."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 
 from . import guest_kernels, verdicts
+from .properties import AUTO, FREEZE, OFF, OLD_STREAM, ON, VIRTUAL, max_advance
 
 STOP, LONG_STOP = "stop/cont, 5 s", "stop/cont, 20 s"
 SAVE, LOAD, LOAD_NEW = "savevm while running", "loadvm, same process", "savevm, loadvm in a new process"
@@ -78,18 +80,6 @@ def operations(*names, watch=0, **options):
     return [{"name": name, "options": options, "watch": watch} for name in names]
 
 
-def each(judgement, life):
-    """Judge each operation by itself, then the guest's whole life."""
-
-    def judge(case):
-        if not case.operations:
-            return []
-        baseline = verdicts.Baseline(case)
-        return [judgement(operation, baseline) for operation in case.operations] + [life(case, baseline)]
-
-    return judge
-
-
 def in_turn(judgements, life):
     """Judge each operation by its own function, then the guest's whole life."""
 
@@ -102,6 +92,11 @@ def in_turn(judgements, life):
     return judge
 
 
+def each(judgement, life):
+    """Judge all operations by one function, then the guest's whole life."""
+    return in_turn(itertools.repeat(judgement), life)
+
+
 def last(judgement):
     """Judge the last operation; those before it prepare for it."""
     return lambda case: [judgement(case.operations[-1])] if case.operations and not case.error else []
@@ -111,11 +106,11 @@ def name_of(*words, vcpus):
     return ", ".join([*words, f"{vcpus} vCPU" + "s" * (vcpus > 1)])
 
 
-def exact(clocksource, vcpus, names=CHAIN, also=(), migrate="on", **other):
+def exact(clocksource, vcpus, names=CHAIN, also=(), migrate=True, **other):
     """Patched QEMU, on one host: the clocks show no trace of the operations."""
     life = verdicts.chain_life if names is CHAIN else verdicts.exact_life
     return Check(name_of("patched", *also, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*names),
-                 each(verdicts.same_host, life), [*names, verdicts.LIFE], ["x-clock-guest=on", f"x-clock-guest-migrate={migrate}"], **other)
+                 each(verdicts.same_host, life), [*names, verdicts.LIFE], [ON, *([] if migrate else [OLD_STREAM])], **other)
 
 
 def sends(check, judgement):
@@ -134,23 +129,23 @@ def stock(name, clocksource, vcpus, binary="stock"):
 
 def limited():
     """Guests with a task that may use half of a CPU, and one whose QEMU reports no pause to KVM."""
-    title, on = "a task with a CPU limit", ["x-clock-guest=on"]
+    title = "a task with a CPU limit"
     steps = [LONG_STOP, FILE]
     return [
         *(Check(name_of("patched", title, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*steps, watch=5),
-                each(verdicts.charged_to_nobody, verdicts.exact_life), [*steps, verdicts.LIFE], on, limit=50)
+                each(verdicts.charged_to_nobody, verdicts.exact_life), [*steps, verdicts.LIFE], [ON], limit=50)
           for clocksource, vcpus in (("kvm-clock", 1), ("tsc", 2))),
         Check(name_of("patched, freeze", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(LONG_STOP),
-              each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [*on, "x-clock-guest-freeze=on"], limit=50),
+              each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [ON, FREEZE], limit=50),
         # The task pays with twice the pause.
         Check(name_of("patched, no pause passed", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1,
-              operations(LONG_STOP, watch=50), last(verdicts.charged_to_the_task), [LONG_STOP], on, limit=50, preload="interpose.so,no-pause"),
+              operations(LONG_STOP, watch=50), last(verdicts.charged_to_the_task), [LONG_STOP], [ON], limit=50, preload="interpose.so,no-pause"),
     ]
 
 
 def chosen():
     """Guests whose clocks stand still in some operations, and QEMUs that refuse."""
-    on, still = ["x-clock-guest=on"], "standing still"
+    still = "standing still"
     freeze = {"restore": "freeze"}
     gone = "/tmp/clock-guest-module-is-gone"
     return [
@@ -158,60 +153,59 @@ def chosen():
               [*operations(STOP, **freeze), *operations(STOP), *operations(UNIX, **freeze), *operations(UNIX),
                *operations(LOAD_NEW, **freeze), *operations(FILE)],
               in_turn([verdicts.frozen, verdicts.went_on] * 3, verdicts.life),
-              [f"{STOP}, {still}", STOP, f"{UNIX}, {still}", UNIX, f"{LOAD_NEW}, {still}", FILE, verdicts.LIFE], on),
+              [f"{STOP}, {still}", STOP, f"{UNIX}, {still}", UNIX, f"{LOAD_NEW}, {still}", FILE, verdicts.LIFE], [ON]),
         Check(name_of("patched, limit of 3 s", "tsc", vcpus=1), "patched", "tsc", 1, operations(STOP, UNIX, FILE),
               in_turn([verdicts.limited, verdicts.went_on, verdicts.limited], verdicts.life),
-              [f"{STOP}, {still}", UNIX, f"{FILE}, {still}", verdicts.LIFE], [*on, "x-clock-guest-max-advance=3"]),
+              [f"{STOP}, {still}", UNIX, f"{FILE}, {still}", verdicts.LIFE], [ON, max_advance(3)]),
         Check("patched, in a chroot without /proc", "patched", "kvm-clock", 1, operations(STOP),
-              each(verdicts.same_host, verdicts.exact_life), [STOP, verdicts.LIFE], on, arguments=("-run-with", "chroot=/srv")),
+              each(verdicts.same_host, verdicts.exact_life), [STOP, verdicts.LIFE], [ON], arguments=("-run-with", "chroot=/srv")),
         Check("patched, to a host with another TSC rate", "patched", "kvm-clock", 2,
               operations("migration refused", preload="other-rate"),
               each(verdicts.printed("x-clock-guest=on: the guest's TSC would be", verdicts.same_host), verdicts.exact_life),
-              ["migration refused", verdicts.LIFE], on, preload="interpose.so"),
+              ["migration refused", verdicts.LIFE], [ON], preload="interpose.so"),
         Check("patched, without the module later", "patched", "kvm-clock", 1, operations("stop/cont, the module goes away"),
-              last(verdicts.not_pinned), ["reports it"], on, preload=f"interpose.so,{gone}"),
+              last(verdicts.not_pinned), ["reports it"], [ON], preload=f"interpose.so,{gone}"),
     ]
 
 
 def devices():
     """Guests that have clocks of QEMU's, which count its virtual clock."""
-    bare, on, virtual = CPU + ",-kvmclock,-kvmclock-stable-bit", ["x-clock-guest=on"], "x-clock-guest-virtual=on"
+    bare = CPU + ",-kvmclock,-kvmclock-stable-bit"
     watchdog = "stop/cont, 15 s, a watchdog of 10 s"
     plain = [STOP, SAVE, LOAD, UNIX, FILE]
     moves = [LOAD, UNIX, FILE]
     return [
         Check(name_of("patched, guest without kvmclock, devices' clocks go on", "hpet", vcpus=2), "patched", "hpet", 2,
-              operations(*plain), each(verdicts.kept_stable, verdicts.no_error), [*plain, verdicts.LIFE], [*on, virtual],
+              operations(*plain), each(verdicts.kept_stable, verdicts.no_error), [*plain, verdicts.LIFE], [ON, VIRTUAL],
               # The newest that has no device kvmclock for such a guest unless it is asked for.
               machine="pc-i440fx-5.1", cpu=bare),
         Check(name_of("patched, guest without kvmclock", "acpi_pm", vcpus=2), "patched", "acpi_pm", 2, operations(SAVE, *moves),
-              lambda case: each(verdicts.stood_still, verdicts.no_error)(case)[1:], [*moves, verdicts.LIFE], on,
+              lambda case: each(verdicts.stood_still, verdicts.no_error)(case)[1:], [*moves, verdicts.LIFE], [ON],
               machine="pc-i440fx-5.1", cpu=bare),
         Check("patched, devices' clocks go on, with a watchdog", "patched", "kvm-clock", 1, operations(watchdog),
-              last(verdicts.with_devices), [watchdog], [*on, virtual],
+              last(verdicts.with_devices), [watchdog], [ON, VIRTUAL],
               arguments=("-device", "ib700", "-action", "watchdog=none", "-rtc", "clock=vm")),
         Check("patched, vmclock", "patched", "kvm-clock", 1,
               [*operations(STOP), *operations(STOP, restore="freeze"), *operations(STOP)],
-              lambda case: [verdicts.marker_moves(case)], ["the marker moves"], on, arguments=("-device", "vmclock")),
+              lambda case: [verdicts.marker_moves(case)], ["the marker moves"], [ON], arguments=("-device", "vmclock")),
     ]
 
 
 def streams():
     """Other ways of migration, and other QEMUs on the way."""
-    on, off = ["x-clock-guest=on"], ["x-clock-guest=off"]
     ways = ["migration, multifd", "migration, mapped-ram"]
     twice = "migration, arrival paused, migration"
     to_stock = {"binary": "stock", "properties": []}
     return [
         exact("kvm-clock", 2, ways, ["other ways"]),
         Check(name_of("patched, through a process that does not start it", vcpus=2), "patched", "kvm-clock", 2,
-              operations(twice, through={}), each(verdicts.same_host, verdicts.exact_life), [twice, verdicts.LIFE], on),
+              operations(twice, through={}), each(verdicts.same_host, verdicts.exact_life), [twice, verdicts.LIFE], [ON]),
         Check("patched, through x-clock-guest=off, to stock", "patched", "kvm-clock", 1,
-              operations(twice, through={"properties": off}, **to_stock), last(verdicts.moved), [twice], on),
+              operations(twice, through={"properties": [OFF]}, **to_stock), last(verdicts.moved), [twice], [ON]),
         Check("patched, x-clock-guest=off, and stock", "patched", "kvm-clock", 2,
               [*operations(TO_FILE), *operations(UNIX, **to_stock), *operations(TO_FILE, name="stock.file")],
-              lambda case: [verdicts.stream_of_stock(case)], ["their streams have the same form"], off),
-        Check("a snapshot of stock in patched", "stock", "kvm-clock", 1, operations(LOAD_NEW, binary="patched", properties=on),
+              lambda case: [verdicts.stream_of_stock(case)], ["their streams have the same form"], [OFF]),
+        Check("a snapshot of stock in patched", "stock", "kvm-clock", 1, operations(LOAD_NEW, binary="patched", properties=[ON]),
               last(verdicts.pinned), [LOAD_NEW], []),
     ]
 
@@ -225,21 +219,21 @@ def with_module():
         exact("kvm-clock", 2, [STOP, UNIX], ["q35, LAPIC timer"], machine="q35", cpu="qemu64"),
         exact("kvm-clock", 1, [STOP, UNIX], ["microvm"], machine="microvm"),
         Check(name_of("patched, freeze", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(*frozen),
-              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["x-clock-guest=on", "x-clock-guest-freeze=on"]),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], [ON, FREEZE]),
         Check(name_of("patched, freeze", "tsc", vcpus=1), "patched", "tsc", 1, operations(*frozen),
-              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], ["x-clock-guest=on", "x-clock-guest-freeze=on"]),
+              each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], [ON, FREEZE]),
         *limited(),
         *chosen(),
         *devices(),
         *streams(),
         Check("patched to stock, which refuses the unknown subsection", "patched", "kvm-clock", 2, operations("migration refused", binary="stock", properties=[]),
-              each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], ["x-clock-guest=on"]),
+              each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], [ON]),
         Check("patched, x-clock-guest-migrate=off, to stock", "patched", "kvm-clock", 1, mixed,
-              last(verdicts.moved), [UNIX], ["x-clock-guest=on", "x-clock-guest-migrate=off"]),
-        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=["x-clock-guest=on"]),
+              last(verdicts.moved), [UNIX], [ON, OLD_STREAM]),
+        Check("stock to patched", "stock", "kvm-clock", 1, operations(UNIX, binary="patched", properties=[ON]),
               last(verdicts.moved), [UNIX], []),
         sends(exact("kvm-clock", 2, [TO_FILE], ["for a host without the module"]), verdicts.one_instant(relation=True)),
-        sends(exact("kvm-clock", 2, [TO_FILE], ["x-clock-guest-migrate=off"], migrate="off"), verdicts.one_instant(relation=False)),
+        sends(exact("kvm-clock", 2, [TO_FILE], ["x-clock-guest-migrate=off"], migrate=False), verdicts.one_instant(relation=False)),
         sends(Check(name_of("stock, to a file", vcpus=2), "stock", "kvm-clock", 2, operations(TO_FILE), last(verdicts.moved),
                     [TO_FILE], []), verdicts.two_instants),
         *(stock(STOP, *which, binary="patched") for which in both),
@@ -250,14 +244,14 @@ def with_module():
 def without_module():
     return [
         Check("patched, x-clock-guest=on", "patched", "kvm-clock", 1, [], verdicts.refuses("x-clock-guest=on requires KVM_CAP_VM_CLOCK_GUEST"),
-              ["refuses to start"], ["x-clock-guest=on"]),
+              ["refuses to start"], [ON]),
         Check(name_of("patched, x-clock-guest=auto", "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(STOP),
-              last(verdicts.measured), [STOP], ["x-clock-guest=auto"]),
+              last(verdicts.measured), [STOP], [AUTO]),
         Check(name_of("patched, x-clock-guest=auto", "kvm-clock", vcpus=2), "patched", "kvm-clock", 2, operations(UNIX),
-              last(verdicts.moved), [UNIX], ["x-clock-guest=auto"]),
+              last(verdicts.moved), [UNIX], [AUTO]),
         Check("patched, from a file of a host with the module", "patched", "kvm-clock", 2, [],
               verdicts.arrives("KVM cannot restore TSC and kvmclock as one"), ["goes on, and QEMU reports the loss"],
-              ["x-clock-guest=auto"], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
+              [AUTO], incoming="file:test-host/patched-for-a-host-without-the-module-kvm-clock-2-vCPUs/guest.file"),
     ]
 
 
@@ -286,13 +280,12 @@ def pair(name, options, clocksource, properties, verdict, move="migration, anoth
 
 
 def pairs():
-    on, auto = ["x-clock-guest=on"], ["x-clock-guest=auto"]
     return [
-        pair("two hosts, kvm-clock", [], "kvm-clock", on, verdicts.other_host),
-        pair("two hosts, tsc", ["--wall-b", "1"], "tsc", on, verdicts.other_host),
-        pair("two hosts, a task with a CPU limit", [], "kvm-clock", on, verdicts.other_host_steal,
+        pair("two hosts, kvm-clock", [], "kvm-clock", [ON], verdicts.other_host),
+        pair("two hosts, tsc", ["--wall-b", "1"], "tsc", [ON], verdicts.other_host),
+        pair("two hosts, a task with a CPU limit", [], "kvm-clock", [ON], verdicts.other_host_steal,
              move="migration, another host, 20 s", limit=50),
-        pair("two hosts, the other's clock 60 s behind", ["--wall-b", "-60"], "kvm-clock", on, verdicts.other_host_behind),
-        pair("two hosts, the other without the module", ["--no-module-b"], "kvm-clock", auto,
+        pair("two hosts, the other's clock 60 s behind", ["--wall-b", "-60"], "kvm-clock", [ON], verdicts.other_host_behind),
+        pair("two hosts, the other without the module", ["--no-module-b"], "kvm-clock", [AUTO],
              verdicts.falls_back("KVM cannot restore TSC and kvmclock as one")),
     ]

@@ -77,13 +77,9 @@ def prepare(results, checks, args):
     return f"tools/vm/inside/drive-guests {results}/plan.json"
 
 
-def run(name, host_options, checks, args, out):
-    """Boot one test host for all these guests. Returns their parts of the table."""
-    results = RESULTS / re.sub(r"\W+", "-", name)
+def carry_out(results, checks, args, seconds, host_options, live):
+    """Boot one test host for these guests, and call `live` with each line of its output. Returns why it ended badly, or None."""
     job = prepare(results, checks, args)
-    left = {check.slug: check for check in checks}
-    summaries = []
-    seconds = BOOT_TIMEOUT + OPERATION_TIMEOUT * sum(1 + len(check.operations) for check in checks)
     command = [HOST, "run", "--quiet", "--kdir", args.kdir, "--timeout", str(seconds), "--results", results,
                *host_options, job]
     with open(results / "run.log", "w") as log:
@@ -91,20 +87,34 @@ def run(name, host_options, checks, args, out):
                                    text=True, errors="replace")
     try:
         for line in process.stdout:
-            words = line.split()
-            if len(words) == 2 and words[0] == "done" and words[1] in left:
-                check = left.pop(words[1])
-                if summary := conclude(check, results, out):
-                    summaries.append(summary)
-            elif not line.startswith("begin "):
-                print(f"# {line}", end="", flush=True)
+            live(line)
         process.wait()
     finally:
         end(process)
+    return ended_badly(process.returncode, results / "run.log")
+
+
+def run(name, host_options, checks, args, out):
+    """Boot one test host for all these guests. Returns their parts of the table."""
+    results = RESULTS / re.sub(r"\W+", "-", name)
+    left = {check.slug: check for check in checks}
+    summaries = []
+
+    def live(line):
+        words = line.split()
+        if len(words) == 2 and words[0] == "done" and words[1] in left:
+            check = left.pop(words[1])
+            if summary := conclude(check, results, out):
+                summaries.append(summary)
+        elif not line.startswith("begin "):
+            print(f"# {line}", end="", flush=True)
+
+    seconds = BOOT_TIMEOUT + OPERATION_TIMEOUT * sum(1 + len(check.operations) for check in checks)
+    bad = carry_out(results, checks, args, seconds, host_options, live)
     for check in left.values():
         for result in check.results:
             out.result(f"{check.name}: {result}", "not reported: the test host ended early")
-    out.result(f"{name}: ends cleanly, without a kernel splat", ended_badly(process.returncode, results / "run.log"))
+    out.result(f"{name}: ends cleanly, without a kernel splat", bad)
     return summaries
 
 
@@ -168,8 +178,7 @@ def main(args):
     start = time.monotonic()
     RESULTS.mkdir(parents=True, exist_ok=True)
     initramfs.build_probe(RESULTS / "probe")
-    initramfs.build_preload(RESULTS / "interpose.so", "interpose.c")
-    initramfs.build_preload(RESULTS / long_pauses.PRELOAD, "long-pause.c")
+    initramfs.build_preload(RESULTS / "interpose.so")
     initramfs.make(RESULTS / "initramfs", RESULTS / "probe")
     if args.boots:
         return boots.main(args)

@@ -2,6 +2,7 @@
 """Debian's own kernels as guests: the same operations, with the same judgement, and with their watchdogs on."""
 
 from . import guest_kernels, verdicts
+from ..table import columns
 from .cases import FILE, LOAD, LONG_STOP, SAVE, STOP, UNIX, Check, each, last, name_of, operations
 from .measure import UNSTABLE
 from .properties import FREEZE, ON
@@ -115,10 +116,8 @@ def table(summaries):
     if not rows:
         return
     rows.insert(0, ["Linux", "clocksource", "vCPUs", "QEMU", *OPERATIONS])
-    widths = [max(map(len, column)) for column in zip(*rows)]
     yield "TSC - kvmclock; time lost: the guest's CLOCK_MONOTONIC against the host's; u: the guest's kernel finds its TSC unstable"
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+    yield from columns(rows)
 
 
 def cell(entry, marked):

@@ -60,7 +60,7 @@ def operate(guest, operation):
     entry["seen"] = OPERATIONS[operation["name"]](guest, **operation.get("options", {}))
     entry["runs_ns"] = time.monotonic_ns()
     guest.check_alive()
-    entry["told"] = None if guest.gone else guest.told()
+    entry["reported"] = None if guest.gone else guest.reported(guest.qmp)
     entry["offsets_after"] = guest.process.offsets()
     # The last readings that the guest remembers from before the operation.
     known = guest.collect()

@@ -9,8 +9,8 @@ from paths import built
 
 # They are larger than the test host's own kernel.
 MEMORY = "256M"
-# All watchdogs are on. A soft lockup, reported after 20 s, ends the guest. RCU complains about a stop of 5 s if nobody
-# tells it of the stop.
+# All watchdogs are on. A soft lockup, reported after 20 s, ends the guest. RCU complains about a stop of 5 s if KVM
+# does not warn the guest of it.
 RCU_STALL_S = 4
 BOOT = f"softlockup_panic=1 rcupdate.rcu_cpu_stall_timeout={RCU_STALL_S}"
 # The same, but a guest survives a soft lockup, so that the next one shows as well.

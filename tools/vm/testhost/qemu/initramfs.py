@@ -17,9 +17,9 @@ def build_probe(path):
                     "-o", path, HERE / "probe.rs"], check=True)
 
 
-def build_preload(path, source):
-    """A library that stands between QEMU and the C library, which is this machine's."""
-    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, HERE / source], check=True)
+def build_preload(path):
+    """The library that stands between QEMU and the C library, which is this machine's."""
+    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, HERE / "interpose.c"], check=True)
 
 
 def entry(number, name, mode, content=b""):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Long pauses of a guest, imitated (long-pause.c): what the arithmetic and the watchdogs of each kernel bear."""
+"""Long pauses of a guest, imitated (interpose.c): what the arithmetic and the watchdogs of each kernel bear."""
 
 from . import distributions, guest_kernels, verdicts
+from ..table import columns
 from .cases import Check, name_of, operations
 from .clocks import kvmclock, rate_error, signed
 from .measure import RATE_STEP_KHZ, UNSTABLE
@@ -9,8 +10,8 @@ from .properties import WITH_LIMIT, WITHOUT_LIMIT
 from .ways import PAUSES_S, title
 
 HOST = "test host, long pauses"
-PRELOAD = "long-pause.so"
-# QEMU lets guests see this much, unless told otherwise.
+PRELOAD = "interpose.so,long-pause"
+# QEMU lets guests see this much by default.
 LIMIT_S = 600
 LONG = {name: seconds for name, seconds in PAUSES_S.items() if seconds > LIMIT_S}
 # The guest's clocks are looked at again this many readings later.
@@ -18,7 +19,7 @@ SETTLED = 10
 
 
 def error(before, reading, clocksource):
-    """How far CLOCK_MONOTONIC of a vCPU is from what its TSC tells, since a reading before the pause: (ns, allowed)."""
+    """How far CLOCK_MONOTONIC of a vCPU is from what its TSC implies, since a reading before the pause: (ns, allowed)."""
     ns_per_tick = 2**before.record.shift * before.record.mul / 2**32
     ticks = signed((reading.before + reading.after) // 2 - (before.before + before.after) // 2)
     expected = kvmclock(before.record, reading.before) - kvmclock(before.record, before.before)
@@ -54,9 +55,8 @@ def bears(operation, seconds, baseline, kernel):
     if not operation.complete:
         return "it did not end"
     for vcpu, sequence in enumerate(operation.after):
-        for reading in sequence:
-            if reading.record != baseline.records[vcpu]:
-                return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
+        if why := verdicts.other_record(vcpu, sequence, baseline):
+            return why
     found = measured(operation)
     if abs(found["went_on_s"] - seconds) > 0.1 + seconds / 1000:
         return f"the TSC went on by {found['went_on_s']:.3f} s"
@@ -75,7 +75,7 @@ OVERFLOWS, OVERFLOW_S = ("5.10", "6.1"), 2**40 / 1e9
 
 
 def unwarned(kernel):
-    """Nobody tells the guest that it was stopped. A watchdog finds that out, or its silence would prove nothing."""
+    """KVM does not warn the guest that it was stopped. A watchdog reports that, or its silence would prove nothing."""
     pause = "1 h"
 
     def judge(case):
@@ -84,9 +84,9 @@ def unwarned(kernel):
         found = measured(case.operations[0])
         return [None if any("soft lockup" in alarm for alarm in found["alarms"]) else f"its watchdogs: {found['alarms']}"]
 
-    check = guest(kernel, "kvm-clock", ["nobody tells the guest"], [pause], WITHOUT_LIMIT, judge)
+    check = guest(kernel, "kvm-clock", ["the guest is not warned"], [pause], WITHOUT_LIMIT, judge)
     check.results = check.results[:1]
-    check.operations[0]["options"] = {"untold": True}
+    check.operations[0]["options"] = {"unwarned": True}
     return check
 
 
@@ -110,7 +110,7 @@ def with_limit(kernel, clocksource):
         if not case.operations:
             return []
         baseline = verdicts.Baseline(case)
-        found = [verdicts.frozen(operation, baseline) or (guest_kernels.alarms(operation.printed) or None)
+        found = [verdicts.limited(operation, baseline) or (guest_kernels.alarms(operation.printed) or None)
                  for operation in case.operations]
         return found + [verdicts.life(case, baseline) or (guest_kernels.runs(case, kernel) if kernel else None)]
 
@@ -148,10 +148,8 @@ def table(summaries):
                          *(cell(summary["pauses"].get(title(name))) for name in PAUSES_S)])
     if len(rows) == 1:
         return
-    widths = [max(map(len, column)) for column in zip(*rows)]
     yield "the guest's CLOCK_MONOTONIC against its TSC after a pause; lockup: its watchdog reports one; short: so many readings are"
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+    yield from columns(rows)
 
 
 def cell(found):

@@ -187,21 +187,21 @@ class Guest:
         if re.search("guest-init: (no|the) |Kernel panic", console := self.console()):
             raise GuestError("the guest failed; its console's end: " + console[-800:])
 
-    def told(self):
-        """What QEMU tells about the guest's clocks; None by a QEMU that does not know the command."""
+    def reported(self, qmp):
+        """What one of its QEMUs reports about the guest's clocks; None by a QEMU that does not know the command."""
         try:
-            found = self.qmp("query-clock-guest")
+            found = qmp("query-clock-guest")
         except QMPError:
             return None
-        events = [event for event in self.qmp.events if event["event"] in ("CLOCK_GUEST_DISRUPTED", "WATCHDOG", "RESUME")]
-        return {**found, "events": events, "marker": self.disruption_marker()}
+        events = [event for event in qmp.events if event["event"] in ("CLOCK_GUEST_DISRUPTED", "WATCHDOG", "RESUME")]
+        return {**found, "events": events, "marker": self.disruption_marker(qmp)}
 
-    def disruption_marker(self):
+    def disruption_marker(self, qmp):
         """Of device vmclock, which changes it when the guest's TSC did anything but go on."""
         if "vmclock" not in self.case["arguments"]:
             return None
         path = self.scratch / "vmclock"
-        self.qmp("pmemsave", val=VMCLOCK, size=PAGE, filename=str(path))
+        qmp("pmemsave", val=VMCLOCK, size=PAGE, filename=str(path))
         return DISRUPTION_MARKER.unpack_from(path.read_bytes(), DISRUPTION_MARKER_AT)[0]
 
     # Its readings.

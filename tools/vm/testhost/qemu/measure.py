@@ -136,8 +136,8 @@ class Operation:
             self.charges, self.spins = ([slot for when in ("before", "after") for slot in decode(entry[when], 0, kind)]
                                         for kind in (readings.CHARGES, readings.SPINS))
         self._console = entry["console"]
-        # What QEMU tells afterwards, if it is asked and knows.
-        self.told = entry.get("told")
+        # What QEMU reports afterwards, if it is asked and knows the command.
+        self.reported = entry.get("reported")
         # What the operation itself returns.
         self.seen = entry.get("seen")
         self.unstable, self.printed = False, ""

@@ -42,9 +42,7 @@ def stop_cont_module_gone(guest):
 
 def stop_cont_long(guest):
     """For so long that a task with a CPU limit shows whether it is charged."""
-    guest.qmp("stop")
-    time.sleep(LONG_PAUSE)
-    guest.qmp("cont")
+    stop_cont(guest, seconds=LONG_PAUSE)
 
 
 def rtc(guest):
@@ -57,9 +55,7 @@ def stop_cont_watchdog(guest):
     """With a watchdog of 10 s that nobody resets, and for longer than that. The RTC counts QEMU's virtual clock."""
     guest.qmp("human-monitor-command", **{"command-line": "o/b 0x443 0xa"})
     began, before = time.monotonic(), rtc(guest)
-    guest.qmp("stop")
-    time.sleep(WATCHDOG_PAUSE)
-    guest.qmp("cont")
+    stop_cont(guest, seconds=WATCHDOG_PAUSE)
     found = {"elapsed_s": time.monotonic() - began, "rtc_s": rtc(guest) - before}
     guest.qmp.wait("WATCHDOG", lambda: guest.qmp("query-status") and any(event["event"] == "WATCHDOG" for event in guest.qmp.events), TIMEOUT)
     return found

@@ -5,8 +5,16 @@
 PREFIX = "x-"
 
 ON, AUTO, OFF = (f"{PREFIX}clock-guest={value}" for value in ("on", "auto", "off"))
+VIRTUAL = f"{PREFIX}clock-guest-virtual=on"
 FREEZE = f"{PREFIX}clock-guest-freeze=on"
 # A stream that stock QEMU takes.
 OLD_STREAM = f"{PREFIX}clock-guest-migrate=off"
+
+
+def max_advance(seconds):
+    """0 for no limit."""
+    return f"{PREFIX}clock-guest-max-advance={seconds}"
+
+
 # All pauses are visible to the guest; or those of 10 minutes at most, by default.
-WITHOUT_LIMIT, WITH_LIMIT = [ON, f"{PREFIX}clock-guest-max-advance=0"], [ON]
+WITHOUT_LIMIT, WITH_LIMIT = [ON, max_advance(0)], [ON]

@@ -2,6 +2,7 @@
 """The table of the clock errors of each operation, with stock and with patched QEMU."""
 
 from . import cases
+from ..table import columns, widths
 
 
 def summary(check, case):
@@ -74,13 +75,11 @@ def table(summaries):
                 rows.append([operation, clocksource, *row])
     if len(rows) == 1:
         return
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    stock, patched = sum(widths[2:5]) + 4, sum(widths[5:]) + 4
+    first, second, *others = widths(rows)
+    stock, patched = sum(others[:3]) + 4, sum(others[3:]) + 4
     yield "worst of guests with 1 and 2 vCPUs; time lost: the guest's CLOCK_MONOTONIC against the host's"
-    yield f"{'':{widths[0]}}  {'':{widths[1]}}  {'stock':^{stock}}  {'patched':^{patched}}".rstrip()
-    for row in rows:
-        left = "  ".join(text.ljust(width) for text, width in zip(row[:2], widths))
-        yield left + "  " + "  ".join(text.rjust(width) for text, width in zip(row[2:], widths[2:]))
+    yield f"{'':{first}}  {'':{second}}  {'stock':^{stock}}  {'patched':^{patched}}".rstrip()
+    yield from columns(rows, left=2)
 
 
 def charged(what, found):

@@ -20,18 +20,20 @@ class Stream(NamedTuple):
     relation: dict | None
 
 
-def description(path):
-    """The devices, their fields and their subsections, without values."""
-    listed = subprocess.run(["/usr/bin/python3", f"{built('qemu-source')}/scripts/analyze-migration.py", "-f", path, "-d", "desc"],
+def analyze(path, what):
+    listed = subprocess.run(["/usr/bin/python3", f"{built('qemu-source')}/scripts/analyze-migration.py", "-f", path, "-d", what],
                             stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(listed)
 
 
+def description(path):
+    """The devices, their fields and their subsections, without values."""
+    return analyze(path, "desc")
+
+
 def read(path):
     """Read the file that a guest was migrated to."""
-    listed = subprocess.run(["/usr/bin/python3", f"{built('qemu-source')}/scripts/analyze-migration.py", "-f", path, "-d", "state"],
-                          stdout=subprocess.PIPE, text=True, check=True).stdout
-    devices = json.loads(listed)
+    devices = analyze(path, "state")
     cpus = sorted((int(match[1]), fields) for name, fields in devices.items() if (match := re.fullmatch(r"cpu \((\d+)\)", name)))
     kvmclock = next(fields for name, fields in devices.items() if name.startswith("kvmclock "))
     relation = kvmclock.get("kvmclock/relation")

@@ -52,6 +52,22 @@ def timers(operation):
     return None
 
 
+def other_record(vcpu, sequence, baseline):
+    """Why these readings of a vCPU are not of its record, or None."""
+    for reading in sequence:
+        if reading.record != baseline.records[vcpu]:
+            return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
+    return None
+
+
+def other_update(updates, baseline):
+    """Why KVM did not write the same record each time, or None."""
+    for update in updates:
+        if update.record != baseline.records[update.vcpu]:
+            return f"KVM handed vCPU {update.vcpu} {update.record}, not {baseline.records[update.vcpu]}"
+    return None
+
+
 def untouched(operation, baseline):
     """Holds in every mode: the guest's records are unchanged, and time goes on as kvmclock's function of the TSC."""
     if not operation.complete:
@@ -59,12 +75,10 @@ def untouched(operation, baseline):
     for vcpu, sequence in enumerate(operation.after):
         if len(sequence) < 5:
             return f"vCPU {vcpu} gave only {len(sequence)} readings"
-        for reading in sequence:
-            if reading.record != baseline.records[vcpu]:
-                return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
-    for update in operation.updates():
-        if update.record != baseline.records[update.vcpu]:
-            return f"KVM handed vCPU {update.vcpu} {update.record}, not {baseline.records[update.vcpu]}"
+        if why := other_record(vcpu, sequence, baseline):
+            return why
+    if why := other_update(operation.updates(), baseline):
+        return why
     for step in operation.steps():
         if step.change_ns != 0:
             return f"vCPU {step.vcpu}: kvmclock moved against the TSC by {step.change_ns} ns"
@@ -86,9 +100,9 @@ def lost_but(operation, ticks):
     return None
 
 
-def told(operation, mode, reasons=()):
-    """QEMU tells by query-clock-guest what it did, and by an event what was lost."""
-    if not (found := operation.told):
+def reported(operation, mode, reasons=()):
+    """QEMU reports by query-clock-guest what it did, and by an event what was lost."""
+    if not (found := operation.reported):
         return "QEMU does not know query-clock-guest"
     events = [event["data"] for event in found["events"] if event["event"] == "CLOCK_GUEST_DISRUPTED"]
     if [event["reason"] for event in events] != list(reasons):
@@ -97,11 +111,11 @@ def told(operation, mode, reasons=()):
         return f"the last error is {found.get('last-error')}"
     expected = {"supported": True, "pinned": True, "last-operation": "restore", "mode": mode, "precision-ns": 0, "rate-diff-hz": 0}
     if differ := {key: found.get(key) for key, value in expected.items() if found.get(key) != value}:
-        return f"QEMU tells {differ}, not {expected}"
+        return f"QEMU reports {differ}, not {expected}"
     # A snapshot may be of an earlier operation.
     most = 0 if mode == "freeze" else operation.runs_ns - operation.case.operations[0].began_ns
     if not (mode != "freeze") <= found["advanced-ns"] <= most:
-        return f"QEMU tells that the clocks advanced by {found['advanced-ns']} ns, of at most {most}"
+        return f"QEMU reports that the clocks advanced by {found['advanced-ns']} ns, of at most {most}"
     return None
 
 
@@ -111,7 +125,7 @@ def same_host(operation, baseline):
         return why
     if operation.offsets[1] != baseline.offsets:
         return f"TSC offsets {operation.offsets[1]}, not {baseline.offsets}"
-    return lost_but(operation, 0) or told(operation, "exact")
+    return lost_but(operation, 0) or reported(operation, "exact")
 
 
 def went_on(operation, baseline):
@@ -120,7 +134,7 @@ def went_on(operation, baseline):
         return why
     if operation.offsets[0] != operation.offsets[1]:
         return f"TSC offsets {operation.offsets[1]}, not {operation.offsets[0]}"
-    return lost_but(operation, 0) or told(operation, "exact")
+    return lost_but(operation, 0) or reported(operation, "exact")
 
 
 def limited(operation, baseline):
@@ -130,7 +144,7 @@ def limited(operation, baseline):
 
 def frozen(operation, baseline, reasons=()):
     """All clocks stood still together while the guest was stopped, and no longer."""
-    if why := untouched(operation, baseline) or told(operation, "freeze", reasons):
+    if why := untouched(operation, baseline) or reported(operation, "freeze", reasons):
         return why
     lost = {step.tsc_lost_ticks for step in operation.steps()}
     if len(lost) != 1:
@@ -160,7 +174,7 @@ def stood_still(operation, baseline):
     if not operation.complete:
         return "it did not end"
     return goes_back(operation.sequences(), clocks=()) or timers(operation) or (
-        operation.unstable and "the guest's kernel marked its TSC unstable") or told(operation, "freeze") or None
+        operation.unstable and "the guest's kernel marked its TSC unstable") or reported(operation, "freeze") or None
 
 
 def kept_stable(operation, baseline):
@@ -175,7 +189,7 @@ def with_devices(operation):
     seen = operation.seen
     if abs(seen["rtc_s"] - seen["elapsed_s"]) > 2:
         return f"the RTC went on by {seen['rtc_s']} s in {seen['elapsed_s']:.1f} s"
-    at = {event["event"]: event["timestamp"]["seconds"] for event in operation.told["events"]}
+    at = {event["event"]: event["timestamp"]["seconds"] for event in operation.reported["events"]}
     expired_s = at["WATCHDOG"] - at["RESUME"]
     return None if 5 <= expired_s <= 15 else f"the watchdog of 10 s expired {expired_s} s after the pause"
 
@@ -184,7 +198,7 @@ def marker_moves(case):
     """vmclock's disruption marker: exact, frozen, exact."""
     if case.error:
         return case.error
-    markers = [operation.told["marker"] for operation in case.operations]
+    markers = [operation.reported["marker"] for operation in case.operations]
     return None if markers == [markers[0], markers[0] + 1, markers[0] + 1] else f"the markers are {markers}"
 
 
@@ -334,16 +348,16 @@ def not_pinned(operation):
     """QEMU reports that the clocks are not pinned, by an event, by query-clock-guest and by a message."""
     if why := moved(operation):
         return why
-    reasons = [event["data"]["reason"] for event in operation.told["events"] if event["event"] == "CLOCK_GUEST_DISRUPTED"]
-    if reasons != ["unsupported"] or operation.told["pinned"] or "last-error" not in operation.told:
-        return f"QEMU tells {operation.told}"
+    reasons = [event["data"]["reason"] for event in operation.reported["events"] if event["event"] == "CLOCK_GUEST_DISRUPTED"]
+    if reasons != ["unsupported"] or operation.reported["pinned"] or "last-error" not in operation.reported:
+        return f"QEMU reports {operation.reported}"
     text = "KVM cannot restore TSC and kvmclock as one"
     return None if text in operation.case.qemu else f"QEMU printed: {operation.case.qemu}"
 
 
 def pinned(operation):
     """The guest's clocks need not be right, but from here on they are kept."""
-    return moved(operation) or (None if operation.told["pinned"] else f"QEMU tells {operation.told}")
+    return moved(operation) or (None if operation.reported["pinned"] else f"QEMU reports {operation.reported}")
 
 
 def printed(text, judgement):
@@ -397,14 +411,12 @@ def arrived(source, destination):
         fresh = [reading for reading in sequence if reading.number > known]
         if len(fresh) < 5:
             return f"vCPU {vcpu} gave only {len(fresh)} readings"
-        for reading in fresh:
-            if reading.record != baseline.records[vcpu]:
-                return f"vCPU {vcpu}'s record is {reading.record}, not {baseline.records[vcpu]}"
+        if why := other_record(vcpu, fresh, baseline):
+            return why
     if not destination.updates:
         return "KVM's trace has no record"
-    for update in destination.updates:
-        if update.record != baseline.records[update.vcpu]:
-            return f"KVM handed vCPU {update.vcpu} {update.record}, not {baseline.records[update.vcpu]}"
+    if why := other_update(destination.updates, baseline):
+        return why
     if UNSTABLE.search(destination.console):
         return "the guest's kernel marked its TSC unstable"
     return goes_back(destination.booted)

@@ -5,8 +5,7 @@ import copy
 import pathlib
 import time
 
-from . import operations
-from .operations import TIMEOUT, migrate_unix, set_capabilities
+from .operations import TIMEOUT, migrate_unix, savevm_new_process, stop_cont
 from .readings import Memory
 
 CLONES = 8
@@ -16,7 +15,7 @@ CLONES = 8
 
 def reset_while_stopped(guest):
     """The guest starts anew; nothing of its old life may be part of the new one's clocks."""
-    # Guests end instead, unless told otherwise.
+    # Without it, QEMU ends (-no-reboot).
     guest.qmp("set-action", reboot="reset")
     guest.qmp("stop")
     # So that no ring of the old life is found later. Firmware is in the first MB.
@@ -43,7 +42,7 @@ def plug(guest):
 
 def stop_and_plug(guest):
     """Into a guest that stands still, and whose TSC has gone on since."""
-    operations.stop_cont(guest)
+    stop_cont(guest)
     guest.qmp("stop")
     time.sleep(1)
     plug(guest)
@@ -53,20 +52,9 @@ def stop_and_plug(guest):
 
 def migrate_and_plug(guest):
     """Into the process where the guest arrived."""
-    migrate_before_readings(guest)
+    migrate_unix(guest)
     time.sleep(1)
     plug(guest)
-
-
-def migrate_before_readings(guest):
-    """As migrate_unix(), without looking for readings."""
-    address = f"unix:{guest.scratch}/migration"
-    process = guest.spawn("-incoming", address)
-    process.connect()
-    guest.qmp("migrate", uri=address)
-    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
-    process.qmp.wait_status("running", timeout=TIMEOUT)
-    guest.move_to(process)
 
 
 FIRST = {
@@ -117,6 +105,7 @@ def fan_out(guest):
     for clone, entry, timeline in zip(clones, entries, timelines):
         entry["after"] = {"/".join(map(str, which)): b"".join(line.part(known[which], line.count)).hex()
                           for which, line in timeline.items()}
+        entry["reported"] = guest.reported(clone.qmp)
         entry["ended_ns"] = time.monotonic_ns()
         entry["printed"] = clone.console.read_text(errors="replace")
     guest.notes["clones"] = entries
@@ -128,46 +117,18 @@ def fan_out(guest):
     path.unlink()
 
 
-def background_snapshot(guest):
-    """To a file, while the guest runs, as it was at the beginning; the guest goes on from that file."""
-    path = guest.scratch / "migration.file"
-    set_capabilities(guest.qmp, background_snapshot=True)
-    guest.qmp("migrate", uri=f"file:{path}")
-    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
-    guest.collect()
-    guest.qmp("stop")
-    process = guest.spawn("-incoming", f"file:{path}")
-    process.connect()
-    process.qmp.wait_status("running", timeout=TIMEOUT)
-    guest.move_to(process)
-    path.unlink()
-
-
-def snapshot_to(guest, **other):
-    """Save a snapshot, and load it in a new process of another QEMU, or of one with other properties."""
-    operations.savevm(guest)
-    guest.qmp("stop")
-    guest.collect()
-    process = guest.spawn("-S", **other)
-    guest.move_to(process)
-    guest.qmp("blockdev-add", **operations.snapshots(guest))
-    time.sleep(1)
-    operations.loadvm(guest)
-    guest.qmp("cont")
-
-
 def title(pause):
     return f"a pause of {pause}"
 
 
 def pause_for(seconds):
-    """Of the guest, imitated (long-pause.c)."""
+    """Of the guest, imitated (interpose.c)."""
 
-    def operation(guest, untold=False):
+    def operation(guest, unwarned=False):
         guest.qmp("stop")
         time.sleep(1)
         path = pathlib.Path(f"/tmp/clock-guest-pause.{guest.process.pid}")
-        path.write_text(f"{seconds * 10**9}{' untold' * untold}")
+        path.write_text(f"{seconds * 10**9}{' unwarned' * unwarned}")
         try:
             guest.qmp("cont")
         finally:
@@ -178,13 +139,12 @@ def pause_for(seconds):
 
 PAUSES_S = {"1 min": 60, "10 min": 600, "1 h": 3600, "10 h": 36_000, "3 days": 259_200, "60 days": 5_184_000}
 
-FAN_OUT, BACKGROUND, SNAPSHOT = f"migration to a file, {CLONES} clones", "background snapshot", "savevm, loadvm by another QEMU"
+FAN_OUT, SNAPSHOT = f"migration to a file, {CLONES} clones", "savevm, loadvm by another QEMU"
 TO_STOCK, TO_PATCHED = "migration to stock", "migration to patched"
 
 OPERATIONS = {
     FAN_OUT: fan_out,
-    BACKGROUND: background_snapshot,
-    SNAPSHOT: snapshot_to,
+    SNAPSHOT: savevm_new_process,
     TO_STOCK: migrate_unix,
     TO_PATCHED: migrate_unix,
     **{title(name): pause_for(seconds) for name, seconds in PAUSES_S.items()},
