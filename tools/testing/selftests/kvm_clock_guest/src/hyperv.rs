@@ -8,14 +8,20 @@ use crate::{
     msr::{get_msr, set_msr, ENABLE},
 };
 use anyhow::{ensure, Context, Result};
-use clockguest::vmm::Vm;
+use clockguest::{host::rdtsc_ordered, vmm::Vm};
 use kvm_bindings::{kvm_enable_cap, KVM_CAP_HYPERV_SYNIC};
 use kvm_ioctls::VcpuFd;
-use pvclock::counter::GuestTsc;
-use std::sync::atomic::Ordering;
+use pvclock::{
+    abi::ClockGuest,
+    counter::{GuestTsc, HostTsc},
+    tsc::TscTransform,
+};
+use std::{ops::RangeInclusive, sync::atomic::Ordering};
 
 /// The reference counter's unit, ns.
 pub const UNIT_NS: u64 = 100;
+/// How often a comparison is made.
+const COMPARISONS: usize = 100;
 
 const HV_X64_MSR_GUEST_OS_ID: u32 = 0x4000_0000;
 const HV_X64_MSR_TIME_REF_COUNT: u32 = 0x4000_0020;
@@ -53,6 +59,31 @@ pub fn enable_valid_tsc_page(vm: &Vm, gpa: u64) -> Result<()> {
 /// The reference counter, units of 100 ns.
 pub fn reference_count(vcpu: &VcpuFd) -> Result<u64> {
     Ok(get_msr(vcpu, HV_X64_MSR_TIME_REF_COUNT)?)
+}
+
+/// What the reference counter may be while kvmclock is `ns`, units of 100 ns.
+///
+/// The page counts from TSC 0 with its own factor, and rounds three times, each time by less than a
+/// unit: down, down, and up. kvmclock drops less than 2 ns.
+fn counts(ns: u64) -> RangeInclusive<u64> {
+    (ns / UNIT_NS).saturating_sub(2)..=(ns + 2) / UNIT_NS + 1
+}
+
+/// Fails unless the reference counter of a stopped vCPU is between the values of `kvmclock_ns`
+/// before and after it is read.
+pub fn ensure_counter(vcpu: &VcpuFd, kvmclock_ns: impl Fn(HostTsc) -> u64) -> Result<()> {
+    for _ in 0..COMPARISONS {
+        let before = rdtsc_ordered();
+        let count = reference_count(vcpu)?;
+        let after = rdtsc_ordered();
+        let [least, most] = [before, after].map(|host_tsc| counts(kvmclock_ns(host_tsc)));
+        let expected = *least.start()..=*most.end();
+        ensure!(
+            expected.contains(&count),
+            "the reference counter is {count}, expected {expected:?} from the record"
+        );
+    }
+    Ok(())
 }
 
 /// Enables the synthetic interrupt controller of a vCPU with a local APIC, which synthetic timers
@@ -115,5 +146,24 @@ impl TscPage {
         let product = u128::from(guest_tsc.0) * u128::from(self.scale);
         // CAST: the upper half of the product.
         ((product >> 64) as u64).wrapping_add(self.offset)
+    }
+    /// Fails unless the page is valid and agrees with `record`, at the present TSC and later ones.
+    pub fn ensure_agrees(self, record: &ClockGuest, transform: TscTransform) -> Result<()> {
+        /// Guest ticks from now on, up to some years.
+        const LATER: [u64; 5] = [0, 1, 1_000_000_007, 1 << 42, 1 << 57];
+
+        ensure!(self.sequence != 0, "the TSC page is invalid: {self:x?}");
+        for _ in 0..COMPARISONS {
+            let now = transform.guest_tsc(rdtsc_ordered());
+            for guest_tsc in LATER.map(|later| now.wrapping_add(later)) {
+                let count = self.reference_count(guest_tsc);
+                let ns = record.kvmclock_ns(guest_tsc);
+                ensure!(
+                    counts(ns).contains(&count),
+                    "at TSC {guest_tsc} the TSC page gives {count}, the record {ns} ns"
+                );
+            }
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! The reference counter, and what it should be.
 
 use kvm_clock_guest_selftests::{
-    hyperv::{enable, enable_valid_tsc_page, reference_count, TscPage, UNIT_NS},
+    hyperv::{self, enable, enable_valid_tsc_page, TscPage},
     prelude::*,
 };
 use pvclock_reference::arithmetic::extended_kvmclock_ns;
@@ -26,10 +26,6 @@ impl Page {
 
 /// In a page that `clockguest::guest::layout` leaves free.
 const PAGE: u64 = 0x6000;
-const CALLS: usize = 100;
-/// The page counts from TSC 0 with its own factor, and rounds three times, each time by less than a
-/// unit.
-const TOLERANCE: u64 = 2;
 
 /// kvmclock as a function of the host's TSC.
 #[derive(Clone, Copy, Debug)]
@@ -82,41 +78,13 @@ pub(crate) fn ensure_continues(vm: &Vm, page: Page, function: &Function) -> Resu
     Ok(())
 }
 
-/// Fails unless the MSR of the stopped `vm` is between the values of `function` before and after it
-/// is read.
+/// Fails unless the MSR of the stopped `vm` is `function`.
 pub(crate) fn ensure_counter(vm: &Vm, function: &Function) -> Result<()> {
-    for _ in 0..CALLS {
-        let before = rdtsc_ordered();
-        let count = reference_count(&vm.vcpus()[0].fd())?;
-        let after = rdtsc_ordered();
-        let [least, most] = [before, after].map(|host_tsc| function.ns(host_tsc) / UNIT_NS);
-        ensure!(
-            (least.saturating_sub(TOLERANCE)..=most + TOLERANCE).contains(&count),
-            "the reference counter is {count}, expected {least} to {most} from the record"
-        );
-    }
-    Ok(())
+    hyperv::ensure_counter(&vm.vcpus()[0].fd(), |host_tsc| function.ns(host_tsc))
 }
 
-/// Fails unless the page agrees with the record, at the present TSC and later ones.
+/// Fails unless the page agrees with the record.
 fn ensure_page(vm: &Vm) -> Result<()> {
-    /// Guest ticks from now on, up to some years.
-    const LATER: [u64; 5] = [0, 1, 1_000_000_007, 1 << 42, 1 << 57];
-
-    let record = get(vm)?.header.record;
-    let page = TscPage::of(vm, PAGE);
-    ensure!(page.sequence != 0, "the TSC page is invalid: {page:x?}");
     let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
-    for _ in 0..CALLS {
-        let now = transform.guest_tsc(rdtsc_ordered());
-        for guest_tsc in LATER.map(|later| now.wrapping_add(later)) {
-            let count = page.reference_count(guest_tsc);
-            let ns = record.kvmclock_ns(guest_tsc);
-            ensure!(
-                count.abs_diff(ns / UNIT_NS) <= TOLERANCE,
-                "at TSC {guest_tsc} the TSC page gives {count}, the record {ns} ns"
-            );
-        }
-    }
-    Ok(())
+    TscPage::of(vm, PAGE).ensure_agrees(&get(vm)?.header.record, transform)
 }
