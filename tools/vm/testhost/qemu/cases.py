@@ -15,6 +15,10 @@ UNIX, FILE, TO_FILE = "migration, unix socket", "migration, file", "migration to
 # In the order of a chain: each finds the guest as the one before left it.
 CHAIN = [STOP, SAVE, LOAD, LOAD_NEW, UNIX, FILE,
          "cpr-reboot", "cpr-transfer", "cpr-exec", "migration cancelled", "migration failed"]
+# A stop finds a task with a limit waiting now and then, and then nobody pays. It runs for this percentage of the time,
+# and is stopped so many times. It pays with a wait of a quarter of the pause.
+PAYING_SHARE, PAYING_STOPS = 80, 3
+PAYS = "pays with a wait, in one of the stops"
 # With TSC deadlines for timers, as the guests of today's hosts have.
 CPU = "qemu64,+tsc-deadline"
 
@@ -50,8 +54,8 @@ class Check:
     # A softlockup watchdog occasionally makes the kernel ignore a TSC error from a stop.
     boot: str = "nowatchdog"
     memory: str = "128M"
-    # A task spins without any limit.
-    spin: bool = False
+    # How many tasks spin without any limit, on the first vCPU.
+    spin: int = 0
     # How many of the vCPUs are plugged in later, and what is done before the first readings (ways.py).
     plugged: int = 0
     first: str = ""
@@ -137,9 +141,19 @@ def limited():
           for clocksource, vcpus in (("kvm-clock", 1), ("tsc", 2))),
         Check(name_of("patched, freeze", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(LONG_STOP),
               each(verdicts.nothing_to_charge, verdicts.life), [LONG_STOP, verdicts.LIFE], [ON, FREEZE], limit=50),
-        # The task pays with twice the pause.
         Check(name_of("patched, no pause passed", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1,
-              operations(LONG_STOP, watch=50), last(verdicts.charged_to_the_task), [LONG_STOP], [ON], limit=50, preload="interpose.so,no-pause"),
+              operations(*[LONG_STOP] * PAYING_STOPS, watch=10), verdicts.pays, [PAYS], [ON], limit=PAYING_SHARE, preload="interpose.so,no-pause"),
+    ]
+
+
+def sharing():
+    """Guests with two tasks that spin on one vCPU, and one whose QEMU reports no pause to KVM."""
+    title = "two tasks that spin"
+    return [
+        Check(name_of("patched", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1, operations(LONG_STOP, watch=10),
+              each(verdicts.shared_fairly, verdicts.exact_life), [LONG_STOP, verdicts.LIFE], [ON], spin=2),
+        Check(name_of("patched, no pause passed", title, "kvm-clock", vcpus=1), "patched", "kvm-clock", 1,
+              operations(LONG_STOP, watch=30), last(verdicts.shared_unfairly), [LONG_STOP], [ON], spin=2, preload="interpose.so,no-pause"),
     ]
 
 
@@ -223,6 +237,7 @@ def with_module():
         Check(name_of("patched, freeze", "tsc", vcpus=1), "patched", "tsc", 1, operations(*frozen),
               each(verdicts.frozen, verdicts.life), [*frozen, verdicts.LIFE], [ON, FREEZE]),
         *limited(),
+        *sharing(),
         *chosen(),
         *devices(),
         *streams(),

@@ -193,6 +193,6 @@ def main(args):
     moved = [summary for pair in pairs if (summary := run_pair(pair, args, out))]
     path = RESULTS / ("long-pauses.json" if args.long_pauses else "measurements.json")
     path.write_text(json.dumps({"guests": summaries, "pairs": moved}, indent=1))
-    out.note(*report.table(summaries), *distributions.table(summaries), *long_pauses.table(summaries), *report.limited(summaries), *report.pairs(moved),
+    out.note(*report.table(summaries), *distributions.table(summaries), *long_pauses.table(summaries), *report.tasks(summaries), *report.pairs(moved),
              f"took {time.monotonic() - start:.0f} s; measurements in {path.relative_to(REPO)}")
     return out.end()

@@ -3,17 +3,14 @@
 
 from . import guest_kernels, verdicts
 from ..table import columns
-from .cases import FILE, LOAD, LONG_STOP, SAVE, STOP, UNIX, Check, each, last, name_of, operations
+from .cases import (FILE, LOAD, LONG_STOP, PAYING_SHARE, PAYING_STOPS, PAYS, SAVE, STOP, UNIX, Check, each, last,
+                    name_of, operations)
 from .measure import UNSTABLE
 from .properties import FREEZE, ON
 from .report import milliseconds, within
 
 OPERATIONS = [STOP, SAVE, LOAD, UNIX, FILE]
 HOST = "test host, Debian's kernels"
-# A stop finds a task with a limit waiting now and then, and then nobody pays. It runs for this part of the time, and is
-# stopped so many times. It pays with a wait of a quarter of the pause.
-SHARE, STOPS = 80, 3
-PAYS = "pays with a wait, in one of the stops"
 
 
 def guest(kernel, also, clocksource, vcpus, names, judge, properties, watch=0, more=(verdicts.LIFE,), **other):
@@ -62,17 +59,6 @@ def stock(kernel, clocksource, vcpus):
     return check
 
 
-def pays(case):
-    """A stop that found the task running was charged to it."""
-    if case.error or not case.operations:
-        return []
-    found = [operation.charged() for operation in case.operations]
-    if any(charged.usage_s >= charged.paused_s * (1 - verdicts.PAUSE_SHARE)
-           and charged.without_cpu_s >= charged.paused_s * (100 / SHARE - 1) / 2 for charged in found):
-        return [None]
-    return [f"the task was not charged: {found}"]
-
-
 def limited(kernel, freeze):
     """A task with a CPU limit: who pays for a pause depends on the kernel, and nobody does if the clocks stand still."""
     also = ["patched", *(["freeze"] if freeze else []), "a task with a CPU limit"]
@@ -82,9 +68,21 @@ def limited(kernel, freeze):
     if kernel.accounts_steal:
         judge = each(verdicts.charged_to_nobody, unalarmed(verdicts.exact_life, kernel))
         return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON], watch=5, limit=50)
-    check = guest(kernel, also, "kvm-clock", 1, [LONG_STOP] * STOPS, pays, [ON], watch=10, more=(), limit=SHARE)
+    check = guest(kernel, also, "kvm-clock", 1, [LONG_STOP] * PAYING_STOPS, verdicts.pays, [ON], watch=10, more=(), limit=PAYING_SHARE)
     check.results = [PAYS]
     return check
+
+
+def sharing(kernel, freeze):
+    """Two tasks that spin on one vCPU: the one that the pause finds running pays for it, likewise."""
+    also = ["patched", *(["freeze"] if freeze else []), "two tasks that spin"]
+    if freeze:
+        judge = each(verdicts.shared_while_frozen, unalarmed(verdicts.life, kernel))
+        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON, FREEZE], watch=10, spin=2)
+    if kernel.accounts_steal:
+        judge = each(verdicts.shared_fairly, unalarmed(verdicts.exact_life, kernel))
+        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON], watch=10, spin=2)
+    return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], last(verdicts.shared_unfairly), [ON], watch=30, more=(), spin=2)
 
 
 def checks():
@@ -97,7 +95,7 @@ def checks():
 
 
 def limited_checks():
-    return [limited(kernel, freeze) for kernel in guest_kernels.all_kernels() for freeze in (False, True)]
+    return [make(kernel, freeze) for kernel in guest_kernels.all_kernels() for make in (limited, sharing) for freeze in (False, True)]
 
 
 def hosts():

@@ -122,7 +122,7 @@ def guest(kernel, clocksource, also, pauses, properties, judge):
     debian = {"kernel": kernel, "memory": guest_kernels.MEMORY} if kernel else {}
     vcpus = 1 if clocksource == "tsc" and kernel and not kernel.smp_tsc else 2
     return Check(name_of("long pauses", *also, f"Linux {kernel.name if kernel else 'of the test host'}", clocksource, vcpus=vcpus),
-                 "patched", clocksource, vcpus, operations(*names, watch=6), judge, [*names, verdicts.LIFE], properties, spin=True,
+                 "patched", clocksource, vcpus, operations(*names, watch=6), judge, [*names, verdicts.LIFE], properties, spin=1,
                  preload=PRELOAD, figures=figures, boot=guest_kernels.BOOT_ON, **debian)
 
 

@@ -55,7 +55,7 @@ class Process:
     def command(self, *arguments):
         guest = self.guest
         limit = f" probe.limit={guest.case['limit']}" if guest.case["limit"] else ""
-        spin = " probe.spin" if guest.case["spin"] else ""
+        spin = f" probe.spin={guest.case['spin']}" if guest.case["spin"] else ""
         cpus = f" probe.cpus={guest.case['vcpus']}" if guest.case["plugged"] else ""
         machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
         return [
@@ -212,8 +212,8 @@ class Guest:
             self._memory = Memory(self.process.memory)
         if self.rings is None:
             rings = self._memory.rings()
-            # One for each vCPU and each thread that only sleeps, and two for the spinning task and its charges.
-            if len(rings) < self.case["vcpus"] + LONG_SLEEPERS + (2 if self.case["limit"] else 0):
+            # One for each vCPU, each thread that only sleeps and each task that spins, and one for the charges of a limited task.
+            if len(rings) < self.case["vcpus"] + LONG_SLEEPERS + self.case["spin"] + (2 if self.case["limit"] else 0):
                 return {}
             self.rings = rings
         return {which: self.timelines.setdefault(which, Timeline()).update(self._memory.slots(offsets))

@@ -121,6 +121,27 @@ def charged(charges, spins, vcpus):
                    max(gaps) / 1e9, max(gaps) != gaps[-1])
 
 
+class Shared(NamedTuple):
+    """How tasks that spin on one vCPU shared it after a pause, by the guest's CLOCK_MONOTONIC."""
+
+    # How long none of them ran.
+    paused_s: float
+    # The longest time afterwards in which one of them did not run, and for how long they were watched.
+    without_cpu_s: float
+    watched_s: float
+
+
+def shared(tasks):
+    """`tasks` has the moments when each of them ran."""
+    ran = sorted(spin.monotonic for task in tasks for spin in task)
+    before, resumed = max(zip(ran, ran[1:]), key=lambda pair: pair[1] - pair[0])
+    gaps = [0]
+    for task in tasks:
+        own = [resumed, *(spin.monotonic for spin in task if spin.monotonic > resumed), ran[-1]]
+        gaps += [later - earlier for earlier, later in zip(own, own[1:])]
+    return Shared((resumed - before) / 1e9, max(gaps) / 1e9, (ran[-1] - resumed) / 1e9)
+
+
 class Operation:
     """An operation, and all readings around it."""
 
@@ -135,6 +156,8 @@ class Operation:
             self.sleeps = [decode(entry["after"], number, readings.SLEEPS) for number in range(readings.LONG_SLEEPERS)]
             self.charges, self.spins = ([slot for when in ("before", "after") for slot in decode(entry[when], 0, kind)]
                                         for kind in (readings.CHARGES, readings.SPINS))
+            self.sharers = [[slot for when in ("before", "after") for slot in decode(entry[when], number + 1, readings.SPINS)]
+                            for number in range(case.case["spin"])]
         self._console = entry["console"]
         # What QEMU reports afterwards, if it is asked and knows the command.
         self.reported = entry.get("reported")
@@ -184,6 +207,9 @@ class Operation:
 
     def charged(self):
         return charged(self.charges, self.spins, self.case.vcpus)
+
+    def shared(self):
+        return shared(self.sharers)
 
     def sequences(self):
         """Each vCPU's readings, from the last before it on."""

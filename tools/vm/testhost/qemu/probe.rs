@@ -6,8 +6,11 @@
 //! memory, where `readings.py` finds it from outside: the guest sends nothing. Each reading follows
 //! a sleep, so that it also shows whether a timer fired in time; two threads sleep for longer.
 //! If there is a control group `limited`, it also reads the CPU time that the group was charged.
+//! These threads are real-time threads: another one would be charged with a pause that finds it
+//! running, and wait until other tasks of its CPU have run for as long.
 //!
-//! `probe spin` uses all CPU time that it gets, and records in a ring when it ran.
+//! `probe spin NUMBER` uses all CPU time that it gets, and records in a ring of this number when it
+//! ran.
 //!
 //! `probe lines` prints its readings, for the test host's own clocks.
 
@@ -53,6 +56,7 @@ const CLOCK_MONOTONIC: i32 = 1;
 const CLOCK_MONOTONIC_RAW: i32 = 4;
 const TIMER_ABSTIME: i32 = 1;
 const MCL_CURRENT_AND_FUTURE: i32 = 3;
+const SCHED_FIFO: i32 = 1;
 
 #[repr(C)]
 struct Timespec {
@@ -65,6 +69,7 @@ unsafe extern "C" {
     fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
     fn clock_nanosleep(clock: i32, flags: i32, until: *const Timespec, left: *mut Timespec) -> i32;
     fn sched_setaffinity(thread: i32, size: usize, cpus: *const u64) -> i32;
+    fn sched_setscheduler(thread: i32, policy: i32, priority: *const i32) -> i32;
     fn mlockall(flags: i32) -> i32;
 }
 
@@ -293,10 +298,10 @@ fn read_charges_for_ever() -> ! {
     }
 }
 
-fn spin() -> ! {
+fn spin(number: u64) -> ! {
     lock_memory();
     stay_on(0);
-    let mut ring = Ring::new(SPINS, 0);
+    let mut ring = Ring::new(SPINS, number);
     let mut due = 0;
     loop {
         let time = now(CLOCK_MONOTONIC);
@@ -313,8 +318,17 @@ fn lock_memory() {
     assert_eq!(failed, 0, "cannot lock memory");
 }
 
+fn run_in_real_time() {
+    let priority = 1;
+    // SAFETY: `priority` is a struct sched_param.
+    let failed = unsafe { sched_setscheduler(0, SCHED_FIFO, &priority) };
+    assert_eq!(failed, 0, "cannot become a real-time thread");
+}
+
 fn ring() -> ! {
     lock_memory();
+    // Before there are other threads, which inherit it.
+    run_in_real_time();
     if fs::exists(GROUP).is_ok_and(|exists| exists) {
         thread::spawn(|| read_charges_for_ever());
     }
@@ -343,12 +357,14 @@ fn lines() -> ! {
 }
 
 fn main() {
-    match std::env::args().nth(1).as_deref() {
-        Some("ring") => ring(),
-        Some("spin") => spin(),
-        Some("lines") => lines(),
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["ring"] => ring(),
+        ["spin", number] => spin(number.parse().expect("a number")),
+        ["lines"] => lines(),
         _ => {
-            eprintln!("usage: probe ring|spin|lines");
+            eprintln!("usage: probe ring|spin NUMBER|lines");
             process::exit(2);
         }
     }

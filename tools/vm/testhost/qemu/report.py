@@ -24,6 +24,7 @@ def summary(check, case):
                 "elapsed_ns": step.elapsed_ns,
             } for step in operation.steps()],
             "charged": operation.charged()._asdict() if check.limit else None,
+            "shared": operation.shared()._asdict() if check.spin > 1 else None,
         } for operation in case.operations if operation.complete],
     }
 
@@ -89,12 +90,15 @@ def charged(what, found):
             f"of {found['elapsed_s']:.2f} s, and got no CPU for up to {found['without_cpu_s']:.3f} s{more} afterwards")
 
 
-def limited(summaries):
-    """Lines about the guests that have a task with a CPU limit."""
+def tasks(summaries):
+    """Lines about the guests that have tasks that spin: one with a CPU limit, or two that share a vCPU."""
     for summary in summaries:
         for operation in summary["operations"]:
+            what = f"{summary['guest']}, {operation['operation']}"
             if operation["charged"]:
-                yield charged(f"{summary['guest']}, {operation['operation']}", operation["charged"])
+                yield charged(what, operation["charged"])
+            if found := operation["shared"]:
+                yield f"{what}: pause {found['paused_s']:.2f} s; one of the tasks got no CPU for up to {found['without_cpu_s']:.3f} s afterwards"
 
 
 def pairs(summaries):

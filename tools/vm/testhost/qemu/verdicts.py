@@ -316,15 +316,40 @@ def nothing_to_charge(operation, baseline):
     return None
 
 
-def charged_to_the_task(operation):
-    """The guest does not learn of the pause: the task is charged, or the other verdicts would prove nothing."""
+def pays(case):
+    """The guest does not account the pause as steal time: a stop that found the task running was charged to it."""
+    if case.error or not case.operations:
+        return []
+    waits = (100 / case.case["limit"] - 1) / 2
+    found = [operation.charged() for operation in case.operations]
+    if any(charged.usage_s >= charged.paused_s * (1 - PAUSE_SHARE) and charged.without_cpu_s >= charged.paused_s * waits for charged in found):
+        return [None]
+    return [f"the task was not charged: {found}"]
+
+
+def no_task_waits(operation):
+    """Of two tasks that spin on the vCPU, none waits for the other to have got as much."""
+    found = operation.shared()
+    return f"a task got no CPU for {found.without_cpu_s:.3f} s" if found.without_cpu_s > WITHOUT_CPU_S else None
+
+
+def shared_fairly(operation, baseline):
+    """The clocks are unchanged, and the pause is charged to no task."""
+    return same_host(operation, baseline) or no_task_waits(operation)
+
+
+def shared_while_frozen(operation, baseline):
+    """No clock shows a pause, so that there is nothing to charge."""
+    return frozen(operation, baseline) or no_task_waits(operation)
+
+
+def shared_unfairly(operation):
+    """The pause is charged to the task that it found running, which then gets no CPU for as long."""
     if not operation.complete:
         return "it did not end"
-    found = operation.charged()
-    if found.usage_s < found.paused_s * (1 - PAUSE_SHARE):
-        return f"the task was only charged {found.usage_s:.3f} s, for a pause of {found.paused_s:.3f} s"
-    if found.without_cpu_s < found.paused_s / 2:
-        return f"the task was only without CPU for {found.without_cpu_s:.3f} s"
+    found = operation.shared()
+    if found.without_cpu_s < found.paused_s * (1 - PAUSE_SHARE):
+        return f"no task was without CPU for longer than {found.without_cpu_s:.3f} s, for a pause of {found.paused_s:.3f} s"
     return None
 
 
