@@ -75,7 +75,7 @@ demo: modules tools ## measure a guest's clocks over pause, snapshot, migration
 
 .PHONY: check
 check: browser_option := --browser
-check: setup ## run the tests that every change must pass (11 min)
+check: setup ## run the tests that every change must pass (7 min)
 	@scripts/check $(kdir_option)
 
 .PHONY: check-scaling
