@@ -11,6 +11,7 @@ COMMAND runs as root in the image's copy of the repository's folder.
 import os
 import pathlib
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ TSC_KHZ = 200_031
 
 # Of Debian's Bochs 2.7. It lets VMX guests run with EPT and scales their TSC.
 CPU_MODEL = "corei7_skylake_x"
+
+SCREEN = re.compile(rb'connected to screen "([^"]+)"')
 
 APPEND = [
     "console=ttyS0,115200", "loglevel=5", "log_buf_len=4M", "panic=-1",
@@ -112,16 +115,26 @@ class Bochs:
                                         env=dict(os.environ, TERM="xterm"), stdin=terminal, stdout=terminal,
                                         stderr=terminal, start_new_session=True)
         os.close(terminal)
-        # Nobody looks at the screen, but it must not fill up.
-        threading.Thread(target=self._drain, args=(screen,), daemon=True).start()
+        self._drain(screen)
 
-    @staticmethod
-    def _drain(screen):
-        try:
-            while os.read(screen, 65536):
-                pass
-        except OSError:
-            os.close(screen)
+    def _drain(self, terminal):
+        """Read what it prints: it would wait for ever once a terminal is full.
+
+        A Bochs with a debugger has the emulated screen on one more terminal, and prints that one's name.
+        """
+
+        def read():
+            printed = b""
+            try:
+                while new := os.read(terminal, 65536):
+                    printed = (printed + new)[-4096:]
+                    if found := SCREEN.search(printed):
+                        printed = b""
+                        self._drain(os.open(found[1], os.O_RDWR | os.O_NOCTTY))
+            except OSError:
+                os.close(terminal)
+
+        threading.Thread(target=read, daemon=True).start()
 
     def is_running(self):
         return self.process.poll() is None
