@@ -56,6 +56,8 @@ class Check:
     memory: str = "128M"
     # How many tasks spin without any limit, on the first vCPU.
     spin: int = 0
+    # After how many seconds it goes to sleep.
+    suspend: int = 0
     # How many of the vCPUs are plugged in later, and what is done before the first readings (ways.py).
     plugged: int = 0
     first: str = ""
@@ -73,7 +75,7 @@ class Check:
     def plan(self, results):
         """Its part of the plan for drive.py; files are in the folder `results`."""
         keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit", "arguments")
-        more = {key: getattr(self, key) for key in ("boot", "memory", "spin", "plugged", "first")}
+        more = {key: getattr(self, key) for key in ("boot", "memory", "spin", "suspend", "plugged", "first")}
         more["kernel"] = self.kernel.release if self.kernel else ""
         return {**{key: getattr(self, key) for key in keys}, **more, "incoming": self.incoming.replace("file:", f"file:{results}/"),
                 "preload": self.preload and f"{results}/{self.preload}"}

@@ -56,6 +56,7 @@ class Process:
         guest = self.guest
         limit = f" probe.limit={guest.case['limit']}" if guest.case["limit"] else ""
         spin = f" probe.spin={guest.case['spin']}" if guest.case["spin"] else ""
+        suspend = f" probe.suspend={guest.case['suspend']}" if guest.case["suspend"] else ""
         cpus = f" probe.cpus={guest.case['vcpus']}" if guest.case["plugged"] else ""
         machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
         return [
@@ -64,7 +65,7 @@ class Process:
             "-m", guest.case["memory"], "-object", f"memory-backend-file,id=ram,size={guest.case['memory']},mem-path={self.memory},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
-            "-append", f"console=ttyS0 quiet panic=-1 {guest.case['boot']} probe.clocksource={guest.case['clocksource']}{limit}{spin}{cpus}",
+            "-append", f"console=ttyS0 quiet panic=-1 {guest.case['boot']} probe.clocksource={guest.case['clocksource']}{limit}{spin}{suspend}{cpus}",
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off", "-msg", "timestamp=on",
             *(os.path.expandvars(argument) for argument in guest.case["arguments"]), *guest.plugged, *arguments,

@@ -21,13 +21,25 @@ CHARGE_STEP_S = 0.1
 STOCK_ERROR_NS = 10_000
 
 
-def goes_back(sequences, clocks=("monotonic", "realtime", "raw")):
-    """A clock of a vCPU goes back from one reading to the next, or CLOCK_MONOTONIC from one vCPU to another."""
+CLOCKS = ("monotonic", "realtime", "raw")
+
+
+def clock_goes_back(sequences, clocks=CLOCKS):
+    """A clock of a vCPU goes back from one reading to the next."""
     for sequence in sequences:
         for one, other in zip(sequence, sequence[1:]):
             for name in clocks:
                 if getattr(other, name) < getattr(one, name):
                     return f"{name} went back by {getattr(one, name) - getattr(other, name)} ns"
+    return None
+
+
+def goes_back(sequences, clocks=CLOCKS):
+    """Likewise, or a TSC does, or CLOCK_MONOTONIC from one vCPU to another."""
+    if why := clock_goes_back(sequences, clocks):
+        return why
+    for sequence in sequences:
+        for one, other in zip(sequence, sequence[1:]):
             if signed(other.before - one.after) < 0:
                 return f"the TSC went back by {-signed(other.before - one.after)} ticks"
     merged = sorted((reading for sequence in sequences for reading in sequence), key=lambda reading: reading.before)

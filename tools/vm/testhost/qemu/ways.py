@@ -117,6 +117,19 @@ def fan_out(guest):
     path.unlink()
 
 
+def suspend(guest):
+    """The guest goes to sleep (S3) by itself; QEMU wakes it up later, which resets its vCPUs."""
+
+    def seen(name):
+        return lambda: guest.qmp("query-status") and any(event["event"] == name for event in guest.qmp.events)
+
+    guest.qmp.wait("asleep", seen("SUSPEND"), TIMEOUT)
+    guest.collect()
+    time.sleep(5)
+    guest.qmp("system_wakeup")
+    guest.qmp.wait("awake", seen("WAKEUP"), TIMEOUT)
+
+
 def title(pause):
     return f"a pause of {pause}"
 
@@ -140,11 +153,13 @@ def pause_for(seconds):
 PAUSES_S = {"1 min": 60, "10 min": 600, "1 h": 3600, "10 h": 36_000, "3 days": 259_200, "60 days": 5_184_000}
 
 FAN_OUT, SNAPSHOT = f"migration to a file, {CLONES} clones", "savevm, loadvm by another QEMU"
+SUSPEND = "suspend to RAM, wake up"
 TO_STOCK, TO_PATCHED = "migration to stock", "migration to patched"
 
 OPERATIONS = {
     FAN_OUT: fan_out,
     SNAPSHOT: savevm_new_process,
+    SUSPEND: suspend,
     TO_STOCK: migrate_unix,
     TO_PATCHED: migrate_unix,
     **{title(name): pause_for(seconds) for name, seconds in PAUSES_S.items()},

@@ -68,6 +68,17 @@ def there_and_back(case):
     return found + [verdicts.same_host(operation, Later(rest[0])) for operation in rest]
 
 
+def slept(case):
+    """No clock of the guest goes back in S3; its TSC does, as hardware's does. From then on the clocks are kept."""
+    if case.error or len(case.operations) < 3:
+        return []
+    sleep, *rest = case.operations
+    found = [verdicts.moved(sleep) or verdicts.clock_goes_back(sleep.sequences())
+             or ("the guest's kernel marked its TSC unstable" if sleep.unstable else None)
+             or ("its TSC did not restart" if sleep.offsets[0] == sleep.offsets[1] else None)]
+    return found + [verdicts.same_host(operation, Later(rest[0])) for operation in rest]
+
+
 def patched(title, first, judge, clocksource="kvm-clock", vcpus=2, names=(STOP, UNIX), **other):
     return Check(name_of("patched", title, clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(*names),
                  judge, [*names, verdicts.LIFE], [ON], first=first, **other)
@@ -91,6 +102,8 @@ def checks():
               [*operations(ways.TO_STOCK, binary="stock", properties=[]), *operations(ways.TO_PATCHED, properties=[ON]),
                *operations(STOP, UNIX)],
               there_and_back, [ways.TO_STOCK, ways.TO_PATCHED, STOP, UNIX], [ON, OLD_STREAM]),
+        *(Check(name_of("patched, S3", clocksource, vcpus=vcpus), "patched", clocksource, vcpus, operations(ways.SUSPEND, STOP, UNIX),
+                slept, [ways.SUSPEND, STOP, UNIX], [ON], suspend=20) for clocksource, vcpus in (("kvm-clock", 2), ("tsc", 1))),
         Check("a snapshot of patched in stock", "patched", "kvm-clock", 1,
               operations(ways.SNAPSHOT, binary="stock", properties=[]), last(verdicts.moved), [ways.SNAPSHOT], [ON, OLD_STREAM]),
     ]
