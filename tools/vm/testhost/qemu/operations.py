@@ -302,6 +302,22 @@ def save_file(guest, name="guest.file"):
     guest.qmp("cont")
 
 
+def save_again(guest, **qemus):
+    """Into a file, and from there, without running, into one more by each of the QEMUs, all of which outlive the test host."""
+    save_file(guest)
+    for name, qemu in qemus.items():
+        path = guest.scratch / f"{name}.file"
+        process = guest.spawn("-incoming", f"file:{guest.folder}/guest.file", "-S", **qemu)
+        process.connect()
+        process.qmp.wait_status("paused", timeout=TIMEOUT)
+        process.qmp("migrate", uri=f"file:{path}")
+        process.qmp.wait_migration("completed", timeout=TIMEOUT)
+        shutil.copy(path, guest.folder)
+        process.end()
+        process.memory.unlink()
+        path.unlink()
+
+
 def migrate_away(guest):
     """Live, to the other test host."""
     guest.peer = rendezvous.accept()
@@ -344,6 +360,7 @@ OPERATIONS = {
     "migration failed": migration_failed,
     "migration refused": migration_refused,
     "migration to a file, cont": save_file,
+    "migration to a file, saved again by others": save_again,
     "migration, another host": migrate_away,
     "migration, another host, 20 s": migrate_away_later,
 }

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from paths import built
 
+# The head of the first device's section; the guest's memory is before it.
+FIRST_DEVICE = b"\x05timer"
+
 
 class Stream(NamedTuple):
     """Fields of devices cpu and kvmclock."""
@@ -26,9 +29,20 @@ def analyze(path, what):
     return json.loads(listed)
 
 
-def description(path):
-    """The devices, their fields and their subsections, without values."""
-    return analyze(path, "desc")
+def devices(path):
+    """All bytes after the guest's memory, which is in as many sections as there was time."""
+    saved = path.read_bytes()
+    return saved[saved.rindex(FIRST_DEVICE):]
+
+
+def stopped(path):
+    """All fields of all devices, without the two clocks that count although the guest does not run."""
+    found = analyze(path, "state")
+    for name, fields in found.items():
+        for clock, field in (("kvmclock ", "clock"), ("mc146818rtc ", "cmos_data")):
+            if name.startswith(clock):
+                del fields[field]
+    return found
 
 
 def read(path):

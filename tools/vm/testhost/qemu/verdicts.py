@@ -409,11 +409,16 @@ def printed(text, judgement):
 
 
 def stream_of_stock(case):
-    """Two streams of one guest, of patched QEMU with x-clock-guest=off and of stock QEMU, have the same form."""
+    """Two QEMUs have saved the same stopped guest: only what counts on differs, kvmclock in 8 bytes and RTC in 6."""
     if case.error:
         return case.error
-    off, other = (stream.description(case.folder / name) for name in ("guest.file", "stock.file"))
-    return None if off == other else f"the stream is {off}, not {other}"
+    off, stock = (stream.devices(case.folder / f"{name}.file") for name in ("off", "stock"))
+    differ = [at for at, (one, other) in enumerate(zip(off, stock)) if one != other]
+    if len(off) != len(stock) or len(differ) > 14:
+        return f"{len(off)} and {len(stock)} bytes, of which {len(differ)} differ: {differ[:32]}"
+    off, stock = (stream.stopped(case.folder / f"{name}.file") for name in ("off", "stock"))
+    names = [name for name in off.keys() | stock.keys() if off.get(name) != stock.get(name)]
+    return f"{names} differ" if names else None
 
 
 def refuses(text):
