@@ -31,6 +31,9 @@ TSC_KHZ = 200_031
 # Of Debian's Bochs 2.7. It lets VMX guests run with EPT and scales their TSC.
 CPU_MODEL = "corei7_skylake_x"
 
+# Files that tests use, but no command names.
+USED_BY_TESTS = [REPO / "build/module-other-layout/kvm_clock_guest.ko", REPO / "target/release/vmm-sample"]
+
 SCREEN = re.compile(rb'connected to screen "([^"]+)"')
 
 APPEND = [
@@ -91,8 +94,10 @@ def make_cd(results, kernel, own, command, plan):
     shutil.rmtree(disk, ignore_errors=True)
     (disk / "boot/grub").mkdir(parents=True)
     shutil.copy2(kernel.image, disk / "boot")
+    # A test that misses one of these says so.
+    others = [file for file in USED_BY_TESTS if file.exists()]
     tests = pathlib.Path(own).parent.glob(f"{TEST_MODULES}/*.ko")
-    image.write_initramfs(disk / "boot/initramfs", kernel, "intel", own, command, plan, tests)
+    image.write_initramfs(disk / "boot/initramfs", kernel, "intel", own, command, plan, [*tests, *others])
     (disk / "boot/grub/grub.cfg").write_text(GRUB.format(append=" ".join([*APPEND, image.RESULTS_ARGUMENT])))
     made = subprocess.run(["grub-mkrescue", "-o", str(results / "image.iso"), str(disk),
                            "--install-modules=linux normal iso9660 biosdisk"],
