@@ -310,6 +310,8 @@ def save_again(guest, **qemus):
         process = guest.spawn("-incoming", f"file:{guest.folder}/guest.file", "-S", **qemu)
         process.connect()
         process.qmp.wait_status("paused", timeout=TIMEOUT)
+        # The guest itself runs, and its rings are small.
+        guest.collect()
         process.qmp("migrate", uri=f"file:{path}")
         process.qmp.wait_migration("completed", timeout=TIMEOUT)
         shutil.copy(path, guest.folder)
