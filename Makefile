@@ -37,7 +37,7 @@ setup_options = $(kdir_option) \
 	$(call if_goal,--intel,check-intel check-all,$(INTEL)) \
 	$(call if_goal,--qemu,check-qemu check-all,$(QEMU)) \
 	$(call if_goal,--debug,check-debug check-all,$(DEBUG)) \
-	$(call if_goal,--debian,check-debian check-all,$(DEBIAN)) \
+	$(call if_goal,--debian,deb check-debian check-all,$(DEBIAN)) \
 	$(call if_goal,--fuzz,fuzz,$(FUZZ)) \
 	$(call if_goal,--bench,bench,$(BENCH))
 # Known only after setup, so each recipe asks for it.
@@ -117,7 +117,7 @@ check-unchanged: setup ## compare KVM's code without the option (3 min)
 
 .PHONY: check-all
 check-all: setup ## run all check targets but check-unchanged (3 h)
-	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan debian series
+	@scripts/check $(kdir_option) --resume standard scaling intel migrations qemu debug kcsan debian series
 
 .PHONY: prove
 prove: setup ## prove the arithmetic for all inputs with z3 (1 min)
@@ -186,8 +186,24 @@ man: tools # man pages of clockguest in build/man, shell completion in build/com
 	@target/release/clockguest completion zsh >build/completion/_clockguest
 	@target/release/clockguest completion fish >build/completion/clockguest.fish
 	@echo "read: man build/man/clockguest-cycle.1    complete, in this shell: source build/completion/clockguest" >&2
-	@echo "install: build/man/* to share/man/man1; build/completion/* to share/bash-completion/completions," \
-		"share/zsh/site-functions (_clockguest), share/fish/vendor_completions.d (.fish)" >&2
+	@echo "install: make install" >&2
+
+# The kernel's release, which names the folder of its modules; DESTDIR and PREFIX as usual.
+release = $$(cat $(kdir)/include/config/kernel.release)
+PREFIX ?= /usr/local
+install_options = --release "$(release)" --destdir '$(DESTDIR)' --prefix '$(PREFIX)'
+
+.PHONY: install
+install: modules man # module and clockguest, for the kernel in KDIR
+	@scripts/install $(install_options)
+
+.PHONY: uninstall
+uninstall: # what 'make install' installed
+	@scripts/install --uninstall $(install_options)
+
+.PHONY: deb
+deb: man ## write Debian packages for Debian's own kernel (2 min)
+	@scripts/make-debs
 
 .PHONY: docs
 docs: rustdoc man ## build all documentation in build/docs
@@ -195,7 +211,7 @@ docs: rustdoc man ## build all documentation in build/docs
 	@echo "read: build/docs/index.html" >&2
 
 .PHONY: series
-series: setup ## write the patches for Linux to build/series
+series: setup # the patches for Linux, in build/series
 	@scripts/make-series
 
 .PHONY: patch
