@@ -5,7 +5,7 @@
 use std::{fs, io, mem::MaybeUninit};
 
 /// A set of host CPUs.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CpuSet(libc::cpu_set_t);
 
 impl CpuSet {

@@ -11,7 +11,11 @@ use clockguest::{
     origin::{Origin, WithOrigin},
     selftest::{self, Config, Verdict},
 };
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 #[derive(Args, Debug)]
 pub(crate) struct Selftest {
@@ -71,6 +75,6 @@ impl Selftest {
     }
 }
 
-fn write(file: &PathBuf, text: &str) -> Result<()> {
+fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }

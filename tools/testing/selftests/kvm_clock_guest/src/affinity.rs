@@ -13,6 +13,7 @@ use clockguest::{
 ///
 /// KVM updates a vCPU's clocks when the vCPU changes its CPU, which hides an update that KVM fails
 /// to request.
+#[derive(Debug)]
 pub struct SingleCpu {
     before: CpuSet,
 }
