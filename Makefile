@@ -65,7 +65,7 @@ help: # prints what it lists
 CYCLES ?= 20
 
 .PHONY: demo
-demo: modules tools ## measure a guest's clocks over pause, snapshot, migration
+demo: modules clockguest ## measure a guest's clocks over pause, snapshot, migration
 	@rm -f build/demo/demo.json; \
 	tools/vm/host run $(kdir_option) --timeout 1800 --results build/demo \
 		'target/release/clockguest demo --cycles $(CYCLES) --json-file build/demo/demo.json'; \
@@ -156,6 +156,10 @@ modules: setup ## build kvm_clock_guest.ko in build/module
 .PHONY: tools
 tools: setup ## build clockguest and the tests in target/release
 	@$(CARGO) build --release --locked --workspace --bins
+
+.PHONY: clockguest
+clockguest: setup # of the tools, clockguest alone: what 'make demo' needs
+	@$(CARGO) build --release --locked -p clockguest --bins
 
 .PHONY: kvm-selftests
 kvm-selftests: setup # the kernel's own KVM selftests that concern clocks
