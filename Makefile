@@ -15,25 +15,31 @@ kdir_option := $(if $(KDIR),--kdir '$(KDIR)')
 # SCALING=1: the test host has a CPU that scales a guest's TSC.
 SCALING ?=
 scaling_option := $(if $(SCALING),--scaling)
-# The options below come from the command line only, never from the environment.
-# QEMU=1: the QEMUs that run guests inside the test host.
+# What 'make setup' makes beside what the goals need. These come from the command line only, never from the environment.
+# QEMU=1: the QEMUs that run guests inside the test host. DEBUG=1: kernels with KASAN, lockdep and KCSAN.
+# DEBIAN=1: Debian's own kernel. FUZZ=1: cargo-fuzz. BENCH=1: the kernels that 'make bench' measures.
+# BROWSER=1: the browser that tests the page of a report. INTEL=1: Bochs.
 QEMU :=
-qemu_option := $(if $(QEMU),--qemu)
-# DEBUG=1: kernels with KASAN, lockdep and KCSAN.
 DEBUG :=
-debug_option := $(if $(DEBUG),--debug)
-# DEBIAN=1: Debian's own kernel.
 DEBIAN :=
-debian_option := $(if $(DEBIAN),--debian)
-# FUZZ=1: cargo-fuzz.
 FUZZ :=
-fuzz_option := $(if $(FUZZ),--fuzz)
-# BENCH=1: the kernels that 'make bench' measures.
 BENCH :=
-bench_option := $(if $(BENCH),--bench)
-# BROWSER=1: the browser that tests the page of a report.
 BROWSER :=
-browser_option := $(if $(BROWSER),--browser)
+INTEL :=
+# $(call if_goal,OPTION,GOALS,VALUE): OPTION if one of GOALS is to be made, or if VALUE is set.
+if_goal = $(if $(filter $(2),$(MAKECMDGOALS))$(3),$(1))
+checks := check check-scaling check-intel check-migrations check-qemu check-debug check-debian check-series check-all
+setup_options = $(kdir_option) \
+	$(call if_goal,--host,setup demo vm bench $(checks)) \
+	$(call if_goal,--prove,setup prove check check-all) \
+	$(call if_goal,--selftests,setup $(checks)) \
+	$(call if_goal,--browser,check check-all,$(BROWSER)) \
+	$(call if_goal,--intel,check-intel check-all,$(INTEL)) \
+	$(call if_goal,--qemu,check-qemu check-all,$(QEMU)) \
+	$(call if_goal,--debug,check-debug check-all,$(DEBUG)) \
+	$(call if_goal,--debian,deb check-debian check-all,$(DEBIAN)) \
+	$(call if_goal,--fuzz,fuzz,$(FUZZ)) \
+	$(call if_goal,--bench,bench,$(BENCH))
 # Known only after setup, so each recipe asks for it.
 kdir = $(if $(KDIR),'$(KDIR)',"$$(scripts/env kdir)")
 
@@ -59,7 +65,7 @@ help: # prints what it lists
 CYCLES ?= 20
 
 .PHONY: demo
-demo: modules tools ## measure a guest's clocks over pause, snapshot, migration
+demo: modules clockguest ## measure a guest's clocks over pause, snapshot, migration
 	@rm -f build/demo/demo.json; \
 	tools/vm/host run $(kdir_option) --timeout 1800 --results build/demo \
 		'target/release/clockguest demo --cycles $(CYCLES) --json-file build/demo/demo.json'; \
@@ -74,7 +80,6 @@ demo: modules tools ## measure a guest's clocks over pause, snapshot, migration
 	exit $$status
 
 .PHONY: check
-check: browser_option := --browser
 check: setup ## run the tests that every change must pass (7 min)
 	@scripts/check $(kdir_option)
 
@@ -83,7 +88,6 @@ check-scaling: setup ## run the tests on a CPU that scales the TSC (5 min)
 	@scripts/check $(kdir_option) scaling
 
 .PHONY: check-intel
-check-intel: intel_option := --intel
 check-intel: setup ## run the tests on an emulated Intel CPU (4 min)
 	@scripts/check $(kdir_option) intel
 
@@ -92,17 +96,14 @@ check-migrations: setup ## move guests between hosts, update kernels (10 min)
 	@scripts/check $(kdir_option) migrations
 
 .PHONY: check-qemu
-check-qemu: qemu_option := --qemu
 check-qemu: setup ## test Linux guests in QEMU (15 min)
 	@scripts/check $(kdir_option) qemu
 
 .PHONY: check-debug
-check-debug: debug_option := --debug
 check-debug: setup ## run the tests with KASAN, lockdep and KCSAN (80 min)
 	@scripts/check $(kdir_option) debug kcsan
 
 .PHONY: check-debian
-check-debian: debian_option := --debian
 check-debian: setup ## run the tests on Debian's own kernel (12 min)
 	@scripts/check $(kdir_option) debian
 
@@ -115,13 +116,8 @@ check-unchanged: setup ## compare KVM's code without the option (3 min)
 	@scripts/check-unchanged
 
 .PHONY: check-all
-check-all: intel_option := --intel
-check-all: qemu_option := --qemu
-check-all: debug_option := --debug
-check-all: browser_option := --browser
-check-all: debian_option := --debian
 check-all: setup ## run all check targets but check-unchanged (3 h)
-	@scripts/check $(kdir_option) standard scaling intel migrations qemu debug kcsan debian series
+	@scripts/check $(kdir_option) --resume standard scaling intel migrations qemu debug kcsan debian series
 
 .PHONY: prove
 prove: setup ## prove the arithmetic for all inputs with z3 (1 min)
@@ -131,12 +127,10 @@ prove: setup ## prove the arithmetic for all inputs with z3 (1 min)
 SECONDS ?= 60
 
 .PHONY: fuzz
-fuzz: fuzz_option := --fuzz
 fuzz: setup ## fuzz arithmetic, validation and streams (7 min)
 	@tools/fuzz/run --seconds $(SECONDS)
 
 .PHONY: bench
-bench: bench_option := --bench
 bench: tools ## count the instructions of a save and a restore (5 min)
 	@$(MAKE) KDIR="$$(scripts/env kdir-bench)" MODULE=module-bench modules
 	@tools/bench/run
@@ -152,7 +146,7 @@ vm: modules tools ## open a shell in the test host, or run RUN='command'
 
 .PHONY: setup
 setup: # installs and builds what is missing
-	@scripts/setup $(kdir_option) $(intel_option) $(qemu_option) $(debug_option) $(fuzz_option) $(bench_option) $(browser_option) $(debian_option)
+	@scripts/setup $(setup_options)
 
 .PHONY: modules
 modules: setup ## build kvm_clock_guest.ko in build/module
@@ -162,6 +156,10 @@ modules: setup ## build kvm_clock_guest.ko in build/module
 .PHONY: tools
 tools: setup ## build clockguest and the tests in target/release
 	@$(CARGO) build --release --locked --workspace --bins
+
+.PHONY: clockguest
+clockguest: setup # of the tools, clockguest alone: what 'make demo' needs
+	@$(CARGO) build --release --locked -p clockguest --bins
 
 .PHONY: kvm-selftests
 kvm-selftests: setup # the kernel's own KVM selftests that concern clocks
@@ -192,8 +190,24 @@ man: tools # man pages of clockguest in build/man, shell completion in build/com
 	@target/release/clockguest completion zsh >build/completion/_clockguest
 	@target/release/clockguest completion fish >build/completion/clockguest.fish
 	@echo "read: man build/man/clockguest-cycle.1    complete, in this shell: source build/completion/clockguest" >&2
-	@echo "install: build/man/* to share/man/man1; build/completion/* to share/bash-completion/completions," \
-		"share/zsh/site-functions (_clockguest), share/fish/vendor_completions.d (.fish)" >&2
+	@echo "install: make install" >&2
+
+# The kernel's release, which names the folder of its modules; DESTDIR and PREFIX as usual.
+release = $$(cat $(kdir)/include/config/kernel.release)
+PREFIX ?= /usr/local
+install_options = --release "$(release)" --destdir '$(DESTDIR)' --prefix '$(PREFIX)'
+
+.PHONY: install
+install: modules man # module and clockguest, for the kernel in KDIR
+	@scripts/install $(install_options)
+
+.PHONY: uninstall
+uninstall: # what 'make install' installed
+	@scripts/install --uninstall $(install_options)
+
+.PHONY: deb
+deb: man ## write Debian packages for Debian's own kernel (2 min)
+	@scripts/make-debs
 
 .PHONY: docs
 docs: rustdoc man ## build all documentation in build/docs
@@ -201,7 +215,7 @@ docs: rustdoc man ## build all documentation in build/docs
 	@echo "read: build/docs/index.html" >&2
 
 .PHONY: series
-series: setup ## write the patches for Linux to build/series
+series: setup # the patches for Linux, in build/series
 	@scripts/make-series
 
 .PHONY: patch

@@ -21,6 +21,7 @@ class Run:
         self.suite, self.name, self.results = suite, suite.name, results
         self.words = suites.command(suite, paths)
         self._paths, self._last = paths, time.monotonic()
+        self.added = []
 
     def __call__(self):
         self.results.say(f"----  {self.name} (log: {self.suite.log.relative_to(REPO)})")
@@ -38,6 +39,7 @@ class Run:
         return status, lines
 
     def add(self, result, name=None):
+        self.added.append((name or self.name, result))
         self.results.add(name or self.name, result)
 
     def lap(self, name):

@@ -2,8 +2,9 @@
 # Sourced by the setup scripts: paths in the cache, keys, locks, messages.
 #
 # The name of every folder in the cache contains a hash of its recipe. A folder is built in
-# place under a lock, and is used only if it holds the stamp `.complete`: an interrupted build
-# starts again, of two builds at once one waits for the other, and nothing is built twice.
+# place under a lock, and is used only if it holds the stamp `.complete`: an interrupted download
+# starts again, an interrupted build of a kernel or of the emulator goes on, of two builds at once one
+# waits for the other, and nothing is built twice.
 # shellcheck shell=bash disable=SC2034
 
 set -euo pipefail
@@ -36,7 +37,7 @@ series() { find "$repo/$1" -name '*.patch' 2>/dev/null | sort; }
 # The recipe is the key: versions are chosen when a folder is made, and stay until
 # `make distclean`, so that a warm cache needs no network.
 rust_dir=$cache/rust-$(key "$scripts/get-rust")
-bindgen_dir=$cache/bindgen-$(key "$scripts/get-bindgen" "$scripts/get-rust")
+bindgen_dir=$cache/bindgen-$(key "$scripts/get-bindgen")
 cargo_fuzz_dir=$cache/cargo-fuzz-$(key "$scripts/get-cargo-fuzz" "$scripts/get-rust")
 vng_dir=$cache/virtme-ng-$(key "$scripts/get-virtme-ng")
 z3_dir=$cache/z3-$(key "$scripts/get-z3")
@@ -51,11 +52,11 @@ linux_dir=$cache/linux-7.3-$(key "$scripts/get-linux")
 linux_src=$linux_dir/src
 linux_lock=$linux_dir/lock
 
-# The newest libclang of Debian's packages, for bindgen.
+# The newest libclang of Debian's packages, for bindgen: libclang.so.1, or libclang-22.so.1 of later ones.
 libclang_dir() {
 	local dir newest=
 	while read -r dir; do
-		[[ -e $dir/libclang.so.1 ]] && newest=$dir
+		if compgen -G "$dir/libclang.so.*" >/dev/null || compgen -G "$dir/libclang-[0-9]*.so.*" >/dev/null; then newest=$dir; fi
 	done < <(printf '%s\n' /usr/lib/llvm-*/lib | sort -V)
 	[[ -n $newest ]] && echo "$newest"
 }
@@ -151,15 +152,16 @@ carry_series() (
 	done
 )
 
-# once DIR FUNCTION: make DIR with FUNCTION unless it is complete.
+# once DIR FUNCTION [--resume]: make DIR with FUNCTION unless it is complete. With --resume, FUNCTION finds what an
+# interrupted build left; otherwise it starts with an empty folder.
 once() {
-	local dir=$1 make=$2 lock
+	local dir=$1 make=$2 resume=${3-} lock
 	[[ -e $dir/.complete ]] && return
 	mkdir -p "$cache"
 	exec {lock}>"$dir.lock"
 	flock --nonblock "$lock" || { say "waiting for another setup that makes $dir"; flock "$lock"; }
 	if [[ ! -e $dir/.complete ]]; then
-		rm -rf "$dir"
+		[[ -n $resume ]] || rm -rf "$dir"
 		mkdir -p "$dir"
 		"$make" "$dir"
 		touch "$dir/.complete"
@@ -167,8 +169,38 @@ once() {
 	exec {lock}>&-
 }
 
-# as_root CMD...: run a command as root; it must not prompt.
+# The locks of apt and dpkg. Unattended upgrades hold them for minutes on a machine that has just booted.
+apt_locks=(/var/lib/apt/lists/lock /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/cache/apt/archives/lock)
+# How long to wait for them, s.
+apt_patience=1800
+
+# lock_holder FILE: the process that holds the POSIX lock on FILE; nothing if none does.
+lock_holder() {
+	local inode
+	inode=$(stat -c %i "$1" 2>/dev/null) || return 0
+	awk -v end=":$inode" '$2 == "POSIX" && substr($6, length($6) - length(end) + 1) == end { print $5; exit }' /proc/locks
+}
+
+# wait_for_apt: wait until nobody holds a lock of apt. Its DPkg::Lock::Timeout does not cover the lists.
+wait_for_apt() {
+	local lock pid deadline=$((SECONDS + apt_patience))
+	for lock in "${apt_locks[@]}"; do
+		pid=$(lock_holder "$lock")
+		if [[ -z $pid ]]; then continue; fi
+		say "waiting for process $pid ($(cat "/proc/$pid/comm" 2>/dev/null || echo unknown)), which holds $lock"
+		while [[ -n $(lock_holder "$lock") ]]; do
+			((SECONDS < deadline)) || die "$lock is still held by process $(lock_holder "$lock") after $apt_patience s"
+			sleep 1
+		done
+	done
+}
+
+# as_root CMD...: run a command as root; it must not prompt. apt-get waits for locks that others hold.
 as_root() {
+	if [[ $1 == apt-get ]]; then
+		wait_for_apt
+		set -- apt-get -o DPkg::Lock::Timeout="$apt_patience" "${@:2}"
+	fi
 	if [[ $(id -u) == 0 ]]; then
 		env DEBIAN_FRONTEND=noninteractive "$@"
 	else

@@ -12,6 +12,7 @@ from paths import REPO
 
 LOGS = REPO / "build/log"
 TIMES = LOGS / "times.json"
+SUMMARY = LOGS / "check.ktap"
 COLOURS = {PASS: "32", FAIL: "31", SKIP: "33"} if sys.stdout.isatty() and "NO_COLOR" not in os.environ else {}
 
 # How many tests --times shows.
@@ -23,7 +24,7 @@ class Results:
 
     def __init__(self):
         self.totals = {PASS: 0, FAIL: 0, SKIP: 0}
-        self.suites, self.tests = [], []
+        self.suites, self.tests, self._lines = [], [], []
         self._began = time.monotonic()
         self._lock = threading.RLock()
 
@@ -33,7 +34,7 @@ class Results:
             for line in lines:
                 print(line, flush=True)
 
-    def add(self, suite, result):
+    def add(self, suite, result, quiet=False):
         """Count and print one result. A skip is a failure: every test must run."""
         status, why = result.status, result.why
         if status == SKIP:
@@ -41,6 +42,10 @@ class Results:
         shown = f"\033[{COLOURS[status]}m{status}\033[0m" if COLOURS else status
         with self._lock:
             self.totals[status] += 1
+            name = f"{suite}: {result.name}".replace("#", "")
+            self._lines.append(f"{'ok' if status == PASS else 'not ok'} {len(self._lines) + 1} {name}" + (f" # {why}" if why else ""))
+            if quiet:
+                return
             self.say(f"{shown}  {suite}: {result.name}" + (f"  ({why})" if why else ""))
 
     @property
@@ -56,6 +61,10 @@ class Results:
     def time_test(self, suite, name, seconds):
         with self._lock:
             self.tests.append({"suite": suite, "test": name, "seconds": round(seconds, 1)})
+
+    def save_summary(self):
+        """Write all results as KTAP."""
+        SUMMARY.write_text("\n".join(["KTAP version 1", f"1..{len(self._lines)}", *self._lines]) + "\n")
 
     def save_times(self):
         TIMES.write_text(json.dumps({"seconds": round(self.seconds, 1), "suites": self.suites, "tests": self.tests}, indent=1) + "\n")

@@ -34,6 +34,7 @@ Files:
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   $ clockguest info
+  $ clockguest selftest
   $ clockguest demo --cycles 20
   $ clockguest cycle --scenario migrate --method atomic --cycles 100 --json
   On a machine without KVM, in an emulated test host:
@@ -64,6 +65,24 @@ Examples:
   For all users, or for this shell alone:
   $ clockguest completion bash >/usr/share/bash-completion/completions/clockguest
   $ source <(clockguest completion bash)";
+
+pub(crate) const SELFTEST: &str = "\
+Cases:
+  exact           pause, snapshot and migration to another process, as `clockguest cycle` runs them: no
+                  error at all, bit-identical offsets and records
+  each CPU        the same with a vCPU on each CPU of the host, each on another CPU after every cycle
+  advance         the guest's TSC has advanced by the elapsed TAI, within what readings of the host's
+                  TSC and CLOCK_TAI before and after the restore allow; the record stays the same
+  freeze          the guest's TSC continues from its saved value, within the host's TSC before and
+                  after the restore; the record stays the same
+  other TSC rate  all modes with a guest at three quarters of the host's TSC rate; needs TSC scaling
+
+  Moves to another host are not tested, see `clockguest migrate`.";
+
+pub(crate) const SELFTEST_EXAMPLES: &str = "\
+Examples:
+  $ clockguest selftest --report selftest.txt
+  $ clockguest selftest --cycles 1000 --json >selftest.json";
 
 pub(crate) const MEASUREMENT: &str = "\
 Measurement:

@@ -13,9 +13,10 @@
 //! - [`migration`]: migration to another host,
 //! - [`update`]: live update of the host's kernel,
 //! - [`measure`]: clock errors, from the guest's readings before and after,
+//! - [`selftest`]: a test of this host,
 //! - [`summary`], [`info`], [`origin`]: the printed results,
 //! - [`report`]: a page and charts of the printed results,
-//! - [`trace`]: kprobes on the kernel.
+//! - [`trace`], [`affinity`]: kprobes on the kernel, and the CPUs of threads.
 //!
 //! Names carry their units: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
 //!
@@ -44,6 +45,7 @@
 // The guest and the RDTSC reads are x86 code.
 #![cfg(target_arch = "x86_64")]
 
+pub mod affinity;
 pub mod duration;
 pub mod guest;
 pub mod host;
@@ -56,6 +58,7 @@ pub mod origin;
 pub mod progress;
 pub mod report;
 pub mod scenario;
+pub mod selftest;
 pub mod stream;
 pub mod summary;
 pub mod trace;

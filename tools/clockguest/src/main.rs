@@ -77,6 +77,7 @@ fn run(cli: Cli) -> Result<u8> {
             let demo = Demo::run(size.vcpus, size.cycles, size.downtime, cli.any_kvm)?;
             show_demo(demo, json, json_file.as_deref())
         }
+        Command::Selftest(args) => args.run(cli.any_kvm),
         Command::Watch(args) => watch::run(&args, cli.any_kvm),
         Command::Migrate(migrate) => move_guest(migrate, cli.any_kvm),
         Command::Serve {
