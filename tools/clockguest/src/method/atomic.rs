@@ -4,9 +4,8 @@
 //! the `kvm_clock_guest` module, if it is loaded.
 
 use super::{Mode, SavedClocks};
-use crate::vmm::{Result, Vm};
+use crate::vmm::{vcpu::Stopped, Result, Vm};
 use kvm_clock::{HostId, ModeChoice, Outcome, Policy};
-use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 /// The saved clocks.
@@ -62,7 +61,7 @@ impl Saved {
 }
 
 /// Calls `call` with the vCPUs of the stopped `vm`.
-pub fn with_vcpus<T>(vm: &Vm, call: impl FnOnce(&[kvm_clock::Vcpu<'_, VcpuFd>]) -> T) -> T {
+pub fn with_vcpus<T>(vm: &Vm, call: impl FnOnce(&[kvm_clock::Vcpu<'_, Stopped<'_>>]) -> T) -> T {
     let fds: Vec<_> = vm.vcpus().iter().map(|vcpu| vcpu.fd()).collect();
-    call(&kvm_clock::Vcpu::numbered(fds.iter().map(|fd| &**fd)))
+    call(&kvm_clock::Vcpu::numbered(&fds))
 }

@@ -5,7 +5,7 @@
 use crate::{
     host,
     measure::Reading,
-    method::{Mode, Saved},
+    method::{Method, Mode, Saved},
     stream::Kind,
     vmm::Vm,
 };
@@ -104,6 +104,8 @@ pub struct ClockShift {
 pub(super) struct Clocks {
     /// The saved clocks, in the source's time.
     pub(super) saved: Saved,
+    /// The method.
+    pub(super) method: Method,
     /// The requested mode.
     pub(super) mode: Mode,
     /// The source's `CLOCK_TAI` when they were saved, ns.

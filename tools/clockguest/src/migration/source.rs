@@ -192,6 +192,7 @@ impl Stopped {
         };
         let clocks = Clocks {
             saved: self.saved.clone(),
+            method: options.method,
             mode: options.mode,
             saved_at_ns: self.saved_at_ns,
             shift,

@@ -158,7 +158,7 @@ fn too_small(host: &Host) -> Result<()> {
             match payload.get(vm.fd()) {
                 // The expected result.
                 Err(error) if error.errno() == libc::E2BIG => Ok(()),
-                Ok(()) => Err(errno::Error::new(libc::E2BIG)),
+                Ok(()) => Err(kvm_clock::Errno(libc::E2BIG)),
                 result => result,
             }
         })?;

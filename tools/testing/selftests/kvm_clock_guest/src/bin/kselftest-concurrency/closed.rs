@@ -161,7 +161,7 @@ fn of_vcpu(vcpu: &Number, request: u32, record: &mut ClockGuest) -> kvm_clock::R
     // SAFETY: Either request reads or writes one record, mutably borrowed here.
     let ret = unsafe { ioctl_with_mut_ref(vcpu, request.into(), record) };
     if ret < 0 {
-        return errno::errno_result();
+        return Err(kvm_clock::Errno(errno::Error::last().errno()));
     }
     Ok(())
 }

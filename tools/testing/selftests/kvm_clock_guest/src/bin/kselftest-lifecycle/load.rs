@@ -140,9 +140,9 @@ fn call_during(
             scope.spawn(|| callers.repeat(3, || set_clock_guest(first, &record))),
             scope.spawn(|| {
                 callers.repeat(4, || match require::capability(kvm) {
-                    0 => Err(errno::Error::new(libc::ENOTTY)),
+                    0 => Err(kvm_clock::Errno(libc::ENOTTY)),
                     now if now == capability => Ok(()),
-                    _ => Err(errno::Error::new(libc::EPROTO)),
+                    _ => Err(kvm_clock::Errno(libc::EPROTO)),
                 })
             }),
         ];
