@@ -2,12 +2,7 @@
 
 //! Whether the TSC of this host is the one that a guest was saved by.
 
-use crate::{
-    counter::HostTsc,
-    error::Error,
-    policy::Mode,
-    VmClock,
-};
+use crate::{counter::HostTsc, error::Error, policy::Mode, VmClock};
 use pvclock::plan::ClockSnapshot;
 use std::{
     arch::x86_64::{_mm_lfence, _rdtsc},
@@ -31,7 +26,11 @@ const NSEC_PER_SEC: i64 = 1_000_000_000;
 /// assert_eq!(host.boot_id(), "5c3cd9f5-4d75-4d0b-8ffb-1f9cc4cba9ee");
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(transparent)
+)]
 pub struct HostId {
     boot_id: String,
 }

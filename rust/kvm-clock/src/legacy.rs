@@ -317,11 +317,14 @@ mod tests {
             monotonic_raw_ns: 10_000,
             read_window: 5_200,
         };
-        let vcpus = offsets.iter().zip(0..).map(|(&offset, vcpu_id)| ClockGuestVcpu {
-            vcpu_id,
-            tsc_offset: TscOffset(offset),
-            ..ClockGuestVcpu::default()
-        });
+        let vcpus = offsets
+            .iter()
+            .zip(0..)
+            .map(|(&offset, vcpu_id)| ClockGuestVcpu {
+                vcpu_id,
+                tsc_offset: TscOffset(offset),
+                ..ClockGuestVcpu::default()
+            });
         rebuild(&data, &here, vcpus.collect(), RATE)
     }
 
@@ -364,9 +367,12 @@ mod tests {
         let scale = Scale::new((5 << 32) / 4, 32).unwrap();
         assert_eq!(rate_of(2_500_000, scale).host_khz, 2_000_000);
         assert_eq!(rate_of(2_500_000, scale).khz(), 2_500_000);
-        assert_eq!(rate_of(2_500_000, Scale::IDENTITY), GuestRate {
-            host_khz: 2_500_000,
-            scale: Scale::IDENTITY
-        });
+        assert_eq!(
+            rate_of(2_500_000, Scale::IDENTITY),
+            GuestRate {
+                host_khz: 2_500_000,
+                scale: Scale::IDENTITY
+            }
+        );
     }
 }

@@ -63,7 +63,9 @@ pub(crate) fn ioctl_value(fd: &impl AsRawFd, request: u32, value: u32) -> Result
 
 fn check(ret: c_int) -> Result<c_int> {
     if ret < 0 {
-        return Err(Errno(io::Error::last_os_error().raw_os_error().unwrap_or(0)));
+        return Err(Errno(
+            io::Error::last_os_error().raw_os_error().unwrap_or(0),
+        ));
     }
     Ok(ret)
 }

@@ -85,8 +85,7 @@ fn choose(
 
 /// This host's clocks now, as the module reads them; fails unless `vm` has the vCPUs of `clock`.
 fn snapshot(vm: &impl AsRawFd, clock: &VmClock) -> Result<ClockSnapshot, Error> {
-    let here =
-        get_vm_clock_guest_or_fall_back(vm).map_err(Error::of("KVM_GET_VM_CLOCK_GUEST"))?;
+    let here = get_vm_clock_guest_or_fall_back(vm).map_err(Error::of("KVM_GET_VM_CLOCK_GUEST"))?;
     ensure_same_ids(&clock.vcpus, here.vcpus.iter().map(|vcpu| vcpu.vcpu_id))?;
     Ok(ClockSnapshot {
         host_tsc: here.header.host_tsc,
@@ -170,7 +169,11 @@ impl Attempt<'_> {
             }
             Refused::Rate(diff_hz) => {
                 let next = [
-                    (FLAG_RESLOPE, OtherRate::Reslope, self.cap & CAP_RESLOPE != 0),
+                    (
+                        FLAG_RESLOPE,
+                        OtherRate::Reslope,
+                        self.cap & CAP_RESLOPE != 0,
+                    ),
                     (FLAG_ALLOW_RATE_MISMATCH, OtherRate::Accept, true),
                 ];
                 let allowed = self.policy.other_rate;

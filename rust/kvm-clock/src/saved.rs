@@ -152,7 +152,11 @@ impl SavedClocks {
             tsc_khz,
             rebuilt_ns: None,
             header: clock.header.as_bytes().to_vec(),
-            vcpus: clock.vcpus.iter().map(|vcpu| vcpu.as_bytes().to_vec()).collect(),
+            vcpus: clock
+                .vcpus
+                .iter()
+                .map(|vcpu| vcpu.as_bytes().to_vec())
+                .collect(),
         }
     }
 
@@ -309,8 +313,8 @@ fn check(clock: &VmClock) -> Result<(), Error> {
         mode: MODE_EXACT,
         ..clock.header
     };
-    let checked = SetRequest::new(header)
-        .and_then(|request| request.match_vcpus(&clock.vcpus, &mut entries));
+    let checked =
+        SetRequest::new(header).and_then(|request| request.match_vcpus(&clock.vcpus, &mut entries));
     match checked {
         Ok(_) => Ok(()),
         Err(Invalid::Inconsistent) => Err(Error::OtherVm),

@@ -95,7 +95,14 @@ pub fn get_clock_guest(vcpu: &impl AsRawFd) -> Result<ClockGuest> {
 /// ```
 pub fn set_clock_guest(vcpu: &impl AsRawFd, record: &ClockGuest) -> Result<()> {
     // SAFETY: The kernel reads only the borrowed record.
-    unsafe { ioctl(vcpu, KVM_SET_CLOCK_GUEST, (&raw const *record).cast_mut().cast()) }.map(drop)
+    unsafe {
+        ioctl(
+            vcpu,
+            KVM_SET_CLOCK_GUEST,
+            (&raw const *record).cast_mut().cast(),
+        )
+    }
+    .map(drop)
 }
 
 /// Reads the L1 TSC offset of a vCPU: `KVM_VCPU_TSC_OFFSET`.

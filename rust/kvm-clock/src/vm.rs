@@ -4,9 +4,9 @@
 
 use crate::{
     abi::{ClockGuestVcpu, VmClockGuest, FLAG_FALLBACK, KVM_CAP_VM_CLOCK_GUEST},
-    Result,
     raw,
     request::{KVM_CHECK_EXTENSION, KVM_GET_CLOCK, KVM_SET_CLOCK, KVM_SET_TSC_KHZ},
+    Result,
 };
 use std::os::fd::AsRawFd;
 

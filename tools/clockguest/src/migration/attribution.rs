@@ -113,9 +113,7 @@ pub(super) fn restore_error_ticks(
     let guest_tsc = after.transform().ok()?.guest_tsc(at.host_tsc);
     let expected = match mode {
         Mode::Freeze => 0.0,
-        Mode::Advance => {
-            Anchor::of_clock(saved)?.elapsed_ticks(shift, at)
-        }
+        Mode::Advance => Anchor::of_clock(saved)?.elapsed_ticks(shift, at),
         Mode::Exact => {
             let id = header.ref_vcpu_id;
             let reference = saved.vcpus.iter().find(|vcpu| vcpu.vcpu_id == id)?;

@@ -14,7 +14,9 @@ pub fn ensure_errno<E: Into<io::Error>>(errno: i32, result: Result<(), E>) -> Re
     let expected = io::Error::from_raw_os_error(errno);
     match result.map_err(Into::into) {
         Ok(()) => bail!("the call succeeded, expected {expected}"),
-        Err(e) if e.raw_os_error() != Some(errno) => bail!("the call failed with {e}, expected {expected}"),
+        Err(e) if e.raw_os_error() != Some(errno) => {
+            bail!("the call failed with {e}, expected {expected}")
+        }
         Err(_) => Ok(()),
     }
 }

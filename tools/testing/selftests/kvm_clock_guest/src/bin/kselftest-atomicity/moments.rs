@@ -180,7 +180,11 @@ fn get_through_vcpu(host: &Host) -> Result<()> {
 }
 
 /// Makes `call` with each fault in turn; neither failure nor success may change a clock.
-fn changes_nothing(vm: &Vm, kind: Kind, call: impl Fn() -> kvm_clock::Result<()>) -> Result<Outcomes> {
+fn changes_nothing(
+    vm: &Vm,
+    kind: Kind,
+    call: impl Fn() -> kvm_clock::Result<()>,
+) -> Result<Outcomes> {
     let mut outcomes = Outcomes::default();
     for nth in 1..ENDLESS {
         let mut was_injected = false;

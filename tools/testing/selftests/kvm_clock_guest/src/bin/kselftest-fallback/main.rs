@@ -82,7 +82,11 @@ fn visible(vm: &Vm) -> Result<(Vec<TscOffset>, Vec<ClockGuest>)> {
 }
 
 /// Fails unless `call`, made while `vm` is stopped, fails with `ENODATA` and changes nothing.
-fn ensure_no_data(vm: &Vm, name: &str, call: impl FnOnce(&Vm) -> kvm_clock::Result<()>) -> Result<()> {
+fn ensure_no_data(
+    vm: &Vm,
+    name: &str,
+    call: impl FnOnce(&Vm) -> kvm_clock::Result<()>,
+) -> Result<()> {
     let before = visible(vm)?;
     ensure_errno(libc::ENODATA, call(vm)).context(name.to_owned())?;
     let after = visible(vm)?;

@@ -13,7 +13,6 @@ mod running;
 
 use kvm_clock_guest_selftests::{module::Module, prelude::*, snippet};
 
-
 struct Host {
     module: Module,
 }

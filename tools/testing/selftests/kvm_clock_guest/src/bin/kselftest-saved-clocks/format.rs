@@ -18,7 +18,9 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         case("unknown fields of a later version", |saved| {
             saved["later"] = json!({"field": [1, 2, 3]});
         }),
-        case("a header that has grown", |saved| append(&mut saved["header"])),
+        case("a header that has grown", |saved| {
+            append(&mut saved["header"])
+        }),
         case("vCPUs that have grown", |saved| {
             let vcpus = saved["vcpus"].as_array_mut().expect("an array");
             vcpus.iter_mut().for_each(append);

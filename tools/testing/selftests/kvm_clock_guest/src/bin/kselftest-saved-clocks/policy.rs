@@ -22,7 +22,10 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         Case::new("advance beyond the limit: freeze", limit_frozen),
         Case::new("advance beyond the default limit: refuse", default_limit),
         Case::new("advance without a limit", no_limit),
-        Case::new("a measured difference of the clocks is added", clocks_differ),
+        Case::new(
+            "a measured difference of the clocks is added",
+            clocks_differ,
+        ),
         Case::new("exact on a host whose TSC is behind: refuse", stale),
     ]
 }
@@ -61,7 +64,11 @@ fn reslope(host: &Host) -> Result<()> {
     let (clock, now) = (saved.clock()?, get(&vm)?);
     ensure_eq_hex!(now.vcpus, clock.vcpus, "offsets");
     let kvmclock_ns = now.header.record.kvmclock_ns(clock.header.guest_tsc);
-    ensure_eq!(kvmclock_ns, clock.header.kvmclock_ns, "kvmclock at the anchor");
+    ensure_eq!(
+        kvmclock_ns,
+        clock.header.kvmclock_ns,
+        "kvmclock at the anchor"
+    );
     ensure!(
         now.header.record.factor() != clock.header.record.factor(),
         "the slope is the same"
@@ -76,7 +83,10 @@ fn reslope_refused(host: &Host) -> Result<()> {
         ..Policy::default()
     };
     let error = refused(&kvm, &saved, &policy)?;
-    ensure!(matches!(error, Error::OtherRate { diff_hz: 0 }), "{error:?}");
+    ensure!(
+        matches!(error, Error::OtherRate { diff_hz: 0 }),
+        "{error:?}"
+    );
     Ok(())
 }
 
@@ -129,7 +139,10 @@ fn behind_refused(host: &Host) -> Result<()> {
         ..on_host("another")
     };
     let error = refused(&kvm, &saved, &policy)?;
-    ensure!(matches!(error, Error::Behind { by } if by > 59 * MINUTE), "{error:?}");
+    ensure!(
+        matches!(error, Error::Behind { by } if by > 59 * MINUTE),
+        "{error:?}"
+    );
     Ok(())
 }
 

@@ -18,7 +18,9 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
             ensure_is_refused(host, |vm| changed(vm, change), is)
         }));
     };
-    by_json("foreign data", foreign, |error| matches!(error, Error::Foreign));
+    by_json("foreign data", foreign, |error| {
+        matches!(error, Error::Foreign)
+    });
     by_json(
         "another version",
         |saved| saved["version"] = json!(SavedClocks::VERSION + 1),
@@ -27,12 +29,30 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
     by_json(
         "a truncated header",
         |saved| drop(bytes(&mut saved["header"]).pop()),
-        |error| matches!(error, Error::Truncated { len: 143, least: 144, .. }),
+        |error| {
+            matches!(
+                error,
+                Error::Truncated {
+                    len: 143,
+                    least: 144,
+                    ..
+                }
+            )
+        },
     );
     by_json(
         "a truncated vCPU",
         |saved| drop(bytes(&mut saved["vcpus"][1]).pop()),
-        |error| matches!(error, Error::Truncated { len: 23, least: 24, .. }),
+        |error| {
+            matches!(
+                error,
+                Error::Truncated {
+                    len: 23,
+                    least: 24,
+                    ..
+                }
+            )
+        },
     );
     by_json(
         "no vCPU",
@@ -82,7 +102,10 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
         |error| matches!(error, Error::Invalid(_)),
     );
     cases.push(Case::new("a vCPU that runs: EBUSY", running));
-    cases.push(Case::new("a rate for a VM that has vCPUs: EINVAL", late_rate));
+    cases.push(Case::new(
+        "a rate for a VM that has vCPUs: EINVAL",
+        late_rate,
+    ));
     cases
 }
 
@@ -128,7 +151,11 @@ fn running(host: &Host) -> Result<()> {
     wait_in_guest(&vm, 1)?;
     // With the module, a restore uses no vCPU's descriptor, and those of `vm` are locked now.
     let fds = [-1; VCPUS as usize];
-    let result = saved.restore(vm.fd(), &kvm_clock::Vcpu::numbered(&fds), &Policy::default());
+    let result = saved.restore(
+        vm.fd(),
+        &kvm_clock::Vcpu::numbered(&fds),
+        &Policy::default(),
+    );
     vm.stop()?;
     match result {
         Err(Error::Ioctl { errno, .. }) => ensure_errno(libc::EBUSY, Err(errno)),

@@ -12,7 +12,9 @@ const SLACK_NS: i128 = 1_000_000;
 /// Saves the clocks of the stopped `vm`.
 pub(crate) fn save(vm: &Vm) -> Result<SavedClocks> {
     let host = HostId::read()?;
-    Ok(with_vcpus(vm, |vcpus| SavedClocks::save(vm.fd(), vcpus, &host))?)
+    Ok(with_vcpus(vm, |vcpus| {
+        SavedClocks::save(vm.fd(), vcpus, &host)
+    })?)
 }
 
 /// Saved clocks of `vm`, changed by `change`.
@@ -70,7 +72,9 @@ pub(crate) fn ensure_advanced(vm: &Vm, saved: &VmClock, kvmclock_ns: u32) -> Res
 /// Fails unless the guest's clocks continue from their saved values: less than a minute passed.
 pub(crate) fn ensure_frozen(vm: &Vm, saved: &VmClock, kvmclock_ns: u32) -> Result<()> {
     let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
-    let ticks = transform.guest_tsc(rdtsc_ordered()).since(saved.header.guest_tsc);
+    let ticks = transform
+        .guest_tsc(rdtsc_ordered())
+        .since(saved.header.guest_tsc);
     let minute = 60_000 * u64::from(saved.header.host_tsc_khz);
     ensure!(ticks < minute, "the guest's TSC advanced by {ticks} ticks");
     ensure_function(vm, saved, kvmclock_ns)
@@ -80,7 +84,11 @@ pub(crate) fn ensure_frozen(vm: &Vm, saved: &VmClock, kvmclock_ns: u32) -> Resul
 /// of the guest's TSC, to `within_ns`.
 pub(crate) fn ensure_function(vm: &Vm, saved: &VmClock, within_ns: u32) -> Result<()> {
     let (offsets, expected) = (vm.tsc_offsets()?, offsets(saved));
-    let diffs = |of: &[TscOffset]| of.iter().map(|offset| offset.since(of[0])).collect::<Vec<_>>();
+    let diffs = |of: &[TscOffset]| {
+        of.iter()
+            .map(|offset| offset.since(of[0]))
+            .collect::<Vec<_>>()
+    };
     let (actual, expected) = (diffs(&offsets), diffs(&expected));
     ensure_eq_hex!(actual, expected, "differences of the TSC offsets");
     let error_ns = kvmclock_error_ns(vm, &saved.header.record)?;

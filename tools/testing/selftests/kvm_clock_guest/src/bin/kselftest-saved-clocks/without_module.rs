@@ -33,9 +33,17 @@ fn ensure_legacy(outcome: &Outcome, mode: Mode, others: &[Loss]) -> Result<u32> 
     ensure_eq!(outcome.procedure, Procedure::Legacy, "procedure");
     ensure_eq!(outcome.mode, mode, "mode");
     let here = |loss: &&Loss| matches!(loss, Loss::NoModuleHere(ns) if *ns < MOST_NS);
-    ensure!(outcome.lost.iter().any(|loss| here(&loss)), "lost: {:?}", outcome.lost);
+    ensure!(
+        outcome.lost.iter().any(|loss| here(&loss)),
+        "lost: {:?}",
+        outcome.lost
+    );
     for other in others {
-        ensure!(outcome.lost.contains(other), "lost: {:?}, not {other:?}", outcome.lost);
+        ensure!(
+            outcome.lost.contains(other),
+            "lost: {:?}, not {other:?}",
+            outcome.lost
+        );
     }
     note!("{}", outcome.lost().unwrap_or_default());
     Ok(outcome.precision_ns)
@@ -121,7 +129,12 @@ fn refuse(host: &Host) -> Result<()> {
 
 fn vcpus_differ(host: &Host) -> Result<()> {
     let is = |error: &Error| matches!(error, Error::VcpuAdded(2));
-    ensure_refused_without(host, |clock| clock.vcpus.truncate(2), &Policy::default(), is)
+    ensure_refused_without(
+        host,
+        |clock| clock.vcpus.truncate(2),
+        &Policy::default(),
+        is,
+    )
 }
 
 fn behind(host: &Host) -> Result<()> {
