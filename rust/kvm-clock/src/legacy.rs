@@ -33,6 +33,9 @@ pub(crate) const REBUILT_RECORD_NS: u32 = 2;
 /// KVM's default for the module parameter `tsc_tolerance_ppm`, which a VMM may be unable to read.
 pub(crate) const TOLERANCE_PPM: u32 = 250;
 
+/// Corrections of kvmclock by its measured error.
+const CORRECTIONS: u32 = 3;
+
 const NSEC_PER_SEC: i64 = 1_000_000_000;
 
 /// What the module would return for `vm`, whose vCPUs have a TSC of `khz` kHz.
@@ -206,44 +209,58 @@ fn set_kvmclock(
     const KVM_CAP_ADJUST_CLOCK: u32 = 39;
 
     let known = check_extension(vm, KVM_CAP_ADJUST_CLOCK);
-    let set = |host_tsc, realtime| {
+    let set = |host_tsc, realtime, late_by_ns: i64| {
+        let clock = record.kvmclock_ns(transform.guest_tsc(host_tsc));
         let data = ClockData {
-            clock: record.kvmclock_ns(transform.guest_tsc(host_tsc)),
+            clock: clock.wrapping_add_signed(late_by_ns),
             realtime,
             flags: KVM_CLOCK_REALTIME & known,
             ..ClockData::default()
         };
         set_clock(vm, &data).map_err(Error::of("KVM_SET_CLOCK"))
     };
-    // The first call makes KVM use a master clock, if it can; the second one uses an instant of
-    // KVM's own, at which it read all clocks as one.
+    let error_ns = |data: &ClockData, host_tsc| {
+        let expected = record.kvmclock_ns(transform.guest_tsc(host_tsc));
+        // CAST: The sign of the wrapped difference.
+        data.clock.wrapping_sub(expected) as i64
+    };
     let instant = now();
     let tai_offset_ns = i64::from(instant.tai_offset_s) * NSEC_PER_SEC;
     // CAST: After 1970.
-    set(instant.host_tsc, (instant.tai_ns - tai_offset_ns) as u64)?;
-    let data = clock_of(vm)?;
+    let realtime = (instant.tai_ns - tai_offset_ns) as u64;
+    set(instant.host_tsc, realtime, 0)?;
+
+    // That made KVM use a master clock, if it can. Then KVM reads all its clocks as one, so that
+    // the error is known exactly, and most of it is the same each time.
     let paired = KVM_CLOCK_HOST_TSC | KVM_CLOCK_REALTIME;
-    if data.flags & paired == paired {
-        set(HostTsc(data.host_tsc), data.realtime)?;
+    let mut late_by_ns = 0;
+    for _ in 0..CORRECTIONS {
+        let data = clock_of(vm)?;
+        let error_ns = error_ns(&data, HostTsc(data.host_tsc));
+        if data.flags & paired != paired || error_ns == 0 {
+            break;
+        }
+        late_by_ns -= error_ns;
+        set(HostTsc(data.host_tsc), data.realtime, late_by_ns)?;
     }
 
     let before = rdtsc();
     let data = clock_of(vm)?;
     let window = rdtsc().since(before);
-    let (host_tsc, window) = if data.flags & KVM_CLOCK_HOST_TSC != 0 {
+    let (host_tsc, read_window) = if data.flags & KVM_CLOCK_HOST_TSC != 0 {
         (HostTsc(data.host_tsc), 0)
     } else {
         (before.wrapping_add(window / 2), window)
     };
-    let expected = record.kvmclock_ns(transform.guest_tsc(host_tsc));
-    // CAST: The sign of the wrapped difference.
-    let off_by_ns = (data.clock.wrapping_sub(expected) as i64).unsigned_abs();
     let read = ClockSnapshot {
-        read_window: window,
+        read_window,
         ..ClockSnapshot::default()
     };
+    let off_by_ns = error_ns(&data, host_tsc).unsigned_abs();
     let off_by_ns = u32::try_from(off_by_ns).unwrap_or(u32::MAX);
-    Ok(off_by_ns.saturating_add(read.precision_ns(host_khz)))
+    Ok(off_by_ns
+        .saturating_add(read.precision_ns(host_khz))
+        .saturating_add(record.rounding_ns()))
 }
 
 /// The scaling ratio of a vCPU.

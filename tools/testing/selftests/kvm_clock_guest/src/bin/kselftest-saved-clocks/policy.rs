@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
             "a measured difference of the clocks is added",
             clocks_differ,
         ),
+        Case::new("the pause is steal time, or not", steal_time),
         Case::new("exact on a host whose TSC is behind: refuse", stale),
     ]
 }
@@ -62,7 +63,8 @@ fn reslope(host: &Host) -> Result<()> {
     ensure_eq!(outcome.lost, vec![Loss::Resloped], "lost");
     ensure_eq!(outcome.mode, Mode::Exact, "mode");
     let (clock, now) = (saved.clock()?, get(&vm)?);
-    ensure_eq_hex!(now.vcpus, clock.vcpus, "offsets");
+    let (actual, expected) = (offsets(&now), offsets(&clock));
+    ensure_eq_hex!(actual, expected, "TSC offsets");
     let kvmclock_ns = now.header.record.kvmclock_ns(clock.header.guest_tsc);
     ensure_eq!(
         kvmclock_ns,
@@ -212,6 +214,26 @@ fn clocks_differ(host: &Host) -> Result<()> {
     let mut clock = saved.clock()?;
     clock.header.tai_ns += HOUR_NS;
     ensure_advanced(&vm, &clock, 0)
+}
+
+fn steal_time(host: &Host) -> Result<()> {
+    for steal_time in [true, false] {
+        let (_kvm, vm, saved) = saved(host, |_| ())?;
+        let pause = Duration::from_millis(50);
+        sleep(pause);
+        let policy = Policy {
+            steal_time,
+            ..Policy::default()
+        };
+        let outcome = restore(&vm, &saved, &policy)?;
+        ensure_eq!(outcome.lost, vec![], "lost");
+        for vcpu in get(&vm)?.vcpus {
+            let is_counted = u128::from(vcpu.steal_ns) >= pause.as_nanos();
+            ensure_eq!(is_counted, steal_time, "steal time of {} ns", vcpu.steal_ns);
+            ensure!(steal_time || vcpu.steal_ns == 0, "{} ns", vcpu.steal_ns);
+        }
+    }
+    Ok(())
 }
 
 fn stale(host: &Host) -> Result<()> {
