@@ -187,7 +187,15 @@ fn tai_offset_s() -> i32 {
 
 /// How long the host has slept since its boot, ns.
 pub(crate) fn asleep_since_boot_ns() -> i64 {
-    clock_ns(libc::CLOCK_BOOTTIME) - clock_ns(libc::CLOCK_MONOTONIC)
+    // The thread may be preempted between two readings: the shortest try has the least error.
+    let read = |_| {
+        let before = clock_ns(libc::CLOCK_MONOTONIC);
+        let boottime = clock_ns(libc::CLOCK_BOOTTIME);
+        let window = clock_ns(libc::CLOCK_MONOTONIC) - before;
+        (window, boottime - before - window / 2)
+    };
+    let shortest = (0..TRIES).map(read).min();
+    shortest.map_or(0, |(_, asleep_ns)| asleep_ns)
 }
 
 /// The host's TSC, ordered against all instructions before and after it.

@@ -12,14 +12,14 @@ macro_rules! case {
             concat!("descriptors of kvm-ioctls ", $version),
             |_: &Host| {
                 let kvm = $kvm_ioctls::Kvm::new()?;
-                let (saved, clock) = {
+                let saved = {
                     let vm = kvm.create_vm()?;
                     let vcpus = [vm.create_vcpu(0)?, vm.create_vcpu(1)?];
                     let vcpus = Vcpu::numbered(&vcpus);
                     let saved = SavedClocks::save(&vm, &vcpus, &HostId::read()?)?;
                     let khz = kvm_clock::tsc_khz(vcpus[0].fd)?;
                     ensure_eq!(saved.tsc_khz(), khz, "TSC rate, kHz");
-                    (saved, get_vm_clock_guest(&vm)?)
+                    saved
                 };
                 let vm = kvm.create_vm()?;
                 let prepared = saved.prepare(&vm)?;
@@ -27,7 +27,7 @@ macro_rules! case {
                 let vcpus = [vm.create_vcpu(0)?, vm.create_vcpu(1)?];
                 let outcome = saved.restore(&vm, &Vcpu::numbered(&vcpus), &Policy::default())?;
                 ensure_eq!(outcome.mode, Mode::Exact, "mode");
-                let now = get_vm_clock_guest(&vm)?;
+                let (now, clock) = (get_vm_clock_guest(&vm)?, saved.clock()?);
                 let (actual, expected) = (offsets(&now), offsets(&clock));
                 ensure_eq_hex!(actual, expected, "TSC offsets");
                 ensure_eq_hex!(now.header.record, clock.header.record, "record");
