@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: (GPL-2.0-only WITH Linux-syscall-note) OR Apache-2.0 OR BSD-3-Clause
 
 //! The ioctl ABI, as integers: what crosses between the VMM and the module.
 //!

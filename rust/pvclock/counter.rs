@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause
 
 //! TSC values and TSC offsets: a type each, so that an exchange of two does not compile.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause
 
 //! TSC and pvclock arithmetic, the ioctl ABI, and the plan that turns one into the other.
 //!

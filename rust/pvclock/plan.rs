@@ -1,10 +1,13 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause
 
 //! From a validated request and this host's clock to what is to be written: pure arithmetic, done
 //! before the first lock that a failure could not undo.
 
 use super::{
-    abi::ClockGuest,
+    abi::{
+        ClockGuest,
+        VmClockGuest, //
+    },
     counter::{
         HostTsc,
         TscOffset, //
@@ -154,7 +157,7 @@ pub fn plan(
     let elapsed_ns = match request.mode {
         Mode::Exact if saved.host_tsc.is_ahead_of(now.host_tsc) => return Err(PlanError::Stale),
         Mode::Exact | Mode::Freeze => 0,
-        Mode::Advance => elapsed_ns(request, now)?,
+        Mode::Advance => allowed_elapsed_ns(request, now)?,
     };
     // The guest TSC at which kvmclock is what it was at the anchor, plus the elapsed time.
     let (offset_shift, guest_tsc) = match request.mode {
@@ -258,20 +261,26 @@ fn exact_scale(saved: Scale, here: GuestRate, tolerance_ppm: u32) -> Option<Scal
     (is_same_hardware && would_be.is_close_to(here, tolerance_ppm)).then_some(saved)
 }
 
-/// Time from the anchor to `now` by TAI, ns.
+/// Time from the anchor of `saved` to `now` by TAI, ns; negative if `now` is before the anchor.
+///
+/// Where one side does not know TAI - UTC its "TAI" is UTC, and the difference of the two would be
+/// off by some 37 s: UTC is compared then.
+pub fn elapsed_ns(saved: &VmClockGuest, now: &ClockSnapshot) -> i128 {
+    let elapsed = i128::from(now.tai_ns) - i128::from(saved.tai_ns);
+    if knows_tai(now.tai_offset_s) == knows_tai(saved.tai_offset_s) {
+        return elapsed;
+    }
+    let offset_diff = i128::from(now.tai_offset_s) - i128::from(saved.tai_offset_s);
+    elapsed - offset_diff * NSEC_PER_SEC
+}
+
+/// [`elapsed_ns`], as the request allows it.
 ///
 /// # Errors
 ///
 /// [`PlanError::Backwards`] if it is negative, and the request does not allow that.
-fn elapsed_ns(request: &SetRequest, now: &ClockSnapshot) -> Result<i128, PlanError> {
-    let saved = &request.saved;
-    let mut elapsed = i128::from(now.tai_ns) - i128::from(saved.tai_ns);
-    // Where one side does not know TAI - UTC its "TAI" is UTC, and the difference of the two would
-    // be off by some 37 s: compare UTC then.
-    if knows_tai(now.tai_offset_s) != knows_tai(saved.tai_offset_s) {
-        let offset_diff = i128::from(now.tai_offset_s) - i128::from(saved.tai_offset_s);
-        elapsed -= offset_diff * NSEC_PER_SEC;
-    }
+fn allowed_elapsed_ns(request: &SetRequest, now: &ClockSnapshot) -> Result<i128, PlanError> {
+    let elapsed = elapsed_ns(&request.saved, now);
     if elapsed < 0 && !request.allow_backwards {
         return Err(PlanError::Backwards);
     }

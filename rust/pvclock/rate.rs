@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause
 
 //! TSC rates: Hz from kHz and ratio, ticks from nanoseconds, and a rate as a pvclock multiplier.
 

@@ -251,7 +251,7 @@ def rust(value, kind):
 def render():
     """The Rust file."""
     tables = generate()
-    lines = ["// SPDX-License-Identifier: GPL-2.0-only", "",
+    lines = ["// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause", "",
              "//! Inputs and the results that Python's integers have for them.", "//!",
              "//! Made by kvm-clock-guest's `tools/prove/vectors.py --write`; do not edit."]
     for name, kinds, fields, _ in TABLES:

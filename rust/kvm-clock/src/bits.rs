@@ -1,6 +1,9 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Serde for ABI structures: serialises their bytes, so that they are restored bit for bit.
+//!
+//! The structures grow at their end, so the bytes may be more than those of the structure: what a
+//! later version of this crate has added is ignored.
 //!
 //! # Example
 //!
@@ -37,7 +40,7 @@ where
 ///
 /// # Errors
 ///
-/// If the number of bytes is not the size of `T`.
+/// If there are fewer bytes than `T` has.
 pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
     T: FromBytes,
@@ -47,8 +50,10 @@ where
 }
 
 fn from_bytes<T: FromBytes, E: Error>(bytes: &[u8]) -> Result<T, E> {
-    let expected = format!("{} bytes", size_of::<T>());
-    T::read_from_bytes(bytes).map_err(|_| E::invalid_length(bytes.len(), &expected.as_str()))
+    let expected = format!("at least {} bytes", size_of::<T>());
+    T::read_from_prefix(bytes)
+        .map(|(value, _)| value)
+        .map_err(|_| E::invalid_length(bytes.len(), &expected.as_str()))
 }
 
 /// The same for a vector of structures.

@@ -1,51 +1,60 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The ioctls of the kernel module `kvm_clock_guest` for VMMs that use [kvm-ioctls](kvm_ioctls).
-//! They save and restore the TSCs and the kvmclock of a whole VM in one operation.
+//! Saves and restores the TSCs and the kvmclock of a KVM guest in one operation.
 //!
-//! - [`clock_guest_cap`]: the features of this kernel,
-//! - [`get_vm_clock_guest`], [`set_vm_clock_guest`]: the clocks of a whole VM,
-//! - [`get_clock_guest`], [`set_clock_guest`]: kvmclock alone, through a vCPU,
-//! - [`set_tsc_khz`], [`tsc_offset`], [`set_tsc_offset`], [`tsc_scale`]: other TSC interfaces that
-//!   kvm-ioctls lacks,
-//! - [`abi`]: structures and constants, and the evaluation of pvclock records,
-//! - [`bits`]: serde for the structures.
+//! [`SavedClocks`] is all that a VMM needs: [`save`](SavedClocks::save) with the vCPUs stopped,
+//! [`prepare`](SavedClocks::prepare) before the new VM's vCPUs are created, and
+//! [`restore`](SavedClocks::restore), which chooses the mode, reacts to what this host refuses by a
+//! [`Policy`], and returns an [`Outcome`]: what it did, and what the guest has lost. On a host with
+//! the kernel module `kvm_clock_guest` it uses the module's ioctls, on another host the older ones.
 //!
-//! `Documentation/virt/kvm/clock-guest.rst` describes the ioctls, their errors, and the order in
-//! which a VMM restores a guest; `samples/vmm` is a complete VMM.
-//!
-//! # Example
-//!
-//! Save the clocks of a guest, and restore them in another process or on another host:
+//! Descriptors are anything with [`AsRawFd`](std::os::fd::AsRawFd), such as those of any version of
+//! kvm-ioctls.
 //!
 //! ```no_run
-//! use kvm_clock::abi::{MODE_ADVANCE, MODE_EXACT};
-//! use kvm_clock::{get_vm_clock_guest, set_tsc_khz, set_vm_clock_guest, VmClock};
-//! use kvm_ioctls::{Error, VcpuFd, VmFd};
+//! use kvm_clock::{Error, HostId, Policy, SavedClocks, Vcpu};
+//! use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 //!
 //! /// The vCPUs are stopped.
-//! fn save(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<(u32, VmClock), Error> {
-//!     // One call for all vCPUs. Save memory, registers, MSRs and LAPICs as well.
-//!     Ok((vcpus[0].get_tsc_khz()?, get_vm_clock_guest(vm)?))
+//! fn save(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<SavedClocks, Error> {
+//!     // Save memory, registers, MSRs and LAPICs as well.
+//!     SavedClocks::save(vm, &Vcpu::numbered(vcpus), &HostId::read()?)
 //! }
 //!
-//! type Vcpus = Vec<VcpuFd>;
-//!
-//! fn restore(vm: &VmFd, khz: u32, mut clock: VmClock, same_boot: bool) -> Result<Vcpus, Error> {
-//!     // 1. Set the TSC rate, then create the vCPUs with the saved IDs.
-//!     set_tsc_khz(vm, khz)?;
-//!     let ids = clock.vcpus.iter().map(|vcpu| vcpu.vcpu_id.into());
-//!     let vcpus: Vec<_> = ids.map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
+//! fn restore(kvm: &Kvm, saved: &SavedClocks) -> Result<(), Box<dyn std::error::Error>> {
+//!     // 1. The TSC rate, then the vCPUs.
+//!     let vm = kvm.create_vm()?;
+//!     saved.prepare(&vm)?;
+//!     let vcpus = [vm.create_vcpu(0)?, vm.create_vcpu(1)?];
 //!     // 2. Restore registers and MSRs, including those of kvmclock and MSR_IA32_TSC_ADJUST.
-//!     // 3. Restore the clocks, after all calls that change a TSC or kvmclock.
-//!     clock.header.mode = if same_boot { MODE_EXACT } else { MODE_ADVANCE };
-//!     set_vm_clock_guest(vm, &mut clock)?;
+//!     // 3. The clocks, after all calls that change a TSC or kvmclock.
+//!     let outcome = saved.restore(&vm, &Vcpu::numbered(&vcpus), &Policy::default())?;
+//!     if let Some(lost) = outcome.lost() {
+//!         eprintln!("guest clocks: {lost}");
+//!     }
 //!     // 4. Restore the guest's timers: KVM_SET_LAPIC, then MSR_IA32_TSC_DEADLINE.
 //!     // 5. Notify the guest's watchdogs; this fails for a guest without kvmclock.
 //!     vcpus.iter().for_each(|vcpu| vcpu.kvmclock_ctrl().unwrap_or(()));
-//!     Ok(vcpus)
+//!     Ok(())
 //! }
 //! ```
+//!
+//! # The raw layer
+//!
+//! A function for each ioctl, with its errnos:
+//!
+//! - [`clock_guest_cap`], [`check_extension`]: the features of this kernel,
+//! - [`get_vm_clock_guest`], [`set_vm_clock_guest`]: the clocks of a whole VM,
+//! - [`get_clock_guest`], [`set_clock_guest`]: kvmclock alone, through a vCPU,
+//! - [`set_tsc_khz`], [`tsc_khz`], [`tsc_offset`], [`set_tsc_offset`], [`tsc_scale`],
+//!   [`guest_tsc`], [`get_clock`], [`set_clock`]: KVM's other TSC and clock interfaces,
+//! - [`abi`]: structures and constants, and the evaluation of pvclock records,
+//! - [`request`]: the requests' numbers, for seccomp filters,
+//! - `bits`, with the feature `serde`: serde for the structures.
+//!
+//! `Documentation/virt/kvm/clock-guest.rst` describes the ioctls, and `clock-guest-vmm.rst` this
+//! crate; `samples/vmm` is a complete VMM. Without the feature `std`, the crate has [`abi`],
+//! [`counter`], [`request`] and [`Errno`], and needs no allocator.
 //!
 //! Compute the clocks of a saved vCPU at any TSC value of the host that saved it, without KVM. (If
 //! the host scales, [`pvclock::tsc`] also applies the ratio.)
@@ -77,15 +86,49 @@
 
 // The TSC and kvmclock are an x86 guest's.
 #![cfg(target_arch = "x86_64")]
+#![cfg_attr(not(feature = "std"), no_std)]
 
+#[cfg(all(feature = "serde", feature = "std"))]
 pub mod bits;
+mod errno;
+#[cfg(feature = "std")]
+mod error;
+#[cfg(feature = "std")]
+mod host;
+#[cfg(feature = "std")]
+mod legacy;
+#[cfg(feature = "std")]
+mod outcome;
+#[cfg(feature = "std")]
+mod policy;
+#[cfg(feature = "std")]
 pub mod raw;
+pub mod request;
+#[cfg(feature = "std")]
+mod restore;
+#[cfg(feature = "std")]
+mod saved;
+#[cfg(feature = "std")]
 mod vcpu;
+#[cfg(feature = "std")]
 mod vm;
 
+pub use errno::{Errno, Result};
 pub use pvclock::{abi, counter};
-pub use vcpu::{get_clock_guest, set_clock_guest, set_tsc_offset, tsc_offset, tsc_scale};
-pub use vm::{
-    clock_guest_cap, get_vm_clock_guest, get_vm_clock_guest_or_fall_back, set_tsc_khz,
-    set_vm_clock_guest, VmClock,
+
+#[cfg(feature = "std")]
+pub use {
+    error::Error,
+    host::{HostCheck, HostId},
+    outcome::{Loss, Outcome, Procedure},
+    policy::{Mode, ModeChoice, NoModule, OtherRate, Otherwise, Policy},
+    saved::{Prepared, SavedClocks, Vcpu},
+    vcpu::{
+        get_clock_guest, guest_tsc, set_clock_guest, set_tsc_offset, tsc_khz, tsc_offset, tsc_scale,
+    },
+    vm::{
+        check_extension, clock_guest_cap, get_clock, get_vm_clock_guest,
+        get_vm_clock_guest_or_fall_back, set_clock, set_tsc_khz, set_vm_clock_guest, ClockData,
+        VmClock, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME,
+    },
 };

@@ -1,10 +1,16 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The bare ioctls, for tests that send invalid arguments.
 
-use pvclock::abi::{KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST};
-use std::{ffi::c_void, os::fd::AsRawFd};
-use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ptr};
+use crate::{
+    errno::{Errno, Result},
+    request::{KVM_GET_VM_CLOCK_GUEST, KVM_SET_VM_CLOCK_GUEST},
+};
+use std::{
+    ffi::{c_int, c_void},
+    io,
+    os::fd::AsRawFd,
+};
 
 /// `KVM_GET_VM_CLOCK_GUEST` on any descriptor, with any argument.
 ///
@@ -17,9 +23,9 @@ use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ptr};
 /// If `arg` is writable, it points to a structure that begins with its own size; if the structure's
 /// `vcpus` is writable, it points to `nr_vcpus` entries. The kernel may write all of this during
 /// the call. (An address that is not writable gives `EFAULT`.)
-pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
+pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> Result<()> {
     // SAFETY: The caller allows the kernel's writes.
-    check(unsafe { ioctl_with_mut_ptr(fd, KVM_GET_VM_CLOCK_GUEST.into(), arg) })
+    unsafe { ioctl(fd, KVM_GET_VM_CLOCK_GUEST, arg) }.map(drop)
 }
 
 /// `KVM_SET_VM_CLOCK_GUEST` on any descriptor, with any argument.
@@ -31,15 +37,35 @@ pub unsafe fn get(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
 /// # Safety
 ///
 /// As [`get`], but the kernel only reads the array.
-pub unsafe fn set(fd: &impl AsRawFd, arg: *mut c_void) -> errno::Result<()> {
+pub unsafe fn set(fd: &impl AsRawFd, arg: *mut c_void) -> Result<()> {
     // SAFETY: The caller allows the kernel's writes.
-    check(unsafe { ioctl_with_mut_ptr(fd, KVM_SET_VM_CLOCK_GUEST.into(), arg) })
+    unsafe { ioctl(fd, KVM_SET_VM_CLOCK_GUEST, arg) }.map(drop)
 }
 
-/// The errno of an ioctl that returned `ret`.
-pub(crate) fn check(ret: i32) -> errno::Result<()> {
+/// A KVM ioctl whose argument is a pointer.
+///
+/// # Safety
+///
+/// `arg` is valid for what the kernel reads and writes for `request`, one of [`crate::request`]. (A
+/// descriptor that is not KVM's does not know the request.)
+pub(crate) unsafe fn ioctl(fd: &impl AsRawFd, request: u32, arg: *mut c_void) -> Result<c_int> {
+    // SAFETY: The caller allows what the kernel does with `arg`.
+    // CAST: libc's type for requests depends on the C library.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), request as _, arg) })
+}
+
+/// A KVM ioctl whose argument is a number.
+pub(crate) fn ioctl_value(fd: &impl AsRawFd, request: u32, value: u32) -> Result<c_int> {
+    // SAFETY: The requests that this is for take a number: the kernel accesses no memory.
+    // CAST: As above.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), request as _, libc::c_ulong::from(value)) })
+}
+
+fn check(ret: c_int) -> Result<c_int> {
     if ret < 0 {
-        return errno::errno_result();
+        return Err(Errno(
+            io::Error::last_os_error().raw_os_error().unwrap_or(0),
+        ));
     }
-    Ok(())
+    Ok(ret)
 }

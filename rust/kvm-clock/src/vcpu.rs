@@ -1,29 +1,44 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! vCPU ioctls: those of `kvm_clock_guest`, and the TSC attributes.
 
-use super::raw::check;
-use kvm_bindings::{kvm_device_attr, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET};
-use kvm_ioctls::VcpuFd;
-use pvclock::{
-    abi::{ClockGuest, VcpuTscScale, KVM_GET_CLOCK_GUEST, KVM_SET_CLOCK_GUEST, KVM_VCPU_TSC_SCALE},
-    counter::TscOffset,
+use crate::{
+    abi::{ClockGuest, VcpuTscScale, KVM_VCPU_TSC_SCALE},
+    counter::{GuestTsc, TscOffset},
+    errno::{Errno, Result},
+    raw::{ioctl, ioctl_value},
+    request::{
+        KVM_GET_CLOCK_GUEST, KVM_GET_DEVICE_ATTR, KVM_GET_MSRS, KVM_GET_TSC_KHZ,
+        KVM_SET_CLOCK_GUEST, KVM_SET_DEVICE_ATTR,
+    },
 };
-use vmm_sys_util::{
-    errno,
-    ioctl::{ioctl_with_mut_ref, ioctl_with_ref},
-};
+use std::os::fd::AsRawFd;
 use zerocopy::{FromBytes, Immutable};
 
-/// Request numbers.
-mod nr {
-    use kvm_bindings::kvm_device_attr;
-    use vmm_sys_util::ioctl_iow_nr;
+/// Attribute group of the TSC.
+const KVM_VCPU_TSC_CTRL: u32 = 0;
+/// Attribute of that group: the L1 TSC offset.
+const KVM_VCPU_TSC_OFFSET: u64 = 0;
 
-    const KVMIO: u32 = 0xae;
+const MSR_IA32_TSC: u32 = 0x10;
 
-    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
-    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+/// `struct kvm_device_attr`.
+#[repr(C)]
+struct DeviceAttr {
+    flags: u32,
+    group: u32,
+    attr: u64,
+    addr: u64,
+}
+
+/// `struct kvm_msrs` with one entry.
+#[repr(C)]
+struct OneMsr {
+    nmsrs: u32,
+    pad: u32,
+    index: u32,
+    reserved: u32,
+    data: u64,
 }
 
 /// Reads the pvclock record of a vCPU, as proposed on the kernel list; `version` and padding are 0.
@@ -48,10 +63,10 @@ mod nr {
 /// let record = get_clock_guest(&vcpu).unwrap();
 /// println!("kvmclock was {} ns at TSC {}", record.system_time, record.tsc_timestamp);
 /// ```
-pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
+pub fn get_clock_guest(vcpu: &impl AsRawFd) -> Result<ClockGuest> {
     let mut record = ClockGuest::default();
     // SAFETY: The kernel writes only the mutably borrowed record.
-    check(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_CLOCK_GUEST.into(), &mut record) })?;
+    unsafe { ioctl(vcpu, KVM_GET_CLOCK_GUEST, (&raw mut record).cast()) }?;
     Ok(record)
 }
 
@@ -78,9 +93,16 @@ pub fn get_clock_guest(vcpu: &VcpuFd) -> errno::Result<ClockGuest> {
 /// // The guest is paused.
 /// set_clock_guest(&vcpu, &record).unwrap();
 /// ```
-pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> {
+pub fn set_clock_guest(vcpu: &impl AsRawFd, record: &ClockGuest) -> Result<()> {
     // SAFETY: The kernel reads only the borrowed record.
-    check(unsafe { ioctl_with_ref(vcpu, KVM_SET_CLOCK_GUEST.into(), record) })
+    unsafe {
+        ioctl(
+            vcpu,
+            KVM_SET_CLOCK_GUEST,
+            (&raw const *record).cast_mut().cast(),
+        )
+    }
+    .map(drop)
 }
 
 /// Reads the L1 TSC offset of a vCPU: `KVM_VCPU_TSC_OFFSET`.
@@ -100,8 +122,8 @@ pub fn set_clock_guest(vcpu: &VcpuFd, record: &ClockGuest) -> errno::Result<()> 
 /// let vcpu = vm.create_vcpu(0).unwrap();
 /// println!("the guest's TSC is the host's plus {}", tsc_offset(&vcpu).unwrap());
 /// ```
-pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<TscOffset> {
-    get_attr(vcpu, KVM_VCPU_TSC_OFFSET.into())
+pub fn tsc_offset(vcpu: &impl AsRawFd) -> Result<TscOffset> {
+    get_attr(vcpu, KVM_VCPU_TSC_OFFSET)
 }
 
 /// Reads the TSC scaling ratio of a vCPU: `KVM_VCPU_TSC_SCALE`.
@@ -122,7 +144,7 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> errno::Result<TscOffset> {
 /// let scale = tsc_scale(&vcpu).unwrap();
 /// println!("the guest's TSC counts {} in 2^{} ticks", scale.tsc_ratio, scale.tsc_frac_bits);
 /// ```
-pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
+pub fn tsc_scale(vcpu: &impl AsRawFd) -> Result<VcpuTscScale> {
     get_attr(vcpu, KVM_VCPU_TSC_SCALE)
 }
 
@@ -145,27 +167,82 @@ pub fn tsc_scale(vcpu: &VcpuFd) -> errno::Result<VcpuTscScale> {
 /// // The guest's TSC jumps by 1000 ticks.
 /// set_tsc_offset(&vcpu, offset.wrapping_add(1000)).unwrap();
 /// ```
-pub fn set_tsc_offset(vcpu: &VcpuFd, offset: TscOffset) -> errno::Result<()> {
-    let attr = tsc_attr(KVM_VCPU_TSC_OFFSET.into(), (&raw const offset).addr());
-    // SAFETY: The kernel reads 8 bytes at `attr.addr`, which is `offset`.
-    check(unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_DEVICE_ATTR(), &attr) })
+pub fn set_tsc_offset(vcpu: &impl AsRawFd, offset: TscOffset) -> Result<()> {
+    let mut attr = tsc_attr(KVM_VCPU_TSC_OFFSET, (&raw const offset).addr());
+    // SAFETY: The kernel reads the attribute, and 8 bytes at `attr.addr`, which is `offset`.
+    unsafe { ioctl(vcpu, KVM_SET_DEVICE_ATTR, (&raw mut attr).cast()) }.map(drop)
+}
+
+/// Reads the TSC rate of a vCPU, kHz: `KVM_GET_TSC_KHZ`.
+///
+/// It is the rate that the VMM has asked for: where that is within KVM's tolerance of the host's,
+/// the vCPU runs at the host's.
+///
+/// # Errors
+///
+/// `EIO` if the rate is not constant.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// assert_eq!(kvm_clock::tsc_khz(&vcpu).unwrap(), vcpu.get_tsc_khz().unwrap());
+/// ```
+pub fn tsc_khz(vcpu: &impl AsRawFd) -> Result<u32> {
+    // CAST: Not negative.
+    ioctl_value(vcpu, KVM_GET_TSC_KHZ, 0).map(|khz| khz as u32)
+}
+
+/// Reads the L1 TSC of a vCPU: `MSR_IA32_TSC`.
+///
+/// It waits while the vCPU is inside `KVM_RUN`.
+///
+/// # Errors
+///
+/// Those of `KVM_GET_MSRS`.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let vcpu = vm.create_vcpu(0).unwrap();
+/// println!("the guest's TSC is {}", kvm_clock::guest_tsc(&vcpu).unwrap());
+/// ```
+pub fn guest_tsc(vcpu: &impl AsRawFd) -> Result<GuestTsc> {
+    let mut msr = OneMsr {
+        nmsrs: 1,
+        pad: 0,
+        index: MSR_IA32_TSC,
+        reserved: 0,
+        data: 0,
+    };
+    // SAFETY: The kernel reads the header and writes one entry, which follows it.
+    match unsafe { ioctl(vcpu, KVM_GET_MSRS, (&raw mut msr).cast()) }? {
+        // The number of MSRs that were read.
+        0 => Err(Errno(libc::EINVAL)),
+        _ => Ok(GuestTsc(msr.data)),
+    }
 }
 
 /// Reads an attribute whose value is a `T`.
-fn get_attr<T: FromBytes + Immutable>(vcpu: &VcpuFd, attr: u64) -> errno::Result<T> {
+fn get_attr<T: FromBytes + Immutable>(vcpu: &impl AsRawFd, attr: u64) -> Result<T> {
     let mut value = T::new_zeroed();
-    let attr = tsc_attr(attr, (&raw mut value).addr());
-    // SAFETY: The kernel writes a `T`, which allows any bytes, at `attr.addr`, which is `value`.
-    check(unsafe { ioctl_with_ref(vcpu, nr::KVM_GET_DEVICE_ATTR(), &attr) })?;
+    let mut attr = tsc_attr(attr, (&raw mut value).addr());
+    // SAFETY: The kernel reads the attribute, and writes a `T`, which allows any bytes, at
+    // `attr.addr`, which is `value`.
+    unsafe { ioctl(vcpu, KVM_GET_DEVICE_ATTR, (&raw mut attr).cast()) }?;
     // The compiler does not see the kernel's write.
     Ok(std::hint::black_box(value))
 }
 
-fn tsc_attr(attr: u64, addr: usize) -> kvm_device_attr {
-    kvm_device_attr {
+fn tsc_attr(attr: u64, addr: usize) -> DeviceAttr {
+    DeviceAttr {
+        flags: 0,
         group: KVM_VCPU_TSC_CTRL,
         attr,
         addr: addr as u64,
-        ..kvm_device_attr::default()
     }
 }

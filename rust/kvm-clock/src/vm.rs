@@ -1,30 +1,47 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! VM ioctls: those of `kvm_clock_guest`, their capability, and `KVM_SET_TSC_KHZ`.
 
-use super::raw;
-use kvm_ioctls::VmFd;
-use pvclock::abi::{ClockGuestVcpu, VmClockGuest, FLAG_FALLBACK, KVM_CAP_VM_CLOCK_GUEST};
-use serde::{Deserialize, Serialize};
-use vmm_sys_util::{errno, ioctl::ioctl_with_val};
+use crate::{
+    abi::{ClockGuestVcpu, VmClockGuest, FLAG_FALLBACK, KVM_CAP_VM_CLOCK_GUEST},
+    raw,
+    request::{KVM_CHECK_EXTENSION, KVM_GET_CLOCK, KVM_SET_CLOCK, KVM_SET_TSC_KHZ},
+    Result,
+};
+use std::os::fd::AsRawFd;
 
-/// Request numbers.
-mod nr {
-    use vmm_sys_util::ioctl_io_nr;
+/// Flag of [`ClockData`]: `realtime` is valid.
+pub const KVM_CLOCK_REALTIME: u32 = 1 << 2;
+/// Flag of [`ClockData`]: `host_tsc` is valid.
+pub const KVM_CLOCK_HOST_TSC: u32 = 1 << 3;
 
-    const KVMIO: u32 = 0xae;
-
-    ioctl_io_nr!(KVM_SET_TSC_KHZ, KVMIO, 0xa2);
+/// kvmclock at one moment: `struct kvm_clock_data`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ClockData {
+    /// kvmclock, ns.
+    pub clock: u64,
+    /// [`KVM_CLOCK_REALTIME`], [`KVM_CLOCK_HOST_TSC`] and others.
+    pub flags: u32,
+    /// 0.
+    pub pad0: u32,
+    /// `CLOCK_REALTIME` of that moment, ns.
+    pub realtime: u64,
+    /// The host's TSC of that moment.
+    pub host_tsc: u64,
+    /// 0.
+    pub pad: [u32; 4],
 }
 
 /// The clocks of a whole VM: the ABI's header, and the array that it points to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct VmClock {
     /// The header; the calls fill in `size`, `vcpus` and `nr_vcpus`.
-    #[serde(with = "crate::bits")]
+    #[cfg_attr(feature = "serde", serde(with = "crate::bits"))]
     pub header: VmClockGuest,
     /// TSC offset and steal time of every vCPU; GET lists them in the VM's order.
-    #[serde(with = "crate::bits::vec")]
+    #[cfg_attr(feature = "serde", serde(with = "crate::bits::vec"))]
     pub vcpus: Vec<ClockGuestVcpu>,
 }
 
@@ -58,10 +75,26 @@ impl VmClock {
 /// let vm = Kvm::new().unwrap().create_vm().unwrap();
 /// assert!(clock_guest_cap(&vm) & CAP_EXACT != 0, "the kvm_clock_guest module is not loaded");
 /// ```
-pub fn clock_guest_cap(vm: &VmFd) -> u32 {
-    let bits = vm.check_extension_raw(KVM_CAP_VM_CLOCK_GUEST.into());
-    // A kernel without the hook returns 0; a negative result is an errno.
-    u32::try_from(bits).unwrap_or(0)
+pub fn clock_guest_cap(vm: &impl AsRawFd) -> u32 {
+    check_extension(vm, KVM_CAP_VM_CLOCK_GUEST)
+}
+
+/// `KVM_CHECK_EXTENSION` of `vm`; 0 if the kernel does not have `cap`.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_ioctls::Kvm;
+/// const KVM_CAP_TSC_CONTROL: u32 = 60;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let can_scale = kvm_clock::check_extension(&vm, KVM_CAP_TSC_CONTROL) != 0;
+/// ```
+pub fn check_extension(vm: &impl AsRawFd, cap: u32) -> u32 {
+    // A kernel without the feature returns 0; an error means that it does not know the question.
+    raw::ioctl_value(vm, KVM_CHECK_EXTENSION, cap).map_or(0, |value| {
+        // CAST: Not negative.
+        value as u32
+    })
 }
 
 /// Reads the clocks of `vm`, all at one host TSC value. It changes nothing, and works while vCPUs
@@ -88,7 +121,7 @@ pub fn clock_guest_cap(vm: &VmFd) -> u32 {
 /// assert_eq!(clock.vcpus.len(), vcpus.len());
 /// assert_eq!(clock.header.record.kvmclock_ns(clock.header.guest_tsc), clock.header.kvmclock_ns);
 /// ```
-pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
+pub fn get_vm_clock_guest(vm: &impl AsRawFd) -> Result<VmClock> {
     get(vm, 0)
 }
 
@@ -112,11 +145,11 @@ pub fn get_vm_clock_guest(vm: &VmFd) -> errno::Result<VmClock> {
 /// let clock = get_vm_clock_guest_or_fall_back(&vm).unwrap();
 /// println!("these clocks are precise to {} ns", clock.header.precision_ns);
 /// ```
-pub fn get_vm_clock_guest_or_fall_back(vm: &VmFd) -> errno::Result<VmClock> {
+pub fn get_vm_clock_guest_or_fall_back(vm: &impl AsRawFd) -> Result<VmClock> {
     get(vm, FLAG_FALLBACK)
 }
 
-fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
+fn get(vm: &impl AsRawFd, flags: u32) -> Result<VmClock> {
     let mut clock = VmClock {
         header: VmClockGuest {
             flags,
@@ -177,7 +210,7 @@ fn get(vm: &VmFd, flags: u32) -> errno::Result<VmClock> {
 /// clock.header.mode = MODE_EXACT;
 /// set_vm_clock_guest(&vm, &mut clock).unwrap();
 /// ```
-pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
+pub fn set_vm_clock_guest(vm: &impl AsRawFd, clock: &mut VmClock) -> Result<()> {
     let mut header = clock.prepared();
     // SAFETY: `header` begins with its size, and describes the mutably borrowed `clock.vcpus`.
     let result = unsafe { raw::set(vm, (&raw mut header).cast()) };
@@ -203,12 +236,54 @@ pub fn set_vm_clock_guest(vm: &VmFd, clock: &mut VmClock) -> errno::Result<()> {
 /// let vcpu = vm.create_vcpu(0).unwrap();
 /// assert_eq!(vcpu.get_tsc_khz().unwrap(), 2_000_000);
 /// ```
-pub fn set_tsc_khz(vm: &VmFd, tsc_khz: u32) -> errno::Result<()> {
-    // SAFETY: The argument is a number.
-    raw::check(unsafe { ioctl_with_val(vm, nr::KVM_SET_TSC_KHZ(), tsc_khz.into()) })
+pub fn set_tsc_khz(vm: &impl AsRawFd, tsc_khz: u32) -> Result<()> {
+    raw::ioctl_value(vm, KVM_SET_TSC_KHZ, tsc_khz).map(drop)
 }
 
-#[cfg(test)]
+/// Reads kvmclock: `KVM_GET_CLOCK`.
+///
+/// # Errors
+///
+/// Those of the ioctl.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// println!("kvmclock is {} ns", kvm_clock::get_clock(&vm).unwrap().clock);
+/// ```
+pub fn get_clock(vm: &impl AsRawFd) -> Result<ClockData> {
+    let mut data = ClockData::default();
+    // SAFETY: The kernel writes only the mutably borrowed structure.
+    unsafe { raw::ioctl(vm, KVM_GET_CLOCK, (&raw mut data).cast()) }?;
+    Ok(data)
+}
+
+/// Sets kvmclock, and ends a pinned clock: `KVM_SET_CLOCK`. With [`KVM_CLOCK_REALTIME`], KVM adds
+/// the time since `realtime`.
+///
+/// # Errors
+///
+/// `EINVAL` for an unknown flag.
+///
+/// # Example
+///
+/// ```no_run
+/// # use kvm_clock::{get_clock, set_clock, ClockData};
+/// # use kvm_ioctls::Kvm;
+/// let vm = Kvm::new().unwrap().create_vm().unwrap();
+/// let clock = get_clock(&vm).unwrap().clock;
+/// set_clock(&vm, &ClockData { clock, ..ClockData::default() }).unwrap();
+/// ```
+pub fn set_clock(vm: &impl AsRawFd, data: &ClockData) -> Result<()> {
+    // SAFETY: The kernel only reads the borrowed structure.
+    unsafe { raw::ioctl(vm, KVM_SET_CLOCK, (&raw const *data).cast_mut().cast()) }.map(drop)
+}
+
+const _: () = assert!(size_of::<ClockData>() == 48);
+
+#[cfg(all(test, feature = "serde"))]
 mod tests {
     use super::*;
     use pvclock::counter::{HostTsc, TscOffset};

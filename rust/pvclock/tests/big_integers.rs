@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause
 
 //! Compares the arithmetic with integers that have no width: for random numbers of all 64 bits, and
 //! for the vectors of `tools/prove`.

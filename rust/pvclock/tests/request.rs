@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause
 
 //! Every malformed request is refused, each for its own reason.
 

@@ -20,10 +20,7 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["save", file] => save(file).with_context(|| file.to_owned()),
         ["restore", file] => restore(file).with_context(|| file.to_owned()),
-        ["--help" | "-h"] => {
-            println!("{USAGE}");
-            Ok(())
-        }
+        ["--help" | "-h"] => Ok(println!("{USAGE}")),
         _ => {
             eprintln!("{USAGE}");
             process::exit(2)
@@ -37,15 +34,18 @@ fn save(file: &str) -> Result<()> {
     // Twice: KVM derives a new guest's record when its vCPUs run for the first time.
     vm.read_clocks()?;
     let readings = vm.read_clocks()?;
-    let snapshot = Snapshot::save(&vm, readings)?;
-    println!("clocks saved: precise to {} ns", snapshot.precision_ns());
-    Ok(fs::write(file, serde_json::to_vec(&snapshot)?)?)
+    Ok(fs::write(
+        file,
+        serde_json::to_vec(&Snapshot::save(&vm, readings)?)?,
+    )?)
 }
 
 fn restore(file: &str) -> Result<()> {
     let saved: Snapshot = serde_json::from_slice(&fs::read(file)?)?;
-    let (mut vm, precision_ns) = saved.restore()?;
-    println!("clocks restored: precise to {precision_ns} ns");
+    let (mut vm, outcome) = saved.restore()?;
+    let (mode, precision_ns) = (outcome.mode.name(), outcome.precision_ns);
+    println!("clocks restored: mode {mode}, precise to {precision_ns} ns");
+    println!("lost: {}", outcome.lost().unwrap_or("nothing".into()));
     let (start, mut after) = (Instant::now(), vm.read_clocks()?);
     // The timers were armed before the save.
     while !after.iter().all(|reading| reading.fired) {
@@ -54,7 +54,9 @@ fn restore(file: &str) -> Result<()> {
         after = vm.read_clocks()?;
     }
     let mut vcpus = saved.readings.iter().zip(&after);
-    vcpus.try_for_each(|(before, after)| compare(before, after, saved.tsc_khz, precision_ns))
+    vcpus.try_for_each(|(before, after)| {
+        compare(before, after, saved.clocks.tsc_khz(), precision_ns)
+    })
 }
 
 /// Prints the clocks of a vCPU before and after, and fails if the TSC has stepped, or kvmclock by
@@ -66,8 +68,8 @@ fn compare(before: &Reading, after: &Reading, tsc_khz: u32, precision_ns: u32) -
     // In host time, which may be 500 ppm faster or slower than the TSC.
     let least = after.when.start.duration_since(before.when.end)?.as_nanos() as i128;
     let most = after.when.end.duration_since(before.when.start)?.as_nanos() as i128;
-    // kvmclock must be the same function of the TSC as before; or, without a stable host TSC,
-    // follow the host's time.
+    // kvmclock must be the same function of the TSC as before; or, if that was impossible, follow
+    // the host's time.
     let kvmclock = i128::from(after.record.kvmclock_ns(after.tsc));
     let off = kvmclock - i128::from(before.record.kvmclock_ns(after.tsc));
     // The rates of KVM's timer and of the TSC differ, so a timer may fire early.

@@ -4,7 +4,7 @@
 
 use anyhow::{ensure, Context, Result};
 use kvm_bindings::{kvm_mp_state, kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
-use kvm_clock::{abi::ClockGuest, bits, clock_guest_cap, counter::GuestTsc, set_tsc_khz};
+use kvm_clock::{abi::ClockGuest, bits, counter::GuestTsc, SavedClocks};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,11 +44,10 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM with vCPUs in reset state; `tsc_khz` is `None` for the host's rate.
-    pub(crate) fn new(tsc_khz: Option<u32>) -> Result<Self> {
+    /// Creates a VM with vCPUs in reset state, for `clocks` if any.
+    pub(crate) fn new(clocks: Option<&SavedClocks>) -> Result<Self> {
         let kvm = Kvm::new().context("/dev/kvm")?;
         let fd = kvm.create_vm()?;
-        ensure!(clock_guest_cap(&fd) != 0, "no module kvm_clock_guest");
         let region = kvm_userspace_memory_region {
             memory_size: size_of_val(&MEMORY) as u64,
             userspace_addr: (&raw const MEMORY).addr() as u64,
@@ -58,14 +57,12 @@ impl Vm {
         unsafe { fd.set_user_memory_region(region) }?;
         // This gives vCPUs local APICs with a TSC-deadline timer.
         fd.create_irq_chip()?;
-        // Set the VM's rate before it has vCPUs, so that no vCPU starts with another TSC.
-        if let Some(tsc_khz) = tsc_khz {
-            set_tsc_khz(&fd, tsc_khz).context("KVM_SET_TSC_KHZ")?;
-        }
+        // Before the VM has vCPUs, so that none starts with another TSC.
+        clocks.map(|clocks| clocks.prepare(&fd)).transpose()?;
         let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         let mut leaves = cpuid.as_mut_slice().iter_mut();
         let leaf = leaves.find(|leaf| leaf.function == 1).context("CPUID")?;
-        leaf.ecx |= 1 << 24; // The TSC-deadline timer, which KVM supports but does not list.
+        leaf.ecx |= 1 << 24; // The TSC-deadline timer, which KVM supports but may not list.
         let vcpus = (0..VCPUS as u64).map(|id| fd.create_vcpu(id));
         let vcpus: Vec<_> = vcpus.collect::<Result<_, _>>()?;
         for vcpu in &vcpus {

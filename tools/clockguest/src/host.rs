@@ -110,16 +110,6 @@ pub fn tsc_tolerance_ppm() -> u32 {
         .unwrap_or(250)
 }
 
-/// Linux's ID of this boot.
-///
-/// # Errors
-///
-/// That of the file in `/proc`.
-pub fn boot_id() -> io::Result<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    Ok(id.trim().to_owned())
-}
-
 /// Possible mount points of tracefs.
 pub const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR BSD-3-Clause
 
 //! Runs the vectors: in the kernel (KUnit, `kvm_clock_guest/tests.rs`), and on the host
 //! (`big_integers.rs`).

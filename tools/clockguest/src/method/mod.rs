@@ -3,7 +3,6 @@
 //! The ways to save and restore the clocks of a VM.
 
 pub mod atomic;
-pub mod convert;
 pub mod legacy_msr;
 pub mod legacy_offset;
 
@@ -84,21 +83,28 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The ioctl's `MODE_*`.
-    pub fn to_abi(self) -> u32 {
-        match self {
-            Self::Exact => abi::MODE_EXACT,
-            Self::Advance => abi::MODE_ADVANCE,
-            Self::Freeze => abi::MODE_FREEZE,
-        }
-    }
-
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Advance => "advance",
-            Self::Freeze => "freeze",
+        kvm_clock::Mode::from(self).name()
+    }
+}
+
+impl From<Mode> for kvm_clock::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Exact => Self::Exact,
+            Mode::Advance => Self::Advance,
+            Mode::Freeze => Self::Freeze,
+        }
+    }
+}
+
+impl From<kvm_clock::Mode> for Mode {
+    fn from(mode: kvm_clock::Mode) -> Self {
+        match mode {
+            kvm_clock::Mode::Exact => Self::Exact,
+            kvm_clock::Mode::Advance => Self::Advance,
+            kvm_clock::Mode::Freeze => Self::Freeze,
         }
     }
 }

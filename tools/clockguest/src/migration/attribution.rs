@@ -11,7 +11,7 @@
 use super::message::{ClockShift, SetAt};
 use crate::{
     measure::RawTransform,
-    method::{atomic, Mode, Saved},
+    method::{Mode, Saved},
 };
 use kvm_clock::VmClock;
 use pvclock::{
@@ -32,25 +32,27 @@ pub(super) struct Anchor {
 }
 
 impl Anchor {
+    /// The anchor of `clock`; `None` for a ratio that no hardware has.
+    fn of_clock(clock: &VmClock) -> Option<Self> {
+        let header = &clock.header;
+        let scale = match (header.tsc_ratio, header.tsc_frac_bits) {
+            (0, 0) => 1.0,
+            (ratio, bits @ 0..64) => ratio as f64 / (1u64 << bits) as f64,
+            _ => return None,
+        };
+        Some(Self {
+            host_tsc: header.host_tsc,
+            tai_ns: header.tai_ns.into(),
+            tai_offset_s: header.tai_offset_s,
+            hz: f64::from(header.host_tsc_khz) * 1000.0 * scale,
+        })
+    }
+
     /// The anchor of saved clocks, `None` if they have no time of day; `tai_offset_s` is the
     /// source's.
     pub(super) fn of(saved: &Saved, tai_offset_s: i32) -> Option<Self> {
         match saved {
-            Saved::Atomic(atomic::Saved(clock)) => {
-                let header = &clock.header;
-                // `None` for a ratio that no hardware has.
-                let scale = match (header.tsc_ratio, header.tsc_frac_bits) {
-                    (0, 0) => 1.0,
-                    (ratio, bits @ 0..64) => ratio as f64 / (1u64 << bits) as f64,
-                    _ => return None,
-                };
-                Some(Self {
-                    host_tsc: header.host_tsc,
-                    tai_ns: header.tai_ns.into(),
-                    tai_offset_s: header.tai_offset_s,
-                    hz: f64::from(header.host_tsc_khz) * 1000.0 * scale,
-                })
-            }
+            Saved::Atomic(saved) => Self::of_clock(&saved.0.clock().ok()?),
             Saved::LegacyOffset(saved) => Some(Self {
                 host_tsc: HostTsc(saved.clock.host_tsc),
                 // CAST: KVM's type for a time after 1970.
@@ -111,10 +113,7 @@ pub(super) fn restore_error_ticks(
     let guest_tsc = after.transform().ok()?.guest_tsc(at.host_tsc);
     let expected = match mode {
         Mode::Freeze => 0.0,
-        Mode::Advance => {
-            let saved = Saved::Atomic(atomic::Saved(saved.clone()));
-            Anchor::of(&saved, header.tai_offset_s)?.elapsed_ticks(shift, at)
-        }
+        Mode::Advance => Anchor::of_clock(saved)?.elapsed_ticks(shift, at),
         Mode::Exact => {
             let id = header.ref_vcpu_id;
             let reference = saved.vcpus.iter().find(|vcpu| vcpu.vcpu_id == id)?;
@@ -207,8 +206,7 @@ mod tests {
 
     #[test]
     fn clocks_part_is_their_error_of_the_elapsed_time() {
-        let saved = Saved::Atomic(atomic::Saved(saved()));
-        let anchor = Anchor::of(&saved, 37).unwrap();
+        let anchor = Anchor::of_clock(&saved()).unwrap();
         // 1 ms passes; the clocks count 10 ns more.
         let at = at(7, 5_001_000_010);
         let found =

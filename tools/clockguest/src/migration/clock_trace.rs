@@ -9,7 +9,6 @@ use crate::trace::{Event, Kprobes};
 use anyhow::{bail, Context, Result};
 use kvm_clock::VmClock;
 use pvclock::counter::HostTsc;
-use vmm_sys_util::errno;
 
 /// `cycles` and `systime` (CLOCK_MONOTONIC here) of `struct system_time_snapshot`, when the
 /// function that fills it in returns.
@@ -42,11 +41,11 @@ impl ClockTrace {
     /// # Errors
     ///
     /// Those of `get` and tracefs.
-    pub(super) fn trace_set(
+    pub(super) fn trace_set<T, E>(
         &self,
-        set: impl FnOnce() -> errno::Result<()>,
-        get: impl FnOnce() -> errno::Result<VmClock>,
-    ) -> Result<(errno::Result<()>, Option<SetAt>)> {
+        set: impl FnOnce() -> Result<T, E>,
+        get: impl FnOnce() -> kvm_clock::Result<VmClock>,
+    ) -> Result<(Result<T, E>, Option<SetAt>)> {
         self.0.clear()?;
         let done = set();
         if done.is_err() {

@@ -9,8 +9,9 @@ use crate::{
     stream::Kind,
     vmm::Vm,
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL};
+use kvm_clock::HostId;
 use kvm_ioctls::Kvm;
 use pvclock::counter::HostTsc;
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
@@ -34,7 +35,7 @@ message!(Hello Offer Prepared Ping Pong Restored Refused Go Running);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     /// ID of its kernel's boot.
-    pub(super) boot_id: String,
+    pub(super) boot_id: HostId,
     /// The default TSC rate of a guest, kHz.
     pub(super) tsc_khz: u32,
     /// `KVM_CAP_VM_CLOCK_GUEST`.
@@ -51,7 +52,7 @@ impl Hello {
         let vm = Vm::empty(kvm, 1)?;
         let needed = [KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TSC_CONTROL];
         Ok(Self {
-            boot_id: host::boot_id().context("cannot read this boot's id")?,
+            boot_id: HostId::read()?,
             tsc_khz: vm.tsc_khz()?,
             clock_guest_cap: kvm_clock::clock_guest_cap(vm.fd()),
             can_scale: needed
@@ -103,7 +104,7 @@ pub struct ClockShift {
 pub(super) struct Clocks {
     /// The saved clocks, in the source's time.
     pub(super) saved: Saved,
-    /// The requested method; `saved` uses another one if the source does not support it.
+    /// The method.
     pub(super) method: Method,
     /// The requested mode.
     pub(super) mode: Mode,
@@ -113,8 +114,6 @@ pub(super) struct Clocks {
     pub(super) shift: Option<ClockShift>,
     /// The source's TAI - UTC, s.
     pub(super) tai_offset_s: i32,
-    /// Whether the source's hardware scales the guest's TSC.
-    pub(super) scaled: bool,
     /// The guest's readings until it stopped.
     pub(super) reading: Reading,
     /// Whether the destination sends the guest back.

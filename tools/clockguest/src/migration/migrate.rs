@@ -38,8 +38,8 @@ pub enum ModeChoice {
 impl ModeChoice {
     fn between(self, here: &Hello, there: &Hello) -> Mode {
         match self {
-            Self::Auto if here.boot_id == there.boot_id => Mode::Exact,
-            Self::Auto | Self::Advance => Mode::Advance,
+            Self::Auto => here.boot_id.mode_to(&there.boot_id).into(),
+            Self::Advance => Mode::Advance,
             Self::Exact => Mode::Exact,
             Self::Freeze => Mode::Freeze,
         }
@@ -101,7 +101,7 @@ pub fn migrate(config: &Config, progress: &mut Progress) -> Result<Summary> {
     let moves = (2 * config.round_trips).max(1);
     let mut migration = Migration {
         truth: config.truth,
-        same_host: host.hello.boot_id == there.boot_id,
+        same_host: host.hello.boot_id.is_same_boot(&there.boot_id),
         summary: Summary::new(config.method, mode, config.vcpus, moves),
     };
     let options = MoveOptions {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     measure::{compare, Reading},
-    method::{convert, Saved},
+    method::Saved,
     stream::{Frame, Kind, Reader, Writer},
     vmm::{self, state::VmState},
 };
@@ -96,14 +96,10 @@ impl Replay {
         let _ = clocks.downtime_ns(NOW_NS);
         match &clocks.saved {
             Saved::Atomic(saved) => {
-                let _ = self
-                    .hello
-                    .as_ref()
-                    .map(|here| restore::request(saved, clocks, here));
-                let _ = convert::to_legacy_offset(saved);
+                let _ = restore::policy(clocks);
+                let _ = saved.0.clock();
             }
             Saved::LegacyOffset(saved) => {
-                let _ = convert::to_atomic(saved, clocks.tai_offset_s);
                 if let (Some(shift), Some(here)) = (clocks.shift, &self.hello) {
                     let (offset_s, there_s) = (clocks.tai_offset_s, here.tai_offset_s);
                     saved
@@ -124,7 +120,8 @@ impl Replay {
             return;
         };
         if let (Saved::Atomic(saved), Some(mode)) = (&clocks.saved, restored.mode) {
-            let _ = restore_error_ticks(&saved.0, mode, self.shift, at, vcpu.tsc);
+            let clock = saved.0.clock().ok();
+            let _ = clock.map(|clock| restore_error_ticks(&clock, mode, self.shift, at, vcpu.tsc));
         }
         if let Some(anchor) = Anchor::of(&clocks.saved, clocks.tai_offset_s) {
             let _ = anchor.clock_sync_error_ticks(clocks.shift, at, at.host_tsc, vcpu.tsc);

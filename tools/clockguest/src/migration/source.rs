@@ -15,7 +15,6 @@ use crate::{
     vmm::{self, Vm},
 };
 use anyhow::Result;
-use pvclock::abi::CAP_EXACT;
 use thiserror::Error;
 
 /// Numbers of pings while the guest runs, and while it is stopped.
@@ -111,7 +110,7 @@ pub(super) fn send_guest(
             })
         }
     };
-    let stopped = Stopped::new(guest, here, options).map_err(MoveFailed::Broken)?;
+    let stopped = Stopped::new(guest, options).map_err(MoveFailed::Broken)?;
     let (shift, restored) = match stopped.send(peer, here, early, options) {
         Ok(sent) => sent,
         Err(error) => return Err(stopped.resume(error)),
@@ -161,16 +160,12 @@ struct Stopped {
 }
 
 impl Stopped {
-    /// Stops the guest, and saves its clocks with the best method that this host supports.
-    fn new(guest: Guest, here: &Hello, options: MoveOptions) -> Result<Self> {
+    /// Stops the guest, and saves its clocks.
+    fn new(guest: Guest, options: MoveOptions) -> Result<Self> {
         let Guest { vm, run, .. } = guest;
         vm.stop()?;
         let host_stop = rdtsc_ordered();
-        let method = match options.method {
-            Method::Atomic if here.clock_guest_cap & CAP_EXACT == 0 => Method::LegacyOffset,
-            method => method,
-        };
-        let saved = method.save(&vm)?;
+        let saved = options.method.save(&vm)?;
         let saved_at_ns = tai_ns()?;
         let reading = run.finish(&vm, host_stop)?;
         Ok(Self {
@@ -202,7 +197,6 @@ impl Stopped {
             saved_at_ns: self.saved_at_ns,
             shift,
             tai_offset_s: here.tai_offset_s,
-            scaled: self.reading.is_scaled(),
             reading: self.reading.clone(),
             returns: options.returns,
         };

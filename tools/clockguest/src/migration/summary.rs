@@ -180,7 +180,10 @@ impl Summary {
         let error_at_set = data.error_at_set_ticks();
         let clock_sync_error_ticks = data.clock_sync_error_ticks();
         let restore_error_ticks = match &moved.saved {
-            Saved::Atomic(saved) => data.restore_error_ticks(&saved.0),
+            Saved::Atomic(saved) => {
+                let clock = saved.0.clock().ok();
+                clock.and_then(|clock| data.restore_error_ticks(&clock))
+            }
             Saved::LegacyOffset(_) => error_at_set
                 .zip(clock_sync_error_ticks)
                 .map(|(all, of)| all - of),

@@ -13,7 +13,7 @@ pub use file::read_and_write;
 pub use outcome::Outcome;
 
 use crate::{
-    host::{boot_id, open_kvm, rdtsc_ordered},
+    host::{open_kvm, rdtsc_ordered},
     measure::Reading,
     method::{Method, Mode, Saved},
     observe,
@@ -21,6 +21,7 @@ use crate::{
     vmm::Vm,
 };
 use anyhow::{bail, Context, Result};
+use kvm_clock::HostId;
 use kvm_ioctls::Kvm;
 use pvclock::counter::HostTsc;
 use serde::{Deserialize, Serialize};
@@ -46,7 +47,7 @@ impl Boot {
     fn current(kvm: &Kvm) -> Result<Self> {
         let uptime = fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
         Ok(Self {
-            boot_id: boot_id().context("cannot read the boot ID")?,
+            boot_id: HostId::read()?.boot_id().to_owned(),
             // By default, a vCPU has the host's rate.
             tsc_khz: Vm::empty(kvm, 1)?.tsc_khz()?,
             tsc: rdtsc_ordered(),

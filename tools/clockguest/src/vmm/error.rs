@@ -18,7 +18,7 @@ pub enum Error {
         /// The call, by its name in KVM's API.
         what: &'static str,
         /// Its errno.
-        errno: vmm_sys_util::errno::Error,
+        errno: io::Error,
     },
     /// A vCPU left KVM_RUN with an exit that the guest never causes, or with an error.
     #[error("vCPU {index} left KVM_RUN unexpectedly: {exit}")]
@@ -48,6 +48,9 @@ pub enum Error {
     /// A saved state that is invalid or does not match the VM.
     #[error("saved state: {0}")]
     State(String),
+    /// Clocks could not be saved or restored.
+    #[error(transparent)]
+    Clocks(#[from] kvm_clock::Error),
     /// Reading or writing a saved state failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -65,8 +68,11 @@ pub(crate) trait Context<T> {
     fn context(self, what: &'static str) -> Result<T>;
 }
 
-impl<T> Context<T> for std::result::Result<T, vmm_sys_util::errno::Error> {
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     fn context(self, what: &'static str) -> Result<T> {
-        self.map_err(|errno| Error::Sys { what, errno })
+        self.map_err(|errno| Error::Sys {
+            what,
+            errno: errno.into(),
+        })
     }
 }

@@ -8,6 +8,8 @@ use super::{
 };
 use kvm_ioctls::VcpuFd;
 use std::{
+    ops::{Deref, DerefMut},
+    os::fd::{AsRawFd, RawFd},
     ptr::NonNull,
     sync::{
         atomic::{AtomicU8, Ordering},
@@ -62,6 +64,30 @@ unsafe impl Send for ImmediateExit {}
 // SAFETY: As above.
 unsafe impl Sync for ImmediateExit {}
 
+/// The descriptor of a vCPU that is stopped, and stays so while this exists.
+#[derive(Debug)]
+pub struct Stopped<'a>(MutexGuard<'a, VcpuFd>);
+
+impl Deref for Stopped<'_> {
+    type Target = VcpuFd;
+
+    fn deref(&self) -> &VcpuFd {
+        &self.0
+    }
+}
+
+impl DerefMut for Stopped<'_> {
+    fn deref_mut(&mut self) -> &mut VcpuFd {
+        &mut self.0
+    }
+}
+
+impl AsRawFd for Stopped<'_> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// A vCPU, initially stopped.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -108,8 +134,8 @@ impl Vcpu {
     }
 
     /// The descriptor, for ioctls; waits until the vCPU is stopped.
-    pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
-        self.shared.fd.lock().expect("a vCPU thread panicked")
+    pub fn fd(&self) -> Stopped<'_> {
+        Stopped(self.shared.fd.lock().expect("a vCPU thread panicked"))
     }
 
     /// Requests it to run; [`wait_running`](Self::wait_running) waits for it.

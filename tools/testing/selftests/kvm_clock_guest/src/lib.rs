@@ -37,6 +37,7 @@ pub mod hotplug;
 pub mod hyperv;
 pub mod ktap;
 pub mod mapping;
+pub mod module;
 pub mod msr;
 pub mod one_clock;
 pub mod payload;

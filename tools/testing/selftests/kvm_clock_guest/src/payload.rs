@@ -8,7 +8,6 @@ use kvm_clock::{raw, VmClock};
 use kvm_ioctls::VmFd;
 use pvclock::abi::{ClockGuestVcpu, VmClockGuest};
 use std::{ffi::c_void, io, mem::offset_of};
-use vmm_sys_util::errno;
 use zerocopy::IntoBytes;
 
 pub use crate::mapping::PAGE;
@@ -121,14 +120,14 @@ impl Payload {
     }
 
     /// `KVM_GET_VM_CLOCK_GUEST` with it.
-    pub fn get(&self, vm: &VmFd) -> errno::Result<()> {
+    pub fn get(&self, vm: &VmFd) -> kvm_clock::Result<()> {
         // SAFETY: No reference into the mapping exists, and the kernel cannot reach past the
         // inaccessible page at its end.
         unsafe { raw::get(vm, self.argument()) }
     }
 
     /// `KVM_SET_VM_CLOCK_GUEST` with it.
-    pub fn set(&self, vm: &VmFd) -> errno::Result<()> {
+    pub fn set(&self, vm: &VmFd) -> kvm_clock::Result<()> {
         // SAFETY: As in `get()`.
         unsafe { raw::set(vm, self.argument()) }
     }

@@ -8,24 +8,25 @@ use clockguest::vmm::Vm;
 use kvm_ioctls::VmFd;
 use pvclock::abi::PVCLOCK_TSC_STABLE;
 use std::io;
-use vmm_sys_util::errno;
 
 /// Fails unless `result` is `errno`.
-pub fn ensure_errno(errno: i32, result: errno::Result<()>) -> Result<()> {
+pub fn ensure_errno<E: Into<io::Error>>(errno: i32, result: Result<(), E>) -> Result<()> {
     let expected = io::Error::from_raw_os_error(errno);
-    match result {
+    match result.map_err(Into::into) {
         Ok(()) => bail!("the call succeeded, expected {expected}"),
-        Err(e) if e.errno() != errno => bail!("the call failed with {e}, expected {expected}"),
+        Err(e) if e.raw_os_error() != Some(errno) => {
+            bail!("the call failed with {e}, expected {expected}")
+        }
         Err(_) => Ok(()),
     }
 }
 
 /// Fails unless `call`, made while `vm` is stopped, fails with `errno`, changes no clock and causes
 /// no clock update.
-pub fn ensure_refused(
+pub fn ensure_refused<E: Into<io::Error>>(
     vm: &Vm,
     errno: i32,
-    call: impl FnOnce(&VmFd) -> errno::Result<()>,
+    call: impl FnOnce(&VmFd) -> Result<(), E>,
 ) -> Result<()> {
     ensure_changes_nothing(vm, |fd| ensure_errno(errno, call(fd)))
 }

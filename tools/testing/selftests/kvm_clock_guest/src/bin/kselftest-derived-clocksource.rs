@@ -15,7 +15,6 @@ use kvm_clock_guest_selftests::{
     prelude::*,
 };
 use pvclock::abi::FLAG_FALLBACK;
-use vmm_sys_util::errno;
 
 const VCPUS: u32 = 2;
 
@@ -76,7 +75,7 @@ fn main() -> ExitCode {
 }
 
 /// Fails unless `call` fails with `ENODATA` and changes nothing visible of the stopped `vm`.
-fn ensure_no_data(vm: &Vm, call: impl FnOnce(&Vm) -> errno::Result<()>) -> Result<()> {
+fn ensure_no_data(vm: &Vm, call: impl FnOnce(&Vm) -> kvm_clock::Result<()>) -> Result<()> {
     /// Short compared with the hour by which a clock that was SET differs.
     const TOLERANCE_NS: i64 = 100_000_000;
 

@@ -10,7 +10,6 @@ use kvm_clock_guest_selftests::{
     payload::Payload,
     prelude::*,
 };
-use vmm_sys_util::errno;
 
 /// A size with a tail, which the kernel reads in parts.
 const LARGER: u32 = size_of::<VmClockGuest>() as u32 + 200;
@@ -32,7 +31,7 @@ struct Outcomes {
 
 impl Outcomes {
     /// Counts the result of a call into which a fault was injected.
-    fn count(&mut self, result: errno::Result<()>) -> Result<()> {
+    fn count(&mut self, result: kvm_clock::Result<()>) -> Result<()> {
         match result.map_err(|error| error.errno()) {
             Ok(()) => self.survived += 1,
             Err(libc::EFAULT) => self.efault += 1,
@@ -159,7 +158,7 @@ fn too_small(host: &Host) -> Result<()> {
             match payload.get(vm.fd()) {
                 // The expected result.
                 Err(error) if error.errno() == libc::E2BIG => Ok(()),
-                Ok(()) => Err(errno::Error::new(libc::E2BIG)),
+                Ok(()) => Err(kvm_clock::Errno(libc::E2BIG)),
                 result => result,
             }
         })?;
@@ -181,7 +180,11 @@ fn get_through_vcpu(host: &Host) -> Result<()> {
 }
 
 /// Makes `call` with each fault in turn; neither failure nor success may change a clock.
-fn changes_nothing(vm: &Vm, kind: Kind, call: impl Fn() -> errno::Result<()>) -> Result<Outcomes> {
+fn changes_nothing(
+    vm: &Vm,
+    kind: Kind,
+    call: impl Fn() -> kvm_clock::Result<()>,
+) -> Result<Outcomes> {
     let mut outcomes = Outcomes::default();
     for nth in 1..ENDLESS {
         let mut was_injected = false;

@@ -147,7 +147,7 @@ fn numbers(kvm: &Kvm) -> Result<(Number, Number, VmClock)> {
 }
 
 /// Repeats `call` until its descriptor is closed, and counts those that succeeded.
-fn until_closed(calls: &AtomicU64, mut call: impl FnMut() -> errno::Result<()>) -> Result<()> {
+fn until_closed(calls: &AtomicU64, mut call: impl FnMut() -> kvm_clock::Result<()>) -> Result<()> {
     loop {
         match call() {
             Ok(()) => calls.fetch_add(1, Ordering::SeqCst),
@@ -157,11 +157,11 @@ fn until_closed(calls: &AtomicU64, mut call: impl FnMut() -> errno::Result<()>) 
     }
 }
 
-fn of_vcpu(vcpu: &Number, request: u32, record: &mut ClockGuest) -> errno::Result<()> {
+fn of_vcpu(vcpu: &Number, request: u32, record: &mut ClockGuest) -> kvm_clock::Result<()> {
     // SAFETY: Either request reads or writes one record, mutably borrowed here.
     let ret = unsafe { ioctl_with_mut_ref(vcpu, request.into(), record) };
     if ret < 0 {
-        return errno::errno_result();
+        return Err(kvm_clock::Errno(errno::Error::last().errno()));
     }
     Ok(())
 }

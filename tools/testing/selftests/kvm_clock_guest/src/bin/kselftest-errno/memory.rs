@@ -8,7 +8,6 @@ use kvm_clock_guest_selftests::{
     payload::{Payload, PAGE},
     prelude::*,
 };
-use vmm_sys_util::errno;
 
 /// Bytes of the module's own size.
 const KNOWN: u32 = size_of::<VmClockGuest>() as u32;
@@ -89,7 +88,7 @@ impl Call {
         Ok(clock)
     }
 
-    fn make(self, payload: &Payload, vm: &VmFd) -> errno::Result<()> {
+    fn make(self, payload: &Payload, vm: &VmFd) -> kvm_clock::Result<()> {
         match self {
             Self::Get => payload.get(vm),
             Self::Set => payload.set(vm),

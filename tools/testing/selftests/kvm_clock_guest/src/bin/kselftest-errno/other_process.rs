@@ -5,7 +5,6 @@
 use crate::Host;
 use kvm_clock_guest_selftests::{payload::Payload, prelude::*};
 use std::io;
-use vmm_sys_util::errno;
 
 pub(crate) fn cases() -> Vec<Case<Host>> {
     vec![
@@ -28,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case<Host>> {
 }
 
 /// Fails unless `call`, made by a child process, fails with `EIO`.
-fn ensure_eio(call: impl FnOnce() -> errno::Result<()>) -> Result<()> {
+fn ensure_eio(call: impl FnOnce() -> kvm_clock::Result<()>) -> Result<()> {
     // SAFETY: The child only has this thread; it makes one system call and exits, and so needs
     // nothing that another thread may have locked.
     let child = unsafe { libc::fork() };

@@ -13,7 +13,6 @@ mod precision;
 
 use kvm_clock_guest_selftests::{clocksource, prelude::*};
 use pvclock::abi::FLAG_FALLBACK;
-use vmm_sys_util::errno;
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 2;
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 /// `KVM_SET_VM_CLOCK_GUEST` with `mode` and FALLBACK.
-fn set_or_fall_back(vm: &Vm, clock: &mut VmClock, mode: u32) -> errno::Result<()> {
+fn set_or_fall_back(vm: &Vm, clock: &mut VmClock, mode: u32) -> kvm_clock::Result<()> {
     (clock.header.mode, clock.header.flags) = (mode, FLAG_FALLBACK);
     set_vm_clock_guest(vm.fd(), clock)
 }
@@ -83,7 +82,11 @@ fn visible(vm: &Vm) -> Result<(Vec<TscOffset>, Vec<ClockGuest>)> {
 }
 
 /// Fails unless `call`, made while `vm` is stopped, fails with `ENODATA` and changes nothing.
-fn ensure_no_data(vm: &Vm, name: &str, call: impl FnOnce(&Vm) -> errno::Result<()>) -> Result<()> {
+fn ensure_no_data(
+    vm: &Vm,
+    name: &str,
+    call: impl FnOnce(&Vm) -> kvm_clock::Result<()>,
+) -> Result<()> {
     let before = visible(vm)?;
     ensure_errno(libc::ENODATA, call(vm)).context(name.to_owned())?;
     let after = visible(vm)?;
@@ -92,7 +95,7 @@ fn ensure_no_data(vm: &Vm, name: &str, call: impl FnOnce(&Vm) -> errno::Result<(
 }
 
 /// SET, mode exact, without FALLBACK.
-fn set_exact(vm: &Vm, clock: &VmClock) -> errno::Result<()> {
+fn set_exact(vm: &Vm, clock: &VmClock) -> kvm_clock::Result<()> {
     let mut clock = clock.clone();
     (clock.header.mode, clock.header.flags) = (MODE_EXACT, 0);
     set_vm_clock_guest(vm.fd(), &mut clock)

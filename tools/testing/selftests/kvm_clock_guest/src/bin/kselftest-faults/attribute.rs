@@ -5,7 +5,6 @@
 use crate::{each, Host};
 use kvm_clock::tsc_scale;
 use kvm_clock_guest_selftests::{fault::Kind, prelude::*};
-use vmm_sys_util::errno;
 
 /// KVM reads which attribute it is, and then writes it: two accesses.
 const ACCESSES: u32 = 2;
@@ -22,7 +21,7 @@ pub(crate) fn each_user_access(host: &Host) -> Result<()> {
             if let Ok(scale) = result {
                 ensure_eq_hex!(scale, expected, "the ratio");
             }
-            let errno = result.err().map(|error: errno::Error| error.errno());
+            let errno = result.err().map(|error: kvm_clock::Errno| error.errno());
             Ok((errno, injected))
         })?);
         Ok(())

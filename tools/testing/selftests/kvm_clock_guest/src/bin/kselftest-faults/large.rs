@@ -7,7 +7,6 @@
 use crate::{each, Host};
 use clockguest::vmm::{Guest, VmBuilder, VmFds};
 use kvm_clock_guest_selftests::{fault::Kind, fixture::unlike, prelude::*};
-use vmm_sys_util::errno;
 
 /// The slab allocator has objects of up to 8 KiB, which 512 entries of the ABI's array fill.
 const VCPUS: u32 = 513;
@@ -58,10 +57,10 @@ impl Written {
 }
 
 /// The result of a call with a fault, whether there was a fault, and the expected clocks.
-type Made = (errno::Result<()>, bool, Written);
+type Made = (kvm_clock::Result<()>, bool, Written);
 /// Injects a fault.
 type Inject<'a> =
-    &'a dyn Fn(&mut dyn FnMut() -> errno::Result<()>) -> Result<(errno::Result<()>, bool)>;
+    &'a dyn Fn(&mut dyn FnMut() -> kvm_clock::Result<()>) -> Result<(kvm_clock::Result<()>, bool)>;
 
 impl Large {
     fn of(host: &Host) -> Result<&Self> {

@@ -8,7 +8,6 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread::scope,
 };
-use vmm_sys_util::errno;
 
 /// Unloads and loads, by default: `--rounds=N`.
 const ROUNDS: u32 = 20;
@@ -40,7 +39,7 @@ struct Seen {
 
 impl Seen {
     /// Counts `result`; fails if it is unexpected.
-    fn count(&self, result: errno::Result<()>) -> Result<()> {
+    fn count(&self, result: kvm_clock::Result<()>) -> Result<()> {
         match result {
             Ok(()) => self.served.fetch_add(1, Ordering::Relaxed),
             Err(e) if e.errno() == libc::ENOTTY => self.absent.fetch_add(1, Ordering::Relaxed),
@@ -59,7 +58,7 @@ struct Callers {
 
 impl Callers {
     /// Makes call `index` until all stop; an unexpected result stops all.
-    fn repeat(&self, index: usize, mut call: impl FnMut() -> errno::Result<()>) -> Result<()> {
+    fn repeat(&self, index: usize, mut call: impl FnMut() -> kvm_clock::Result<()>) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             self.seen[index]
                 .count(call())
@@ -141,9 +140,9 @@ fn call_during(
             scope.spawn(|| callers.repeat(3, || set_clock_guest(first, &record))),
             scope.spawn(|| {
                 callers.repeat(4, || match require::capability(kvm) {
-                    0 => Err(errno::Error::new(libc::ENOTTY)),
+                    0 => Err(kvm_clock::Errno(libc::ENOTTY)),
                     now if now == capability => Ok(()),
-                    _ => Err(errno::Error::new(libc::EPROTO)),
+                    _ => Err(kvm_clock::Errno(libc::EPROTO)),
                 })
             }),
         ];

@@ -6,13 +6,12 @@
 
 mod kunit;
 mod load;
-mod module;
+
 mod order;
 mod other_layout;
 mod running;
 
-use kvm_clock_guest_selftests::{prelude::*, snippet};
-use module::Module;
+use kvm_clock_guest_selftests::{module::Module, prelude::*, snippet};
 
 struct Host {
     module: Module,

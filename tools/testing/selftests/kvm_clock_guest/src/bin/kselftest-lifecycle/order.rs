@@ -4,8 +4,9 @@
 //!
 //! `kvm_clock_guest` only needs `kvm`; without the vendor's module it cannot be called.
 
-use crate::{module::Module, Host};
+use crate::Host;
 use kvm_clock_guest_selftests::{
+    module::Module,
     prelude::*,
     references::{self, is_loaded, References},
 };

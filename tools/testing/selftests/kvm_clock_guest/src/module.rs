@@ -2,7 +2,7 @@
 
 //! Loads and unloads KVM's modules and the one under test.
 
-use kvm_clock_guest_selftests::{
+use crate::{
     host_module,
     prelude::*,
     references::{is_loaded, vendor, CLOCK_GUEST, KVM},
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A module and its file.
 #[derive(Debug)]
-pub(crate) struct Module {
+pub struct Module {
     name: &'static str,
     path: PathBuf,
 }
@@ -28,7 +28,7 @@ impl Module {
     /// The module under test: `$CLOCK_GUEST_MODULE`, or else the one that modprobe would load.
     ///
     /// Fails with [`Skip`] if there is none.
-    pub(crate) fn under_test() -> Result<Self> {
+    pub fn under_test() -> Result<Self> {
         Self::find(
             CLOCK_GUEST,
             env::var_os("CLOCK_GUEST_MODULE").map(Into::into),
@@ -38,14 +38,14 @@ impl Module {
     /// `kvm`: in `$CLOCK_GUEST_KDIR`, or else the one that modprobe would load.
     ///
     /// Fails with [`Skip`] if there is none.
-    pub(crate) fn kvm() -> Result<Self> {
+    pub fn kvm() -> Result<Self> {
         Self::of_kernel(KVM)
     }
 
     /// KVM's module for the host's CPU vendor, found in the same way.
     ///
     /// Fails with [`Skip`] if there is none.
-    pub(crate) fn vendor() -> Result<Self> {
+    pub fn vendor() -> Result<Self> {
         Self::of_kernel(vendor()?)
     }
 
@@ -73,13 +73,13 @@ impl Module {
     }
 
     /// The module's name.
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         self.name
     }
 
     /// Unloads the module as soon as no call into it is in progress. Dropping the result loads it
     /// again.
-    pub(crate) fn unload(&self) -> Result<Unloaded<'_>> {
+    pub fn unload(&self) -> Result<Unloaded<'_>> {
         let start = Instant::now();
         loop {
             match host_module::unload(self.name) {
@@ -101,7 +101,7 @@ impl Module {
     }
 
     /// Fails unless the module cannot be unloaded because it is in use.
-    pub(crate) fn ensure_in_use(&self) -> Result<()> {
+    pub fn ensure_in_use(&self) -> Result<()> {
         let name = self.name;
         match host_module::unload(self.name) {
             // The same number as EWOULDBLOCK: other modules depend on it, or there are references.
@@ -128,13 +128,13 @@ impl Module {
 
 /// The time during which a module is not loaded.
 #[derive(Debug)]
-pub(crate) struct Unloaded<'a> {
+pub struct Unloaded<'a> {
     module: Option<&'a Module>,
 }
 
 impl Unloaded<'_> {
     /// Loads the module again.
-    pub(crate) fn load(mut self) -> Result<()> {
+    pub fn load(mut self) -> Result<()> {
         self.module.take().map_or(Ok(()), Module::load)
     }
 }
