@@ -4,7 +4,7 @@
 
 mod args;
 
-pub(crate) use args::{Migrate, Restore, Save, Size, Watch};
+pub(crate) use args::{Migrate, Restore, Save, Serve, Size, Watch};
 
 use crate::{
     help::{self, sections, EXIT_STATUS},
@@ -98,19 +98,7 @@ pub(crate) enum Command {
 
     /// Receive guests that `clockguest migrate` sends from another host
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
-    Serve {
-        /// Address to listen on, HOST:PORT. Anybody who can connect can run a guest here
-        #[arg(long)]
-        listen: String,
-
-        /// Exit after the first connection
-        #[arg(long)]
-        once: bool,
-
-        /// Trace the kernel's clock snapshot at a restore with a kprobe (root)
-        #[arg(long)]
-        trace_clock: bool,
-    },
+    Serve(Serve),
 
     /// Save a running guest to a file, to restore it after a kexec into another kernel
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::UPDATE_EXAMPLES]))]

@@ -47,11 +47,13 @@ Examples:
 
 pub(crate) const MIGRATE_EXAMPLES: &str = "\
 Examples:
-  On the other host, then on this host; the guest makes 25 round trips:
-  $ clockguest serve --listen 0.0.0.0:4000
-  $ clockguest migrate --to there:4000 --round-trips 25 --verbose
+  The guest makes 25 round trips between this host and another one:
+  $ clockguest migrate --via 'ssh there clockguest serve --stdio' --round-trips 25 --verbose
   Between hosts whose clocks are synchronised better than pings can measure:
-  $ clockguest migrate --to there:4000 --sync hosts";
+  $ clockguest migrate --via 'ssh there clockguest serve --stdio' --sync hosts
+  On a trusted test network, on the other host, then on this host:
+  $ clockguest serve --listen 10.0.0.2:4000
+  $ clockguest migrate --to 10.0.0.2:4000";
 
 pub(crate) const UPDATE_EXAMPLES: &str = "\
 Examples:
@@ -101,10 +103,14 @@ Measurement:
   one tick, or if the clocks add more than the bound that the pings give.
 
 Security:
-  Anybody who can connect to `clockguest serve` can run a guest there: the connection is neither
-  encrypted nor authenticated. Use it only on trusted networks. The stream is versioned and
-  checksummed. Until the destination has restored the guest completely, the guest belongs to the
-  source, and resumes there exactly after any failure.";
+  With --via and --stdio, the command, e.g. ssh, decides who may run a guest on the other host.
+  Anybody who can connect to `clockguest serve --listen` can run one: the connection is neither
+  encrypted nor authenticated. Without an address, only this host can connect. Use an address only
+  on a trusted test network. `clockguest serve` ends a connection on which nothing arrives for 60 s,
+  that takes longer than --deadline, or that sends more than 1,000 pings for a guest. It serves one
+  connection at a time. The stream is versioned and checksummed. Until the destination has restored
+  the guest completely, the guest belongs to the source, and resumes there exactly after any
+  failure.";
 
 pub(crate) const REPORT: &str = "\
 Files and page:

@@ -22,11 +22,24 @@ pub(crate) struct Guest {
     pub(crate) tsc_khz: Option<u32>,
 }
 
+/// The other host.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct To {
+    /// Command that connects to the other host, e.g. 'ssh HOST clockguest serve --stdio'; sh -c
+    /// runs it
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) via: Option<String>,
+
+    /// Address of the other host's `clockguest serve --listen`, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) to: Option<String>,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Migrate {
-    /// Address of the other host's `clockguest serve`, HOST:PORT
-    #[arg(long)]
-    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) to: To,
 
     #[command(flatten)]
     pub(crate) guest: Guest,
@@ -62,6 +75,39 @@ pub(crate) struct Migrate {
     /// Show every move; JSON always includes them
     #[arg(long)]
     pub(crate) verbose: bool,
+}
+
+/// Where guests come from.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Arrivals {
+    /// Receive guests through stdin and stdout, for `clockguest migrate --via`; they end with the
+    /// connection
+    #[arg(long)]
+    pub(crate) stdio: bool,
+
+    /// For test networks: listen on a port, by default of this host alone. Anybody who can connect
+    /// can run a guest here
+    #[arg(long, value_name = "[ADDRESS:]PORT")]
+    pub(crate) listen: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) arrivals: Arrivals,
+
+    /// How long a connection may take, with all of its guests
+    #[arg(long, default_value = "600s", value_parser = duration::parse)]
+    pub(crate) deadline: Duration,
+
+    /// Exit after the first connection
+    #[arg(long, conflicts_with = "stdio")]
+    pub(crate) once: bool,
+
+    /// Trace the kernel's clock snapshot at a restore with a kprobe (root)
+    #[arg(long)]
+    pub(crate) trace_clock: bool,
 }
 
 #[derive(Args, Debug)]
