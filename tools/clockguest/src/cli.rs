@@ -4,7 +4,7 @@
 
 mod args;
 
-pub(crate) use args::{Migrate, Restore, Save, Serve, Size, Watch};
+pub(crate) use args::{Audit, Migrate, Restore, Save, Serve, Size, Watch};
 
 use crate::{
     help::{self, sections, EXIT_STATUS},
@@ -91,6 +91,14 @@ pub(crate) enum Command {
     /// and, in parentheses, in total since the guest started.
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS]))]
     Watch(Watch),
+
+    /// Look at the clocks of the VMs that run on this host, without stopping or changing anything
+    ///
+    /// It works on any kernel with debugfs and tracefs, with any VMM, e.g. QEMU, Firecracker or Cloud
+    /// Hypervisor, and without the kvm_clock_guest module. It needs root. --watch shows each event
+    /// that moves a clock, and by how much, until Ctrl-C.
+    #[command(after_help = help::AUDIT_STATUS, after_long_help = sections(&[help::AUDIT, help::AUDIT_STATUS, help::AUDIT_EXAMPLES]))]
+    Audit(Audit),
 
     /// Move a running guest to another host, and show the errors of its clocks
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]

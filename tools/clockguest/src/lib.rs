@@ -15,7 +15,8 @@
 //! - [`measure`]: clock errors, from the guest's readings before and after,
 //! - [`summary`], [`info`], [`origin`]: the printed results,
 //! - [`report`]: a page and charts of the printed results,
-//! - [`trace`]: kprobes on the kernel.
+//! - [`audit`]: the clocks of other VMMs' VMs, from KVM's debugfs and tracepoints,
+//! - [`trace`]: trace buffers, and kprobes on the kernel.
 //!
 //! Names carry their units: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
 //!
@@ -44,6 +45,7 @@
 // The guest and the RDTSC reads are x86 code.
 #![cfg(target_arch = "x86_64")]
 
+pub mod audit;
 pub mod duration;
 pub mod guest;
 pub mod host;

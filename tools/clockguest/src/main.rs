@@ -2,16 +2,19 @@
 
 //! The command line of `clockguest`.
 
+mod auditor;
 mod cli;
 mod demo;
 mod help;
 mod man;
+mod stop;
 mod watch;
 
 use anyhow::{Context, Result};
 use clap::{error::ErrorKind, CommandFactory, Parser};
 use cli::{Cli, Command, Migrate, Restore, Save, Serve};
 use clockguest::{
+    audit::Unavailable as NothingToAudit,
     host::Unavailable,
     info::Info,
     migration::{self, Destination, GroundTruth, MigrateConfig, ServeConfig, Transport},
@@ -41,9 +44,12 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("clockguest: {error:#}");
-            ExitCode::from(match error.downcast_ref::<Unavailable>() {
-                Some(_) => UNAVAILABLE,
-                None => FAILED,
+            ExitCode::from(if error.is::<Unavailable>() {
+                UNAVAILABLE
+            } else if let Some(nothing) = error.downcast_ref::<NothingToAudit>() {
+                nothing.status()
+            } else {
+                FAILED
             })
         }
     }
@@ -77,6 +83,7 @@ fn run(cli: Cli) -> Result<u8> {
             let demo = Demo::run(size.vcpus, size.cycles, size.downtime, cli.any_kvm)?;
             show_demo(demo, json, json_file.as_deref())
         }
+        Command::Audit(args) => auditor::run(&args),
         Command::Watch(args) => watch::run(&args, cli.any_kvm),
         Command::Migrate(migrate) => move_guest(migrate, cli.any_kvm),
         Command::Serve(args) => serve(args, cli.any_kvm),

@@ -22,6 +22,25 @@ pub(crate) struct Guest {
     pub(crate) tsc_khz: Option<u32>,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct Audit {
+    /// Only the VMs of this process
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+
+    /// How long to observe KVM, e.g. 500ms, 10s [default: 2s; with --watch: until Ctrl-C, or until no VM is left]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) time: Option<Duration>,
+
+    /// Show each event that moves a clock
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// Print one JSON object; with --watch, one per event and one at the end, one per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// The other host.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]

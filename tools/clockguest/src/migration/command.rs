@@ -2,7 +2,7 @@
 
 //! A command that connects to the other host, such as `ssh host clockguest serve --stdio`.
 
-use crate::{stream, vmm};
+use crate::stream;
 use anyhow::{Context, Error, Result};
 use std::{
     io::Read,
@@ -50,11 +50,7 @@ impl Via {
 
     /// Adds to an error of the connection how the command ended, and what it printed.
     pub(super) fn explain(&mut self, error: Error) -> Error {
-        let of_stream = match error.downcast_ref::<vmm::Error>() {
-            Some(vmm::Error::Stream(of_stream)) => Some(of_stream),
-            _ => error.downcast_ref::<stream::Error>(),
-        };
-        let found = match of_stream {
+        let found = match error.downcast_ref::<stream::Error>() {
             // The beginning of a stream has another error than the end of one.
             Some(stream::Error::Magic(begin)) => format!(
                 "the command '{}' is not `clockguest serve --stdio`: its output begins with '{}'",

@@ -9,12 +9,12 @@ use super::{
 };
 use crate::{
     stream::{self, Frame, Kind, Reader, Writer},
-    vmm::state::VmState,
+    vmm::{self, state::VmState},
 };
 use anyhow::{Context, Result};
 use serde::{de::DeserializeOwned, Serialize};
 use std::{
-    io::BufReader,
+    io::{self, BufReader},
     net::{TcpStream, ToSocketAddrs},
     os::fd::OwnedFd,
     time::Duration,
@@ -99,12 +99,27 @@ impl Peer {
 
     pub(super) fn send<M: Message>(&mut self, message: &M) -> Result<()> {
         let sent = self.writer.write(M::KIND, message);
-        sent.map_err(|error| explain(&mut self.via, error.into()))
+        sent.map_err(|error| self.not_sent(error.into()))
     }
 
     pub(super) fn send_state(&mut self, state: &VmState, clocks: &impl Serialize) -> Result<()> {
         let sent = state.send(clocks, &mut self.writer);
-        sent.map_err(|error| explain(&mut self.via, error.into()))
+        sent.map_err(|error| match error {
+            vmm::Error::Stream(error) => self.not_sent(error.into()),
+            error => error.into(),
+        })
+    }
+
+    /// Why something could not be sent: the peer may have said so before it ended the connection.
+    fn not_sent(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let is_ended = matches!(
+            error.downcast_ref(),
+            Some(stream::Error::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe
+        );
+        match is_ended.then(|| self.next_frame()) {
+            Some(Err(reason)) => reason,
+            _ => explain(&mut self.via, error),
+        }
     }
 
     /// Receives the state that begins with `frame`.
@@ -112,7 +127,11 @@ impl Peer {
         &mut self,
         frame: Frame,
     ) -> Result<(VmState, C)> {
-        Ok(VmState::receive(frame, &mut self.reader)?)
+        let received = VmState::receive(frame, &mut self.reader);
+        received.map_err(|error| match error {
+            vmm::Error::Stream(error) => explain(&mut self.via, error.into()),
+            error => error.into(),
+        })
     }
 
     /// Receives the next message, which must be an `M`.

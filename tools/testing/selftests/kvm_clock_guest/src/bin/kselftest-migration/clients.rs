@@ -99,7 +99,13 @@ fn only_pings() -> Result<()> {
 fn now_and_then() -> Result<()> {
     let server = server()?;
     let (mut reader, mut writer) = offer(server.address)?;
+    let began = Instant::now();
     let refused = loop {
+        let elapsed = began.elapsed();
+        ensure!(
+            elapsed < crate::PATIENCE,
+            "it is still served after {elapsed:?}"
+        );
         sleep(Duration::from_millis(200));
         writer.write(Kind::Ping, &json!({}))?;
         let frame = reader.next_frame()?;
