@@ -5,7 +5,7 @@
 mod args;
 mod selftest;
 
-pub(crate) use args::{Migrate, Restore, Save, Size, Watch};
+pub(crate) use args::{Audit, Migrate, Restore, Save, Serve, Size, Watch};
 pub(crate) use selftest::Selftest;
 
 use crate::{
@@ -101,25 +101,21 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS]))]
     Watch(Watch),
 
+    /// Look at the clocks of the VMs that run on this host, without stopping or changing anything
+    ///
+    /// It works on any kernel with debugfs and tracefs, with any VMM, e.g. QEMU, Firecracker or Cloud
+    /// Hypervisor, and without the kvm_clock_guest module. It needs root. --watch shows each event
+    /// that moves a clock, and by how much, until Ctrl-C.
+    #[command(after_help = help::AUDIT_STATUS, after_long_help = sections(&[help::AUDIT, help::AUDIT_STATUS, help::AUDIT_EXAMPLES]))]
+    Audit(Audit),
+
     /// Move a running guest to another host, and show the errors of its clocks
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
     Migrate(Migrate),
 
     /// Receive guests that `clockguest migrate` sends from another host
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
-    Serve {
-        /// Address to listen on, HOST:PORT. Anybody who can connect can run a guest here
-        #[arg(long)]
-        listen: String,
-
-        /// Exit after the first connection
-        #[arg(long)]
-        once: bool,
-
-        /// Trace the kernel's clock snapshot at a restore with a kprobe (root)
-        #[arg(long)]
-        trace_clock: bool,
-    },
+    Serve(Serve),
 
     /// Save a running guest to a file, to restore it after a kexec into another kernel
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::UPDATE_EXAMPLES]))]

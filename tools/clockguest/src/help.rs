@@ -28,8 +28,9 @@ Files:
                              --any-kvm skips this check
   /proc/sys/kernel/random/boot_id
                              identifies the boot of the host that saved a guest
-  /sys/kernel/tracing        or /sys/kernel/debug/tracing: for a kprobe with --trace-clock, which
-                             needs root";
+  /sys/kernel/tracing        or /sys/kernel/debug/tracing: for a kprobe with --trace-clock, and for
+                             clockguest audit; both need root
+  /sys/kernel/debug/kvm      for clockguest audit";
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -48,11 +49,13 @@ Examples:
 
 pub(crate) const MIGRATE_EXAMPLES: &str = "\
 Examples:
-  On the other host, then on this host; the guest makes 25 round trips:
-  $ clockguest serve --listen 0.0.0.0:4000
-  $ clockguest migrate --to there:4000 --round-trips 25 --verbose
+  The guest makes 25 round trips between this host and another one:
+  $ clockguest migrate --via 'ssh there clockguest serve --stdio' --round-trips 25 --verbose
   Between hosts whose clocks are synchronised better than pings can measure:
-  $ clockguest migrate --to there:4000 --sync hosts";
+  $ clockguest migrate --via 'ssh there clockguest serve --stdio' --sync hosts
+  On a trusted test network, on the other host, then on this host:
+  $ clockguest serve --listen 10.0.0.2:4000
+  $ clockguest migrate --to 10.0.0.2:4000";
 
 pub(crate) const UPDATE_EXAMPLES: &str = "\
 Examples:
@@ -98,6 +101,44 @@ Measurement:
   All three are 0 if nothing touches the clocks. Errors of the legacy methods are results, not
   failures; with method atomic, any error is a failure.";
 
+pub(crate) const AUDIT_STATUS: &str = "\
+Exit status:
+  0  done, whatever the clocks are
+  1  failed: a failed call
+  2  wrong usage
+  3  no VM runs on this host
+  5  no permission: it needs root
+  6  no debugfs
+  7  no tracefs with KVM's tracepoints, or no buffer in it
+  8  the process is no VMM, or there is none";
+
+pub(crate) const AUDIT: &str = "\
+What is known:
+  TSC offsets, TSC scaling
+                  from KVM's debugfs, at once
+  TSCs agree      all vCPUs have one offset and one ratio
+  master clock    from KVM's tracepoints, when KVM updates it; from the flags of a record
+  record          the pvclock record of a vCPU, from a tracepoint, when KVM writes it: when the
+                  guest starts, after a stop and cont, a restore, a change of a TSC. KVM may not
+                  write one for days, and there is no other way to see it
+  TSC - kvmclock  the time since the guest's TSC was 0, minus kvmclock. A VMM starts both within
+                  some ms. A stop and cont in which only one of them stands still adds its length;
+                  a guest that writes its TSC changes it as well
+  drift           of kvmclock against the host's CLOCK_MONOTONIC since kvmclock moved last
+
+  The moves of --watch are computed from the records and offsets before and after an event, at the
+  host TSC of the event. A first record shows how far TSC and kvmclock are apart, not when that
+  happened. Nothing is known of which VM an event is if a process has several.
+
+  The audit uses a trace buffer of its own, which it removes at the end, and no other file.";
+
+pub(crate) const AUDIT_EXAMPLES: &str = "\
+Examples:
+  $ clockguest audit
+  While somebody stops, saves or migrates a VM:
+  $ clockguest audit --watch
+  $ clockguest audit --pid 4711 --watch --for 600s --json >events";
+
 pub(crate) const MIGRATION: &str = "\
 Time between hosts:
   The guest's TSC advances by the elapsed time according to the two hosts' clocks. Pings over the
@@ -120,10 +161,14 @@ Measurement:
   one tick, or if the clocks add more than the bound that the pings give.
 
 Security:
-  Anybody who can connect to `clockguest serve` can run a guest there: the connection is neither
-  encrypted nor authenticated. Use it only on trusted networks. The stream is versioned and
-  checksummed. Until the destination has restored the guest completely, the guest belongs to the
-  source, and resumes there exactly after any failure.";
+  With --via and --stdio, the command, e.g. ssh, decides who may run a guest on the other host.
+  Anybody who can connect to `clockguest serve --listen` can run one: the connection is neither
+  encrypted nor authenticated. Without an address, only this host can connect. Use an address only
+  on a trusted test network. `clockguest serve` ends a connection on which nothing arrives for 60 s,
+  that takes longer than --deadline, or that sends more than 1,000 pings for a guest. It serves one
+  connection at a time. The stream is versioned and checksummed. Until the destination has restored
+  the guest completely, the guest belongs to the source, and resumes there exactly after any
+  failure.";
 
 pub(crate) const REPORT: &str = "\
 Files and page:

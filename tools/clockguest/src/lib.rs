@@ -16,7 +16,8 @@
 //! - [`selftest`]: a test of this host,
 //! - [`summary`], [`info`], [`origin`]: the printed results,
 //! - [`report`]: a page and charts of the printed results,
-//! - [`trace`], [`affinity`]: kprobes on the kernel, and the CPUs of threads.
+//! - [`audit`]: the clocks of other VMMs' VMs, from KVM's debugfs and tracepoints,
+//! - [`trace`], [`affinity`]: trace buffers and kprobes on the kernel, and the CPUs of threads.
 //!
 //! Names carry their units: TSC values and offsets are ticks, mod 2^64; clocks are ns; rates kHz.
 //!
@@ -46,6 +47,7 @@
 #![cfg(target_arch = "x86_64")]
 
 pub mod affinity;
+pub mod audit;
 pub mod duration;
 pub mod guest;
 pub mod host;

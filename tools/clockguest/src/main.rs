@@ -2,19 +2,22 @@
 
 //! The command line of `clockguest`.
 
+mod auditor;
 mod cli;
 mod demo;
 mod help;
 mod man;
+mod stop;
 mod watch;
 
 use anyhow::{Context, Result};
 use clap::{error::ErrorKind, CommandFactory, Parser};
-use cli::{Cli, Command, Migrate, Restore, Save};
+use cli::{Cli, Command, Migrate, Restore, Save, Serve};
 use clockguest::{
+    audit::Unavailable as NothingToAudit,
     host::Unavailable,
     info::Info,
-    migration::{self, GroundTruth, MigrateConfig, ServeConfig},
+    migration::{self, Destination, GroundTruth, MigrateConfig, ServeConfig, Transport},
     origin::{Origin, WithOrigin},
     progress::Progress,
     report,
@@ -41,9 +44,12 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("clockguest: {error:#}");
-            ExitCode::from(match error.downcast_ref::<Unavailable>() {
-                Some(_) => UNAVAILABLE,
-                None => FAILED,
+            ExitCode::from(if error.is::<Unavailable>() {
+                UNAVAILABLE
+            } else if let Some(nothing) = error.downcast_ref::<NothingToAudit>() {
+                nothing.status()
+            } else {
+                FAILED
             })
         }
     }
@@ -78,22 +84,10 @@ fn run(cli: Cli) -> Result<u8> {
             show_demo(demo, json, json_file.as_deref())
         }
         Command::Selftest(args) => args.run(cli.any_kvm),
+        Command::Audit(args) => auditor::run(&args),
         Command::Watch(args) => watch::run(&args, cli.any_kvm),
         Command::Migrate(migrate) => move_guest(migrate, cli.any_kvm),
-        Command::Serve {
-            listen,
-            once,
-            trace_clock,
-        } => {
-            let config = ServeConfig {
-                listen,
-                once,
-                trace_clock,
-                any_kvm: cli.any_kvm,
-            };
-            migration::serve(&config, &mut |line| eprintln!("clockguest: {line}"))?;
-            Ok(0)
-        }
+        Command::Serve(args) => serve(args, cli.any_kvm),
         Command::Save(args) => save(args, cli.any_kvm),
         Command::Restore(args) => restore(&args, cli.any_kvm),
         Command::Report { out, files } => {
@@ -150,7 +144,11 @@ fn cycle(config: &Config, json: bool, verbose: bool) -> Result<u8> {
 
 fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
     let config = MigrateConfig {
-        to: args.to,
+        // The command line requires one of the two.
+        to: match (args.to.via, args.to.to) {
+            (Some(command), _) => Destination::Command(command),
+            (None, address) => Destination::Address(address.unwrap_or_default()),
+        },
         vcpus: args.guest.vcpus,
         tsc_khz: args.guest.tsc_khz,
         method: args.method,
@@ -169,6 +167,22 @@ fn move_guest(args: Migrate, any_kvm: bool) -> Result<u8> {
     let run = WithOrigin::new("migrate", &origin, &summary);
     print(args.json, &run, &summary.to_text(args.verbose))?;
     Ok(summary.first_error.map_or(0, |_| FAILED))
+}
+
+fn serve(args: Serve, any_kvm: bool) -> Result<u8> {
+    let config = ServeConfig {
+        // The command line requires this or --stdio.
+        transport: args
+            .arrivals
+            .listen
+            .map_or(Transport::Stdio, Transport::Listen),
+        once: args.once,
+        deadline: args.deadline,
+        trace_clock: args.trace_clock,
+        any_kvm,
+    };
+    migration::serve(&config, &mut |line| eprintln!("clockguest: {line}"))?;
+    Ok(0)
 }
 
 fn save(args: Save, any_kvm: bool) -> Result<u8> {

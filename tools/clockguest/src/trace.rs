@@ -1,22 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! kprobes in a separate trace buffer.
+//! Trace buffers of our own, so that nobody else's tracing is disturbed, and kprobes in them.
 //!
-//! They need root, tracefs and a kernel with kprobe events.
+//! They need root and tracefs; kprobes also need a kernel with kprobe events.
 
 use crate::host::{tracefs_with, TRACEFS};
 use anyhow::{bail, Context, Result};
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
 };
 
+/// A trace buffer (an instance of tracefs) with its own settings; drop removes it.
+#[derive(Debug)]
+pub struct Instance {
+    path: PathBuf,
+}
+
 /// Probes and their buffer; drop removes both.
 #[derive(Debug)]
 pub struct Kprobes {
+    /// Declared first: the probes can go when the buffer is gone.
+    instance: Instance,
+    probes: Probes,
+}
+
+#[derive(Debug)]
+struct Probes {
     tracefs: &'static Path,
     group: String,
     names: Vec<String>,
@@ -25,7 +38,9 @@ pub struct Kprobes {
 /// A hit of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The probe's name.
+    /// Its thread.
+    pub thread: libc::pid_t,
+    /// The probe's or tracepoint's name.
     pub name: String,
     /// Its time in the buffer's `trace_clock`.
     pub time: String,
@@ -34,11 +49,70 @@ pub struct Event {
 }
 
 impl Event {
+    /// The event in a line of a trace; `None` for any other line.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (task, event) = line.split_once(" [")?;
+        let (_, thread) = task.trim_end().rsplit_once('-')?;
+        // CPU, flags and time; name; location and fields.
+        let (at, event) = event.split_once(": ")?;
+        let (name, text) = event.split_once(": ")?;
+        Some(Self {
+            thread: thread.parse().ok()?,
+            name: name.to_owned(),
+            time: at.split_whitespace().last()?.to_owned(),
+            text: text.to_owned(),
+        })
+    }
+
     /// The value of a field.
     pub fn field(&self, name: &str) -> Option<&str> {
         let (_, value) = self.text.split_once(&format!(" {name}="))?;
         value.split_whitespace().next()
     }
+}
+
+impl Instance {
+    /// Makes a buffer in `tracefs`. Its name has this process' ID.
+    ///
+    /// # Errors
+    ///
+    /// That of making its folder.
+    pub fn new(tracefs: &Path) -> io::Result<Self> {
+        let path = tracefs.join("instances").join(unique_name());
+        fs::create_dir(&path)?;
+        Ok(Self { path })
+    }
+
+    /// A file of the buffer, e.g. `trace_pipe`.
+    pub fn file(&self, file: &str) -> PathBuf {
+        self.path.join(file)
+    }
+
+    /// Writes a file of the buffer, e.g. `trace_clock`.
+    ///
+    /// # Errors
+    ///
+    /// That of writing it.
+    pub fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.file(file);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.path) {
+            eprintln!("clockguest: rmdir {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// A name that no other process uses, and this one only once.
+fn unique_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("clockguest_{}_{number}", process::id())
 }
 
 impl Kprobes {
@@ -49,23 +123,25 @@ impl Kprobes {
     ///
     /// If tracefs is missing, or the kernel refuses a probe.
     pub fn new(probes: &[(&str, char, &str)]) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let Some(tracefs) = tracefs_with("kprobe_events") else {
             bail!("no kprobe_events in tracefs at {TRACEFS:?}: this needs root, and a kernel with CONFIG_KPROBE_EVENTS");
         };
+        let instance = Instance::new(tracefs)
+            .with_context(|| format!("cannot make a buffer in {}", tracefs.display()))?;
         let mut this = Self {
-            tracefs,
-            group: format!("clockguest_{}_{number}", process::id()),
-            names: Vec::new(),
+            instance,
+            probes: Probes {
+                tracefs,
+                group: unique_name(),
+                names: Vec::new(),
+            },
         };
-        let instance = this.instance();
-        fs::create_dir(&instance).with_context(|| format!("mkdir {}", instance.display()))?;
         for (name, kind, at) in probes {
-            this.define(&format!("{kind}:{}/{name} {at}\n", this.group))?;
-            this.names.push((*name).to_owned());
-            this.write(&format!("events/{}/{name}/enable", this.group), "1")?;
+            let group = this.probes.group.clone();
+            this.probes
+                .define(&format!("{kind}:{group}/{name} {at}\n"))?;
+            this.probes.names.push((*name).to_owned());
+            this.write(&format!("events/{group}/{name}/enable"), "1")?;
         }
         Ok(this)
     }
@@ -76,7 +152,7 @@ impl Kprobes {
     ///
     /// That of reading the buffer.
     pub fn of_this_thread(&self) -> Result<Vec<Event>> {
-        let path = self.instance().join("trace");
+        let path = self.instance.file("trace");
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         // SAFETY: gettid() has no arguments and cannot fail.
@@ -99,14 +175,11 @@ impl Kprobes {
     ///
     /// That of writing it.
     pub fn write(&self, file: &str, text: &str) -> Result<()> {
-        let path = self.instance().join(file);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        self.instance.write(file, text)
     }
+}
 
-    fn instance(&self) -> PathBuf {
-        self.tracefs.join("instances").join(&self.group)
-    }
-
+impl Probes {
     fn define(&self, line: &str) -> Result<()> {
         let path = self.tracefs.join("kprobe_events");
         let written = OpenOptions::new()
@@ -117,13 +190,10 @@ impl Kprobes {
     }
 }
 
-impl Drop for Kprobes {
+impl Drop for Probes {
     fn drop(&mut self) {
-        let removed = fs::remove_dir(self.instance()).map_err(anyhow::Error::from);
-        let removed = removed.and_then(|()| {
-            let mut names = self.names.iter();
-            names.try_for_each(|name| self.define(&format!("-:{}/{name}\n", self.group)))
-        });
+        let mut names = self.names.iter();
+        let removed = names.try_for_each(|name| self.define(&format!("-:{}/{name}\n", self.group)));
         if let Err(error) = removed {
             eprintln!("clockguest: cannot remove a kprobe: {error:#}");
         }
@@ -132,22 +202,8 @@ impl Drop for Kprobes {
 
 /// The events of `thread` in a trace.
 fn events_of(trace: &str, thread: libc::pid_t) -> Vec<Event> {
-    let of_thread = format!("-{thread}");
-    let events = trace.lines().filter_map(|line| {
-        let (task, event) = line.split_once(" [")?;
-        if !task.trim_end().ends_with(&of_thread) {
-            return None;
-        }
-        // CPU, flags and time; name; location and fields.
-        let (at, event) = event.split_once(": ")?;
-        let (name, text) = event.split_once(": ")?;
-        Some(Event {
-            name: name.to_owned(),
-            time: at.split_whitespace().last()?.to_owned(),
-            text: text.to_owned(),
-        })
-    });
-    events.collect()
+    let events = trace.lines().filter_map(Event::parse);
+    events.filter(|event| event.thread == thread).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 //! `clockguest watch`: the current errors of a running guest's clocks.
 
-use crate::{cli, FAILED};
+use crate::{cli, stop, FAILED};
 use anyhow::{Context, Result};
 use clockguest::{
     method::Method,
@@ -13,25 +13,7 @@ use clockguest::{
     summary::{Cycle, Summary},
 };
 use serde::Serialize;
-use std::{
-    io::{self, stdout, IsTerminal, Write},
-    sync::atomic::{AtomicBool, Ordering},
-};
-use vmm_sys_util::signal::register_signal_handler;
-
-/// A signal has requested the end.
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Makes Ctrl-C and other terminating signals end the watch.
-fn catch_signals() -> Result<()> {
-    extern "C" fn handler(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        STOP.store(true, Ordering::Relaxed);
-    }
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        register_signal_handler(signal, handler).context("sigaction")?;
-    }
-    Ok(())
-}
+use std::io::{self, stdout, IsTerminal, Write};
 
 /// The output format of a cycle.
 enum Style {
@@ -82,7 +64,7 @@ pub(crate) fn run(args: &cli::Watch, any_kvm: bool) -> Result<u8> {
         },
         failed: None,
     };
-    catch_signals()?;
+    stop::catch_signals()?;
     let mut summary = watch(&config, args.interval, &mut view)?;
     // Without --cycles, any number is complete.
     if args.cycles.is_none() {
@@ -94,7 +76,7 @@ pub(crate) fn run(args: &cli::Watch, any_kvm: bool) -> Result<u8> {
 
 impl Watcher for View {
     fn is_done(&self) -> bool {
-        self.failed.is_some() || STOP.load(Ordering::Relaxed)
+        self.failed.is_some() || stop::is_requested()
     }
 
     fn update(&mut self, summary: &Summary) {

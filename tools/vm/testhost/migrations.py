@@ -20,6 +20,12 @@ from .table import columns
 
 CLOCKGUEST = "target/release/clockguest"
 
+# `clockguest serve` on host B: at a port, and as a command that host A runs there.
+SERVE = (f"{CLOCKGUEST} serve --listen $CLOCK_GUEST_ADDRESS:4000 --trace-clock & "
+         f"tools/vm/inside/remote-command serve $CLOCK_GUEST_ADDRESS 4001 {CLOCKGUEST} serve --stdio --trace-clock")
+LISTENING = "--to $CLOCK_GUEST_PEER:4000"
+COMMAND = "--via \"tools/vm/inside/remote-command run $CLOCK_GUEST_PEER 4001\""
+
 # The exit status of host A's script.
 LAST_STATUS = 7
 
@@ -37,6 +43,7 @@ class Case:
     name: str
     arguments: str
     check: Callable[[int, dict], str | None]
+    to: str = LISTENING
 
 
 @dataclasses.dataclass
@@ -142,7 +149,8 @@ def pairs(quick):
     rounds = 25 if not quick else 5
     plain = [Case(f"atomic: {2 * rounds} moves of 4 vCPUs", f"--round-trips {rounds}", is_atomic),
              Case("legacy-offset is measured", "--method legacy-offset --round-trips 3", legacy),
-             Case("legacy-msr is measured", "--method legacy-msr --round-trips 3", legacy)]
+             Case("legacy-msr is measured", "--method legacy-msr --round-trips 3", legacy),
+             Case("atomic, through a command", "--round-trips 1", is_atomic, COMMAND)]
     if quick:
         return [Pair("equal hosts", [], plain)]
     scaled = ["--scaling-a", "--scaling-b"]
@@ -199,7 +207,7 @@ def script(cases):
              f"khz=$({CLOCKGUEST} info --json | sed -n 's/.*\"tsc_khz\":\\([0-9]*\\).*/\\1/p')"]
     for number, case in enumerate(cases):
         arguments = case.arguments.replace("HALF", "$((khz / 2))").replace("TWICE", "$((khz * 2))")
-        lines += [f"{CLOCKGUEST} migrate --to $CLOCK_GUEST_PEER:4000 --json --verbose --trace-clock "
+        lines += [f"{CLOCKGUEST} migrate {case.to} --json --verbose --trace-clock "
                   f"--truth $CLOCK_GUEST_RESULTS/truth.json {arguments} >$CLOCK_GUEST_RESULTS/{number}.json; "
                   f"echo $? $khz >$CLOCK_GUEST_RESULTS/{number}.done"]
     return "\n".join([*lines, f"exit {LAST_STATUS}"])
@@ -218,7 +226,7 @@ def run(pair, kdir):
     job.write_text(script(pair.cases) + "\n")
     command = [REPO / "tools/vm/host", "pair", "--quiet", "--results", results, *pair.options,
                "--timeout", str(BOOT_TIMEOUT + CASE_TIMEOUT * len(pair.cases)),
-               "--b", f"{CLOCKGUEST} serve --listen $CLOCK_GUEST_ADDRESS:4000 --trace-clock",
+               "--b", SERVE,
                "--a", f"bash {job}", *(["--kdir", kdir] if kdir else [])]
     with open(results / "pair.log", "w") as log:
         ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)

@@ -23,10 +23,42 @@ pub(crate) struct Guest {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct Migrate {
-    /// Address of the other host's `clockguest serve`, HOST:PORT
+pub(crate) struct Audit {
+    /// Only the VMs of this process
     #[arg(long)]
-    pub(crate) to: String,
+    pub(crate) pid: Option<u32>,
+
+    /// How long to observe KVM, e.g. 500ms, 10s [default: 2s; with --watch: until Ctrl-C, or until no VM is left]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) time: Option<Duration>,
+
+    /// Show each event that moves a clock
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// Print one JSON object; with --watch, one per event and one at the end, one per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The other host.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct To {
+    /// Command that connects to the other host, e.g. 'ssh HOST clockguest serve --stdio'; sh -c
+    /// runs it
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) via: Option<String>,
+
+    /// Address of the other host's `clockguest serve --listen`, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) to: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Migrate {
+    #[command(flatten)]
+    pub(crate) to: To,
 
     #[command(flatten)]
     pub(crate) guest: Guest,
@@ -62,6 +94,39 @@ pub(crate) struct Migrate {
     /// Show every move; JSON always includes them
     #[arg(long)]
     pub(crate) verbose: bool,
+}
+
+/// Where guests come from.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Arrivals {
+    /// Receive guests through stdin and stdout, for `clockguest migrate --via`; they end with the
+    /// connection
+    #[arg(long)]
+    pub(crate) stdio: bool,
+
+    /// For test networks: listen on a port, by default of this host alone. Anybody who can connect
+    /// can run a guest here
+    #[arg(long, value_name = "[ADDRESS:]PORT")]
+    pub(crate) listen: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) arrivals: Arrivals,
+
+    /// How long a connection may take, with all of its guests
+    #[arg(long, default_value = "600s", value_parser = duration::parse)]
+    pub(crate) deadline: Duration,
+
+    /// Exit after the first connection
+    #[arg(long, conflicts_with = "stdio")]
+    pub(crate) once: bool,
+
+    /// Trace the kernel's clock snapshot at a restore with a kprobe (root)
+    #[arg(long)]
+    pub(crate) trace_clock: bool,
 }
 
 #[derive(Args, Debug)]

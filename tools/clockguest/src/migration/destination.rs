@@ -15,9 +15,12 @@ use crate::{
     stream::Kind,
     vmm::Vm,
 };
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use kvm_ioctls::Kvm;
 use pvclock::{rate::GuestRate, tsc::Scale};
+
+/// A source needs some dozens of pings for a guest.
+const MAX_PINGS: u32 = 1_000;
 
 /// A host that receives guests.
 #[derive(Debug)]
@@ -72,10 +75,15 @@ fn receive_offered(peer: &mut Peer, host: &Host<'_>, offer: &Offer) -> Result<(G
     let vm = prepare(host, offer)?;
     peer.send(&Prepared {})?;
 
+    let mut pings = 0;
     let frame = loop {
         let frame = peer.next_frame()?;
         if !frame.is(Kind::Ping) {
             break frame;
+        }
+        pings += 1;
+        if pings > MAX_PINGS {
+            bail!("more than {MAX_PINGS} pings for a guest");
         }
         exchange::pong(peer)?;
     };

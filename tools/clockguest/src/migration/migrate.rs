@@ -4,7 +4,7 @@
 
 use super::{
     clock_trace::ClockTrace,
-    connection::Peer,
+    connection::{Destination, Peer},
     destination::{receive_guest, Host},
     ground_truth::{EmulatedTsc, GroundTruth},
     message::Hello,
@@ -58,8 +58,8 @@ pub enum ClockSource {
 /// Parameters of a migration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `HOST:PORT` of the destination.
-    pub to: String,
+    /// The destination.
+    pub to: Destination,
     /// vCPUs of the guest.
     pub vcpus: u32,
     /// Guest TSC rate, kHz; `None` for the host's.

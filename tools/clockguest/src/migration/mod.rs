@@ -24,7 +24,9 @@
 //! so that it cannot run twice.
 
 mod attribution;
+mod channel;
 mod clock_trace;
+mod command;
 mod connection;
 mod destination;
 mod exchange;
@@ -37,7 +39,8 @@ mod serve;
 mod source;
 mod summary;
 
+pub use connection::Destination;
 pub use ground_truth::GroundTruth;
 pub use migrate::{migrate, ClockSource, Config as MigrateConfig, ModeChoice};
-pub use serve::{serve, Config as ServeConfig};
+pub use serve::{serve, Config as ServeConfig, Transport};
 pub use summary::{Move, Summary};

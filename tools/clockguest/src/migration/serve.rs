@@ -4,35 +4,55 @@
 
 use super::{
     clock_trace::ClockTrace,
-    connection::Peer,
+    connection::{both_ways, Peer},
     destination::{receive_guest, Arrival, Host},
     message::Hello,
     source::{send_guest, Guest, MoveFailed, MoveOptions},
 };
 use crate::{host::open_kvm, vmm::Vm};
-use anyhow::{Context, Result};
-use std::net::{TcpListener, TcpStream};
+use anyhow::{bail, Context, Result};
+use std::{
+    io::{stdin, stdout, IsTerminal},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd, OwnedFd},
+    thread::sleep,
+    time::Duration,
+};
+
+/// How long to wait after a failed accept(): what it lacked may be free again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How guests arrive.
+#[derive(Clone, Debug)]
+pub enum Transport {
+    /// Through connections to `[ADDRESS:]PORT`, by default a port of this host alone.
+    Listen(String),
+    /// Through stdin and stdout, as one connection.
+    Stdio,
+}
 
 /// Parameters of a destination.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `HOST:PORT` to listen on.
-    pub listen: String,
-    /// Exit after the first connection.
+    /// How guests arrive.
+    pub transport: Transport,
+    /// Exit after the first connection that was accepted.
     pub once: bool,
+    /// How long a connection may take, with all of its guests.
+    pub deadline: Duration,
     /// Trace the clock snapshot that the kernel uses to set a guest's clocks.
     pub trace_clock: bool,
     /// Use `/dev/kvm` even if no CPU vendor's module is loaded.
     pub any_kvm: bool,
 }
 
-/// Receives guests, one connection after the other; the last guest that stays keeps running. `log`
-/// gets a line per event.
+/// Receives guests, one connection after the other; the last guest that stays keeps running until
+/// this returns. `log` gets a line per event.
 ///
 /// # Errors
 ///
-/// [`Unavailable`](crate::host::Unavailable); if it cannot listen on the address; with
-/// [`Config::once`], also the error of the one connection.
+/// [`Unavailable`](crate::host::Unavailable); if it cannot listen on the address; if there is only
+/// one connection, also that connection's error.
 pub fn serve(config: &Config, log: &mut dyn FnMut(String)) -> Result<()> {
     let kvm = open_kvm(config.any_kvm)?;
     let trace = config.trace_clock.then(ClockTrace::new).transpose()?;
@@ -41,37 +61,74 @@ pub fn serve(config: &Config, log: &mut dyn FnMut(String)) -> Result<()> {
         hello: Hello::of(&kvm)?,
         trace: trace.as_ref(),
     };
-    let listener = TcpListener::bind(&config.listen)
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
-    log(format!("listening on {}", listener.local_addr()?));
     let mut server = Server {
         host,
+        deadline: config.deadline,
         resident: None,
         log,
     };
-    loop {
-        let (stream, from) = listener.accept()?;
-        let done = server.session(stream);
-        if let Err(error) = &done {
-            (server.log)(format!("{from}: {error:#}"));
-        }
-        if config.once {
-            return done;
+    match &config.transport {
+        Transport::Listen(address) => server.listen(address, config.once),
+        Transport::Stdio => {
+            if stdin().is_terminal() || stdout().is_terminal() {
+                bail!("stdin or stdout is a terminal: --stdio is for `clockguest migrate --via`");
+            }
+            let input = stdin().as_fd().try_clone_to_owned().context("stdin")?;
+            let output = stdout().as_fd().try_clone_to_owned().context("stdout")?;
+            server.session((input, output))
         }
     }
 }
 
+/// Listens on `[ADDRESS:]PORT`.
+fn bind(address: &str) -> Result<TcpListener> {
+    let listener = match address.strip_prefix(':').unwrap_or(address).parse() {
+        Ok(port) => TcpListener::bind((Ipv4Addr::LOCALHOST, port)),
+        Err(_) => TcpListener::bind(address),
+    };
+    listener.with_context(|| format!("cannot listen on '{address}', which is to be [ADDRESS:]PORT"))
+}
+
 struct Server<'a> {
     host: Host<'a>,
+    deadline: Duration,
     /// The guest that stays here until the next one arrives.
     resident: Option<Vm>,
     log: &'a mut dyn FnMut(String),
 }
 
 impl Server<'_> {
+    /// Handles connections to `address`, one after the other.
+    fn listen(&mut self, address: &str, once: bool) -> Result<()> {
+        let listener = bind(address)?;
+        let here = listener.local_addr()?;
+        (self.log)(format!("listening on {here}"));
+        if !here.ip().is_loopback() {
+            (self.log)("anybody who can connect to that address can run a guest here".into());
+        }
+        loop {
+            let (stream, from): (_, SocketAddr) = match listener.accept() {
+                Ok(accepted) => accepted,
+                // Of one connection, or for want of descriptors or memory.
+                Err(error) => {
+                    (self.log)(format!("accept(): {error}"));
+                    sleep(RETRY);
+                    continue;
+                }
+            };
+            let done = both_ways(stream).and_then(|ways| self.session(ways));
+            if let Err(error) = &done {
+                (self.log)(format!("{from}: {error:#}"));
+            }
+            if once {
+                return done;
+            }
+        }
+    }
+
     /// Handles a connection: receives guests, and sends them back if requested.
-    fn session(&mut self, stream: TcpStream) -> Result<()> {
-        let mut peer = Peer::accept(stream, &self.host.hello)?;
+    fn session(&mut self, ways: (OwnedFd, OwnedFd)) -> Result<()> {
+        let mut peer = Peer::accept(ways, self.deadline, &self.host.hello)?;
         let _: Hello = peer.receive()?;
         let mut is_first = true;
         loop {
@@ -117,5 +174,30 @@ impl Server<'_> {
             "a guest with {vcpus} vCPUs runs here, restored with {procedure}"
         ));
         peer.send(&reading)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_explicit_address_is_more_than_this_host() {
+        for (address, is_loopback) in [
+            ("0", true),
+            (":0", true),
+            ("127.0.0.1:0", true),
+            ("0.0.0.0:0", false),
+        ] {
+            let here = bind(address).unwrap().local_addr().unwrap();
+            assert_eq!(here.ip().is_loopback(), is_loopback, "{address}");
+        }
+        for wrong in ["", ":", "::1", "65536", "nowhere"] {
+            let error = bind(wrong).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("cannot listen on '{wrong}', which is to be [ADDRESS:]PORT")
+            );
+        }
     }
 }

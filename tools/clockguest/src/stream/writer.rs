@@ -28,6 +28,11 @@ impl<W: Write> Writer<W> {
         }
     }
 
+    /// Where the frames go.
+    pub fn output_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// Writes a frame with `payload`, and flushes.
     ///
     /// # Errors

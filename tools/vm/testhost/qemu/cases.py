@@ -10,6 +10,7 @@ from . import guest_kernels, verdicts
 from .properties import AUTO, FREEZE, OFF, OLD_STREAM, ON, VIRTUAL, max_advance
 
 STOP, LONG_STOP = "stop/cont, 5 s", "stop/cont, 20 s"
+AUDITED = "stop/cont, 5 s, audited"
 SAVE, LOAD, LOAD_NEW = "savevm while running", "loadvm, same process", "savevm, loadvm in a new process"
 UNIX, FILE, TO_FILE = "migration, unix socket", "migration, file", "migration to a file, cont"
 # In the order of a chain: each finds the guest as the one before left it.
@@ -207,6 +208,13 @@ def devices():
     ]
 
 
+def observed():
+    """Guests that `clockguest audit` looks at."""
+    return [Check(name_of(binary, "audited", "kvm-clock", vcpus=2), binary, "kvm-clock", 2, operations(AUDITED),
+                  last(verdicts.audited(binary == "stock")), [AUDITED], properties, arguments=("-name", f"audited-{binary}"))
+            for binary, properties in (("stock", []), ("patched", [ON]))]
+
+
 def streams():
     """Other ways of migration, and other QEMUs on the way."""
     ways = ["migration, multifd", "migration, mapped-ram"]
@@ -242,6 +250,7 @@ def with_module():
         *sharing(),
         *chosen(),
         *devices(),
+        *observed(),
         *streams(),
         Check("patched to stock, which refuses the unknown subsection", "patched", "kvm-clock", 2, operations("migration refused", binary="stock", properties=[]),
               each(verdicts.same_host, verdicts.exact_life), ["migration refused", verdicts.LIFE], [ON]),

@@ -6,11 +6,14 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import subprocess
 import time
 
 from . import rendezvous
 
 TIMEOUT = 120
+CLOCKGUEST = "target/release/clockguest"
 # Seconds for which a guest is stopped.
 PAUSE, LONG_PAUSE, WATCHDOG_PAUSE = 5, 20, 15
 # The block node for snapshots.
@@ -38,6 +41,25 @@ def stop_cont_module_gone(guest):
     mark = pathlib.Path(guest.case["preload"].partition(",")[2])
     mark.touch()
     guest.qmp("cont")
+
+
+def stop_cont_audited(guest):
+    """While `clockguest audit` looks on. KVM writes no record unless something happens: a short stop is for the first one."""
+    instances = pathlib.Path("/sys/kernel/tracing/instances")
+    audit = subprocess.Popen([CLOCKGUEST, "audit", "--pid", str(guest.process.pid), "--watch", "--json"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        guest.qmp.wait("the audit", lambda: audit.poll() is not None or any(instances.glob(f"clockguest_{audit.pid}_*")), TIMEOUT)
+        for seconds in (1, PAUSE):
+            stop_cont(guest, seconds=seconds)
+            # Until each vCPU has run.
+            time.sleep(3)
+        audit.send_signal(signal.SIGINT)
+        out, errors = audit.communicate(timeout=TIMEOUT)
+    finally:
+        audit.kill()
+    left = [str(path) for path in instances.glob(f"clockguest_{audit.pid}_*")]
+    return {"status": audit.returncode, "errors": errors, "lines": [json.loads(line) for line in out.splitlines()], "left": left}
 
 
 def stop_cont_long(guest):
@@ -344,6 +366,7 @@ def migrate_away_later(guest):
 
 OPERATIONS = {
     "stop/cont, 5 s": stop_cont,
+    "stop/cont, 5 s, audited": stop_cont_audited,
     "stop/cont, 20 s": stop_cont_long,
     "stop/cont, the module goes away": stop_cont_module_gone,
     "stop/cont, 15 s, a watchdog of 10 s": stop_cont_watchdog,

@@ -194,6 +194,49 @@ def kept_stable(operation, baseline):
     return tsc_kept(operation, baseline) or (operation.unstable and "the guest's kernel marked its TSC unstable") or None
 
 
+def audited(kvmclock_stands_still):
+    """`clockguest audit` reports the guest's offsets and records as they are, and by how much a stop moved kvmclock."""
+
+    def verdict(operation):
+        if why := moved(operation):
+            return why
+        seen = operation.seen
+        if seen["status"] != 0 or seen["errors"] or seen["left"]:
+            return f"the audit ended with {seen['status']}, and left {seen['left']}: {seen['errors']}"
+        *events, report = seen["lines"]
+        vm, = report["vms"]
+        if vm["name"] != f"audited-{operation.case.case['binary']}":
+            return f"the audit reports the name {vm['name']}"
+        if [vcpu["tsc_offset"] % 2**64 for vcpu in vm["vcpus"]] != operation.offsets[1] or vm["tscs_agree"] is not True:
+            return f"the offsets are {operation.offsets[1]}, and the audit reports {vm}"
+        if vm["master_clock"] is not True or report["lost_events"]:
+            return f"the audit reports {report}"
+        for step, vcpu in zip(operation.steps(), vm["vcpus"], strict=True):
+            found, record = vcpu["kvmclock"], operation.after[step.vcpu][-1].record
+            if not found:
+                return f"the audit saw no record of vCPU {step.vcpu}"
+            fields = ("tsc_timestamp", "system_time", "tsc_to_system_mul", "tsc_shift")
+            if tuple(found[field] for field in fields) != record[:4]:
+                return f"vCPU {step.vcpu}'s record is {record}, and the audit reports {found}"
+            against_ns = [event["moved_against_tsc_ns"] for event in events
+                          if event["event"] == "kvmclock" and event["vcpu"] == step.vcpu]
+            if sum(against_ns) != found["moved_against_tsc_ns"]:
+                return f"the moves are {against_ns}, and {found['moved_against_tsc_ns']} in total"
+            if not kvmclock_stands_still:
+                if found["updates"] < 2 or any(against_ns) or step.change_ns != 0:
+                    return f"vCPU {step.vcpu}'s kvmclock moved by {-step.change_ns} ns, and the audit reports {against_ns}: {found}"
+                continue
+            # The guest's readings are of both stops, the audit has seen one before.
+            stop_ns = -sum(against_ns)
+            if not PAUSE <= stop_ns / 1e9 < PAUSE + 1 or not 1 <= (step.change_ns - stop_ns) / 1e9 < 2:
+                return f"the TSC went ahead of vCPU {step.vcpu}'s kvmclock by {step.change_ns} ns, and the audit reports {against_ns}"
+            if not 0 <= found["tsc_minus_kvmclock_ns"] - step.change_ns < 1e9:
+                return f"the clocks of vCPU {step.vcpu} are {step.change_ns} ns apart or little more, and the audit reports {found}"
+        return None
+
+    return verdict
+
+
 def with_devices(operation):
     """The devices' clock went on as the guest's did, but for the watchdog's, which expired when it was due."""
     if why := moved(operation):

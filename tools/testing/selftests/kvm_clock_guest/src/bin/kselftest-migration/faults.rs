@@ -5,7 +5,7 @@
 
 use crate::{
     proxy::{is_kind, Damage, Fault, Proxy, Sender},
-    run, send, Destination,
+    run, send, Server,
 };
 use clockguest::stream::Kind;
 use kvm_clock_guest_selftests::prelude::*;
@@ -116,7 +116,7 @@ const ROWS: &[Row] = &[
     row(Dst, Kind::Running, HANG_UP, "may run there", Gone),
 ];
 
-pub(crate) fn cases() -> Vec<Case<Destination>> {
+pub(crate) fn cases() -> Vec<Case<Server>> {
     let mut cases: Vec<_> = ROWS
         .iter()
         .map(|row| {
@@ -139,7 +139,7 @@ pub(crate) fn cases() -> Vec<Case<Destination>> {
     cases
 }
 
-fn check(destination: &Destination, row: &Row) -> Result<()> {
+fn check(destination: &Server, row: &Row) -> Result<()> {
     let fault = Fault {
         sender: row.sender,
         kind: row.kind,
@@ -149,7 +149,7 @@ fn check(destination: &Destination, row: &Row) -> Result<()> {
 }
 
 /// Fails unless a guest whose connection has `fault` meets `fate`, and the next one arrives.
-fn fails(destination: &Destination, fault: Fault, why: &str, fate: Fate) -> Result<()> {
+fn fails(destination: &Server, fault: Fault, why: &str, fate: Fate) -> Result<()> {
     destination.forget();
     let proxy = Proxy::new(destination.address, Some(fault))?;
     let summary = run(&send(proxy.address))?;
@@ -183,7 +183,7 @@ fn fails(destination: &Destination, fault: Fault, why: &str, fate: Fate) -> Resu
     next_arrives(destination)
 }
 
-fn next_arrives(destination: &Destination) -> Result<()> {
+fn next_arrives(destination: &Server) -> Result<()> {
     let summary = run(&send(destination.address))?;
     if let Some(error) = summary.first_error {
         bail!("the next guest: {error}");
@@ -194,7 +194,7 @@ fn next_arrives(destination: &Destination) -> Result<()> {
 }
 
 /// The frames that the source sends in a successful session.
-fn recorded(destination: &Destination) -> Result<Vec<Vec<u8>>> {
+fn recorded(destination: &Server) -> Result<Vec<Vec<u8>>> {
     let proxy = Proxy::new(destination.address, None)?;
     let summary = run(&send(proxy.address))?;
     if let Some(error) = summary.first_error {
@@ -203,7 +203,7 @@ fn recorded(destination: &Destination) -> Result<Vec<Vec<u8>>> {
     Ok(proxy.recorded())
 }
 
-fn state_of_another(destination: &Destination) -> Result<()> {
+fn state_of_another(destination: &Server) -> Result<()> {
     let frames = recorded(destination)?;
     let state = frames
         .into_iter()
@@ -218,7 +218,7 @@ fn state_of_another(destination: &Destination) -> Result<()> {
 }
 
 /// Sends the recorded bytes of a former session, without a guest.
-fn session_replayed(destination: &Destination) -> Result<()> {
+fn session_replayed(destination: &Server) -> Result<()> {
     destination.forget();
     let frames = recorded(destination)?;
     let line = destination.line()?;

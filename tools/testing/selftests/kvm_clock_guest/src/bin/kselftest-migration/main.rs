@@ -6,13 +6,17 @@
 //! Source and destination are the same host, whose TSC is ground truth. tools/vm/host pair tests
 //! migration between hosts.
 
+mod clients;
 mod faults;
 mod moves;
 mod proxy;
 
 use clockguest::{
     method::Method,
-    migration::{migrate, serve, ClockSource, MigrateConfig, ModeChoice, ServeConfig, Summary},
+    migration::{
+        migrate, serve, ClockSource, Destination, MigrateConfig, ModeChoice, ServeConfig, Summary,
+        Transport,
+    },
     progress::Progress,
 };
 use kvm_clock_guest_selftests::prelude::*;
@@ -30,27 +34,29 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn main() -> ExitCode {
     let mut cases = moves::cases();
     cases.extend(faults::cases());
+    cases.extend(clients::cases());
     ktap::main(requirements, cases)
 }
 
-fn requirements() -> Result<Destination> {
+fn requirements() -> Result<Server> {
     require::clock_guest()?;
-    Destination::new()
+    Server::new(Transport::Listen("0".into()), 10 * PATIENCE)
 }
 
 /// `clockguest serve` on a thread, until the program ends.
-pub(crate) struct Destination {
+pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     lines: Receiver<String>,
 }
 
-impl Destination {
-    fn new() -> Result<Self> {
+impl Server {
+    pub(crate) fn new(transport: Transport, deadline: Duration) -> Result<Self> {
         let (sender, lines) = channel();
         spawn(move || {
             let config = ServeConfig {
-                listen: "127.0.0.1:0".into(),
+                transport,
                 once: false,
+                deadline,
                 trace_clock: true,
                 any_kvm: false,
             };
@@ -81,10 +87,15 @@ impl Destination {
     }
 }
 
-/// Moves a new guest to `to`, one way.
+/// Moves a new guest to the server at `to`, one way.
 pub(crate) fn send(to: SocketAddr) -> MigrateConfig {
+    migrate_to(Destination::Address(to.to_string()))
+}
+
+/// Moves a new guest to `to`, one way.
+pub(crate) fn migrate_to(to: Destination) -> MigrateConfig {
     MigrateConfig {
-        to: to.to_string(),
+        to,
         vcpus: VCPUS,
         tsc_khz: None,
         method: Method::Atomic,

@@ -2,7 +2,7 @@
 
 //! Successful migrations.
 
-use crate::{run, send, Destination};
+use crate::{run, send, Server};
 use clockguest::{
     method::Method,
     migration::{ClockSource, MigrateConfig, ModeChoice, Summary},
@@ -14,12 +14,12 @@ const ROUND_TRIPS: u32 = 2;
 /// The part of ADVANCE's error that SET adds, ticks: its product is rounded down, and so is the TSC.
 const SET_TICKS: f64 = 1.0;
 
-pub(crate) fn cases() -> Vec<Case<Destination>> {
+pub(crate) fn cases() -> Vec<Case<Server>> {
     vec![
         Case::new("there and back on one host is exact", exact),
         Case::new(
             "advance: the error is at most that of the hosts' clocks and 1 tick",
-            |destination: &Destination| advance(destination, ClockSource::Exchange),
+            |destination: &Server| advance(destination, ClockSource::Exchange),
         ),
         Case::new("advance with the hosts' own clocks", |destination| {
             advance(destination, ClockSource::Hosts)
@@ -30,10 +30,7 @@ pub(crate) fn cases() -> Vec<Case<Destination>> {
 }
 
 /// Moves a guest there and back; all moves must succeed.
-fn round_trips(
-    destination: &Destination,
-    change: impl FnOnce(&mut MigrateConfig),
-) -> Result<Summary> {
+fn round_trips(destination: &Server, change: impl FnOnce(&mut MigrateConfig)) -> Result<Summary> {
     let mut config = MigrateConfig {
         round_trips: ROUND_TRIPS,
         trace_clock: true,
@@ -49,7 +46,7 @@ fn round_trips(
     Ok(summary)
 }
 
-fn exact(destination: &Destination) -> Result<()> {
+fn exact(destination: &Server) -> Result<()> {
     let summary = round_trips(destination, |_| ())?;
     ensure!(
         summary.per_move.iter().all(|one| one.offsets_bit_identical),
@@ -63,7 +60,7 @@ fn exact(destination: &Destination) -> Result<()> {
     Ok(())
 }
 
-fn advance(destination: &Destination, sync: ClockSource) -> Result<()> {
+fn advance(destination: &Server, sync: ClockSource) -> Result<()> {
     let summary = round_trips(destination, |config| {
         config.mode = ModeChoice::Advance;
         config.sync = sync;
@@ -95,7 +92,7 @@ fn advance(destination: &Destination, sync: ClockSource) -> Result<()> {
     Ok(())
 }
 
-fn freeze(destination: &Destination) -> Result<()> {
+fn freeze(destination: &Server) -> Result<()> {
     let summary = round_trips(destination, |config| config.mode = ModeChoice::Freeze)?;
     for one in &summary.per_move {
         let lost = -one.tsc_error_ticks.context("no error")?;
@@ -114,7 +111,7 @@ fn freeze(destination: &Destination) -> Result<()> {
     Ok(())
 }
 
-fn legacy(destination: &Destination) -> Result<()> {
+fn legacy(destination: &Server) -> Result<()> {
     for method in [Method::LegacyOffset, Method::LegacyMsr] {
         let summary = round_trips(destination, |config| config.method = method)?;
         ensure!(
