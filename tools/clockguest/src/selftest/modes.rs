@@ -220,7 +220,7 @@ pub(super) fn run(
 
 /// Restores `saved` in `mode`; returns the TSC errors that the mode allows, ticks.
 fn set(saved: &atomic::Saved, vm: &Vm, mode: Mode) -> Result<(i64, i64)> {
-    let anchor = Anchor::of(&saved.0.header)?;
+    let anchor = Anchor::of(&saved.0.clock()?.header)?;
     let before = Instant::now()?;
     let tsc_before = rdtsc_ordered();
     saved.set(vm, mode)?;
