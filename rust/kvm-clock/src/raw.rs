@@ -48,6 +48,8 @@ pub unsafe fn set(fd: &impl AsRawFd, arg: *mut c_void) -> Result<()> {
 ///
 /// `arg` is valid for what the kernel reads and writes for `request`, one of [`crate::request`]. (A
 /// descriptor that is not KVM's does not know the request.)
+// libc's type for requests has 64 bits with one C library, and 32 with another.
+#[allow(clippy::cast_lossless)]
 pub(crate) unsafe fn ioctl(fd: &impl AsRawFd, request: u32, arg: *mut c_void) -> Result<c_int> {
     // SAFETY: The caller allows what the kernel does with `arg`.
     // CAST: libc's type for requests depends on the C library.
@@ -55,6 +57,7 @@ pub(crate) unsafe fn ioctl(fd: &impl AsRawFd, request: u32, arg: *mut c_void) ->
 }
 
 /// A KVM ioctl whose argument is a number.
+#[allow(clippy::cast_lossless)]
 pub(crate) fn ioctl_value(fd: &impl AsRawFd, request: u32, value: u32) -> Result<c_int> {
     // SAFETY: The requests that this is for take a number: the kernel accesses no memory.
     // CAST: As above.

@@ -49,6 +49,7 @@ pub(crate) fn restore<V: AsRawFd>(
         mode,
         flags: 0,
         elapsed_ns: 0,
+        paused_ns: 0,
         clock,
         lost: Vec::new(),
     };
@@ -121,6 +122,8 @@ struct Attempt<'a> {
     flags: u32,
     /// By the hosts' clocks.
     elapsed_ns: i128,
+    /// How long the vCPUs did not run, as the mode measures it.
+    paused_ns: i128,
     clock: VmClock,
     lost: Vec<Loss>,
 }
@@ -138,6 +141,13 @@ impl Attempt<'_> {
             self.flags |= FLAG_FALLBACK;
         }
         self.elapsed_ns = elapsed_ns(header, now);
+        self.paused_ns = self.elapsed_ns;
+        if self.mode == Mode::Exact {
+            // On one host, the TSC does not depend on who sets its clock. CAST: The sign of the
+            // wrapped difference.
+            let ticks = now.host_tsc.since(header.host_tsc) as i64;
+            self.paused_ns = i128::from(ticks) * 1_000_000 / i128::from(header.host_tsc_khz);
+        }
         if self.mode != Mode::Advance {
             return Ok(());
         }
@@ -197,12 +207,12 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// How long the vCPUs did not run, ns.
-    fn paused_ns(&self, now_ns: i128) -> u64 {
+    /// How long the vCPUs did not run, ns, as far as their steal time can take it.
+    fn paused_ns(&self) -> u64 {
         const MAX: u64 = i64::MAX as u64;
         let steal = self.clock.vcpus.iter().map(|vcpu| vcpu.steal_ns).max();
         let room = MAX.saturating_sub(steal.unwrap_or(0));
-        u64::try_from(now_ns.max(0)).unwrap_or(MAX).min(room)
+        u64::try_from(self.paused_ns.max(0)).unwrap_or(MAX).min(room)
     }
 
     fn set<V: AsRawFd>(
@@ -215,7 +225,7 @@ impl Attempt<'_> {
         match self.procedure {
             Procedure::Module => {
                 if self.policy.steal_time && self.cap & CAP_STEAL != 0 {
-                    clock.header.paused_ns = self.paused_ns(self.elapsed_ns);
+                    clock.header.paused_ns = self.paused_ns();
                 }
                 set_vm_clock_guest(vm, &mut clock).map_err(|errno| match errno.errno() {
                     libc::ERANGE => Refused::Rate(clock.header.rate_diff_hz),

@@ -20,7 +20,10 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["save", file] => save(file).with_context(|| file.to_owned()),
         ["restore", file] => restore(file).with_context(|| file.to_owned()),
-        ["--help" | "-h"] => Ok(println!("{USAGE}")),
+        ["--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
         _ => {
             eprintln!("{USAGE}");
             process::exit(2)
