@@ -112,12 +112,12 @@ pub(crate) enum Command {
         trace_clock: bool,
     },
 
-    /// Save a running guest to a file, to restore it after a kexec into another kernel
-    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::UPDATE_EXAMPLES]))]
+    /// Save a running guest, to restore it after a kexec into another kernel
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::LUO, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Save(Save),
 
-    /// Restore a guest from a file on the same host, and show the errors of its clocks
-    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
+    /// Restore a saved guest on the same host, and show the errors of its clocks
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::LUO, help::MEASUREMENT, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Restore(Restore),
 
     /// Write a page with charts from the JSON output of runs
