@@ -162,6 +162,28 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_is_saved_in_one_place() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        for right in [
+            "clockguest save --to file",
+            "clockguest save --luo name",
+            "clockguest restore --from file --to file",
+            "clockguest restore --luo name --luo-to name",
+        ] {
+            assert!(parse(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "clockguest save",
+            "clockguest save --to file --luo name",
+            "clockguest restore --luo-to name",
+            "clockguest restore --from file --luo name",
+            "clockguest restore --from file --to file --luo-to name",
+        ] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         let cycle = [
             "clockguest",

@@ -61,6 +61,8 @@ struct Finish {
 pub struct Session {
     fd: File,
     name: String,
+    /// What it preserves, to be seen in `/proc` while it is held.
+    files: Vec<File>,
 }
 
 impl Session {
@@ -117,6 +119,7 @@ impl Session {
         Ok(Self {
             fd,
             name: name.to_owned(),
+            files: Vec::new(),
         })
     }
 
@@ -131,10 +134,11 @@ impl Session {
     /// # Errors
     ///
     /// Those of the kernel.
-    pub(super) fn preserve(&self, file: &File, token: u64) -> Result<()> {
+    pub(super) fn preserve(&mut self, file: File, token: u64) -> Result<()> {
         self.file_ioctl(nr::SESSION_PRESERVE_FD(), file.as_raw_fd(), token)
-            .with_context(|| format!("cannot preserve file {token} in {:?}", self.name))
-            .map(drop)
+            .with_context(|| format!("cannot preserve file {token} in {:?}", self.name))?;
+        self.files.push(file);
+        Ok(())
     }
 
     /// The memfd that was preserved as `token`.

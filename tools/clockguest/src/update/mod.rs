@@ -328,8 +328,11 @@ impl<'a> Store<'a> {
                 file::write(path, &vm.save()?, &update)?;
                 None
             }
-            Self::Session { session, memory } => {
-                session::write(&session, vm, &memory, &update)?;
+            Self::Session {
+                mut session,
+                memory,
+            } => {
+                session::write(&mut session, vm, memory, &update)?;
                 Some(session)
             }
         };

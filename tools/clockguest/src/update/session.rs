@@ -49,12 +49,12 @@ pub(super) fn new_memory(nr_vcpus: u32) -> Result<File> {
 }
 
 /// Preserves the stopped `vm`, whose memory is in `memory`, in `session`.
-pub(super) fn write(session: &Session, vm: &Vm, memory: &File, update: &Update) -> Result<()> {
+pub(super) fn write(session: &mut Session, vm: &Vm, memory: File, update: &Update) -> Result<()> {
     session.preserve(memory, token::MEMORY)?;
     let clocks = match &update.clocks {
         Saved::Atomic(saved) => {
             let file = luo::memfd_with(c"clockguest clocks", &to_bytes(saved)?)?;
-            session.preserve(&file, token::CLOCKS)?;
+            session.preserve(file, token::CLOCKS)?;
             None
         }
         other => Some(other.clone()),
@@ -70,7 +70,7 @@ pub(super) fn write(session: &Session, vm: &Vm, memory: &File, update: &Update) 
     let mut bytes = Vec::new();
     Writer::new(&mut bytes, stream::new_session()?).write(Kind::State, &rest)?;
     let file = luo::memfd_with(c"clockguest vCPUs", &bytes)?;
-    session.preserve(&file, token::REST)
+    session.preserve(file, token::REST)
 }
 
 /// Takes a guest out of `session`.

@@ -118,8 +118,8 @@ impl GuestMemory {
             .collect()
     }
 
-    /// The number of the physical page behind each page; `None` if the kernel shows them to root
-    /// alone.
+    /// The number of the physical page behind each page; `None` if the kernel does not show them: it
+    /// does to root, with `CONFIG_PROC_PAGE_MONITOR`.
     ///
     /// # Errors
     ///
@@ -133,8 +133,11 @@ impl GuestMemory {
         for page in self.words().chunks(PAGE as usize / size_of::<AtomicU64>()) {
             page[0].load(Ordering::Relaxed);
         }
-        File::open("/proc/self/pagemap")?
-            .read_exact_at(&mut entries, self.host_address() / PAGE * 8)?;
+        let pagemap = match File::open("/proc/self/pagemap") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        pagemap.read_exact_at(&mut entries, self.host_address() / PAGE * 8)?;
         let numbers: Vec<u64> = entries
             .chunks_exact(8)
             .map(|entry| u64::from_le_bytes(entry.try_into().expect("8 bytes")) & PAGE_NUMBER)
