@@ -5,10 +5,14 @@
 use crate::{
     kvm::{
         State,
-        Vm, //
+        Vm,
+        VmGuard, //
     },
     pvclock::{
-        abi::VmClockGuest,
+        abi::{
+            ClockGuestVcpu,
+            VmClockGuest, //
+        },
         request::GetRequest, //
     },
     report,
@@ -27,8 +31,7 @@ use kernel::{
 ///
 /// # Errors
 ///
-/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, those of [`VmGuard::read`](crate::kvm::VmGuard),
-/// [`State::new`] and [`report::precision_ns`], `EINTR`, `ENOMEM`.
+/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, those of [`read`], `ENOMEM`.
 pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
     let header = user::read_header(arg)?;
     let request = GetRequest::new(&header).map_err(|_| EINVAL)?;
@@ -42,20 +45,39 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
     }
     let mut few = Few::default();
     let mut vcpus = Vcpus::new(&mut few, nr_vcpus)?;
-    let raw = guard.read(0, Some(&mut vcpus), false)?;
-    drop(guard);
-    let state = State::new(&raw, request.fallback)?;
+    let clock = VmClockGuest {
+        vcpus: header.vcpus,
+        ..read(guard, &mut vcpus, request.fallback)?
+    };
+    user::write_vcpus(&clock, &vcpus)?;
+    user::write_header(arg, &clock)
+}
 
-    let precision_ns = report::precision_ns(&state, request.fallback)?;
+/// Reads all clocks of a VM at one instant; `vcpus` has an element for each vCPU. The array's
+/// address is 0. Releases the VM.
+///
+/// # Errors
+///
+/// Those of [`VmGuard::read`], [`State::new`] and [`report::precision_ns`].
+pub(crate) fn read(
+    guard: VmGuard<'_>,
+    vcpus: &mut [ClockGuestVcpu],
+    fallback: bool,
+) -> Result<VmClockGuest> {
+    let nr_vcpus = guard.nr_vcpus();
+    let raw = guard.read(0, Some(vcpus), false)?;
+    drop(guard);
+    let state = State::new(&raw, fallback)?;
+
+    let precision_ns = report::precision_ns(&state, fallback)?;
     let now = state.now;
     let guest_tsc = state.transform.guest_tsc(now.host_tsc);
-    let header = VmClockGuest {
+    Ok(VmClockGuest {
         // CAST: The size of a small structure.
         size: size_of::<VmClockGuest>() as u32,
         status: report::status(&state),
         nr_vcpus,
         ref_vcpu_id: state.ref_vcpu_id,
-        vcpus: header.vcpus,
         host_tsc: now.host_tsc,
         guest_tsc,
         kvmclock_ns: state.record.kvmclock_ns(guest_tsc),
@@ -68,7 +90,5 @@ pub(crate) fn get(vm: &Vm, arg: UserPtr) -> Result {
         precision_ns,
         record: state.record,
         ..Default::default()
-    };
-    user::write_vcpus(&header, &vcpus)?;
-    user::write_header(arg, &header)
+    })
 }

@@ -4,11 +4,13 @@
 //!
 //! The way of a request: ioctl bytes ([`user`]) -> validated request ([`pvclock::request`]) -> plan
 //! ([`pvclock::plan`], pure arithmetic) -> commit (one call into [`kvm`]). Everything that can fail
-//! is over when the commit begins. This module has no `unsafe`: that is all in [`kvm`].
+//! is over when the commit begins. Callers in the kernel come the same way, with bytes that outlive
+//! it ([`handover`]). This module has no `unsafe`: that is all in [`kvm`].
 //!
 //! ABI: `Documentation/virt/kvm/clock-guest.rst`.
 
 mod get;
+mod handover;
 mod kvm;
 #[allow(unexpected_cfgs)]
 #[cfg(misuse)]
@@ -90,5 +92,13 @@ impl ClockGuestOps for Server {
             _ => return Err(ENOTTY),
         }
         Ok(0)
+    }
+
+    fn save(vm: &Vm, to: &mut [u8]) -> Result<u32> {
+        handover::save(vm, to)
+    }
+
+    fn restore(vm: &Vm, from: &[u8]) -> Result {
+        handover::restore(vm, from)
     }
 }

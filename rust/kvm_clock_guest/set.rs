@@ -12,7 +12,8 @@ use crate::{
     pvclock::{
         abi::{
             self,
-            ClockGuestVcpu, //
+            ClockGuestVcpu,
+            VmClockGuest, //
         },
         counter::TscOffset,
         plan::{
@@ -42,65 +43,90 @@ use kernel::{
 ///
 /// # Errors
 ///
-/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, `EBUSY` while a vCPU runs, those of
-/// [`VmGuard::read`] and [`State::new`], `ERANGE`, `ESTALE`, `ETIME` for what the request asks,
-/// `EINTR`, `ENOMEM`. Nothing is changed then, except that `rate_diff_hz` was written if it was
-/// known.
+/// `EINVAL`, `E2BIG`, `EFAULT` for the payload, those of [`write`], `ENOMEM`.
 pub(crate) fn set(vm: &Vm, arg: UserPtr) -> Result {
     let mut header = user::read_header(arg)?;
     let request = SetRequest::new(header).map_err(|_| EINVAL)?;
+    check_nr_vcpus(vm, &header)?;
+    let mut few = Few::default();
+    let mut entries = Vcpus::new(&mut few, header.nr_vcpus)?;
+    user::read_vcpus(&header, &mut entries)?;
+    write(vm, &request, &mut header, &mut entries, |header| {
+        user::write_header(arg, header)
+    })
+}
+
+/// Checks that `clock` has as many vCPUs as `vm`.
+///
+/// # Errors
+///
+/// `EINVAL`.
+pub(crate) fn check_nr_vcpus(vm: &Vm, clock: &VmClockGuest) -> Result {
     // More entries than vCPUs means duplicates or unknown ones; fewer, that some are missing.
-    if header.nr_vcpus == 0 || header.nr_vcpus != vm.nr_vcpus() {
+    if clock.nr_vcpus == 0 || clock.nr_vcpus != vm.nr_vcpus() {
         return Err(EINVAL);
     }
-    let mut few_entries = Few::default();
-    let mut entries = Vcpus::new(&mut few_entries, header.nr_vcpus)?;
-    user::read_vcpus(&header, &mut entries)?;
+    Ok(())
+}
 
+/// Writes all clocks of a VM, or none: those of `request`, which was made from `header`, and of the
+/// vCPUs in `entries`. Gives its output in `header` to `write_back`: before the commit, so that a fault
+/// there changes nothing, and again if the commit does not pin the clock.
+///
+/// # Errors
+///
+/// `EINVAL` for the vCPUs, `EBUSY` while a vCPU runs, those of [`VmGuard::read`] and
+/// [`State::new`], `ERANGE`, `ESTALE`, `ETIME` for what the request asks, those of
+/// `write_back`, `EINTR`, `ENOMEM`. Nothing is changed then, except that `rate_diff_hz` was written back if it
+/// was known.
+pub(crate) fn write(
+    vm: &Vm,
+    request: &SetRequest,
+    header: &mut VmClockGuest,
+    entries: &mut [ClockGuestVcpu],
+    mut write_back: impl FnMut(&VmClockGuest) -> Result,
+) -> Result {
     let guard = vm.lock()?;
     let mut few = Few::default();
     let mut present = Vcpus::new(&mut few, guard.nr_vcpus())?;
     // Without locked vCPUs, as nothing may have to be written.
     let raw = guard.read(0, Some(&mut present), true)?;
-    let ref_offset = request
-        .match_vcpus(&present, &mut entries)
-        .map_err(|_| EINVAL)?;
+    let ref_offset = request.match_vcpus(&present, entries).map_err(|_| EINVAL)?;
     if let Ok(state) = State::new(&raw, request.fallback) {
-        if let Some(plan) = plan_in_place(&request, ref_offset, &state, &present, &entries) {
-            header.rate_diff_hz = plan::rate_diff_hz(&request, state.rate);
+        if let Some(plan) = plan_in_place(request, ref_offset, &state, &present, entries) {
+            header.rate_diff_hz = plan::rate_diff_hz(request, state.rate);
             header.precision_ns = plan.precision_ns;
             header.status = report::status(&state);
-            return user::write_header(arg, &header);
+            return write_back(header);
         }
     }
 
     let locked = guard.trylock_all_vcpus()?;
     let state = State::new(&guard.read(0, None, false)?, request.fallback)?;
-    header.rate_diff_hz = plan::rate_diff_hz(&request, state.rate);
-    let plan = match plan(&request, ref_offset, &state) {
+    header.rate_diff_hz = plan::rate_diff_hz(request, state.rate);
+    let plan = match plan(request, ref_offset, &state) {
         Ok(plan) => plan,
         Err(error) => {
-            user::write_header(arg, &header)?;
+            write_back(header)?;
             return Err(error);
         }
     };
     header.precision_ns = plan.precision_ns;
     header.status = abi::STATUS_PINNED | abi::STATUS_HOST_TSC_STABLE;
-    // Before the commit, so that a fault here changes nothing.
-    user::write_header(arg, &header)?;
+    write_back(header)?;
 
     // The commit: no vCPU runs before it is done.
     let transform = TscTransform {
         scale: plan.scale,
         offset: ref_offset.wrapping_add(plan.offset_shift),
     };
-    let is_pinned = locked.commit(&plan.record, transform, &entries, plan.offset_shift)?;
+    let is_pinned = locked.commit(&plan.record, transform, entries, plan.offset_shift)?;
     drop(locked);
 
     if !is_pinned {
         (header.status, header.precision_ns) = outcome_unpinned(&guard, transform, &plan);
         // The caller could write there a moment ago. If it cannot any more, it does not learn this.
-        let _ = user::write_header(arg, &header);
+        let _ = write_back(header);
     }
     Ok(())
 }

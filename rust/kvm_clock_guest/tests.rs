@@ -21,8 +21,17 @@ mod suite {
     use crate::{
         kvm::oracle,
         pvclock::{
-            abi::ClockGuest,
+            abi::{
+                ClockGuest,
+                ClockGuestVcpu,
+                VmClockGuest, //
+            },
             counter::GuestTsc,
+            handover::{
+                self,
+                Handover,
+                HandoverError, //
+            },
             rate::Factor,
             tsc::Scale, //
         },
@@ -75,6 +84,38 @@ mod suite {
                 }
             }
         }
+    }
+
+    #[test]
+    fn handover_reads_back_and_refuses_damage() {
+        let clock = VmClockGuest {
+            // CAST: The size of a small structure.
+            size: size_of::<VmClockGuest>() as u32,
+            nr_vcpus: 1,
+            kvmclock_ns: 7,
+            ..Default::default()
+        };
+        let vcpus = [ClockGuestVcpu {
+            vcpu_id: 3,
+            ..Default::default()
+        }];
+        let mut bytes = [0u8; 200];
+        assert_eq!(handover::write(&clock, &vcpus, &mut bytes), Ok(192));
+        // The kernel's C has the same checksum.
+        let mut unsealed = bytes;
+        unsealed[16..20].fill(0);
+        let crc32 = oracle::crc32(&unsealed[..192]);
+        assert_eq!(bytes[16..20], crc32.to_le_bytes());
+
+        let read = Handover::new(&bytes);
+        assert!(read.is_ok_and(|read| *read.clock() == clock && read.vcpus().eq(vcpus)));
+        for bit in 0..192 * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Handover::new(&damaged).is_err());
+        }
+        bytes[8] = 2;
+        assert_eq!(Handover::new(&bytes).err(), Some(HandoverError::Version(2)));
     }
 
     #[test]

@@ -77,6 +77,7 @@
 
 pub mod abi;
 pub mod counter;
+pub mod handover;
 pub mod plan;
 pub mod rate;
 pub mod record;

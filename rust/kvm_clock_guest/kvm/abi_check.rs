@@ -5,7 +5,19 @@
 //! C header: `arch/x86/include/uapi/asm/kvm.h`
 
 use super::bindings;
-use crate::pvclock::abi;
+use crate::pvclock::{
+    abi::{
+        self,
+        ClockGuest,
+        ClockGuestVcpu,
+        VcpuTscScale,
+        VmClockGuest, //
+    },
+    handover::{
+        self,
+        Header, //
+    },
+};
 use core::mem::{
     offset_of,
     size_of, //
@@ -14,8 +26,8 @@ use core::mem::{
 macro_rules! same_layout {
     ($rust:ident, $c:ident: $($field:ident)*) => {
         const _: () = {
-            assert!(size_of::<abi::$rust>() == size_of::<bindings::$c>());
-            $(assert!(offset_of!(abi::$rust, $field) == offset_of!(bindings::$c, $field));)*
+            assert!(size_of::<$rust>() == size_of::<bindings::$c>());
+            $(assert!(offset_of!($rust, $field) == offset_of!(bindings::$c, $field));)*
         };
     };
 }
@@ -30,6 +42,7 @@ same_layout!(VmClockGuest, kvm_vm_clock_guest:
     host_tsc guest_tsc kvmclock_ns tai_ns monotonic_raw_ns tai_offset_s
     host_tsc_khz tsc_ratio tsc_frac_bits precision_ns record rate_diff_hz paused_ns);
 same_layout!(VcpuTscScale, kvm_vcpu_tsc_scale: tsc_ratio tsc_frac_bits);
+same_layout!(Header, kvm_clock_guest_ser: magic version size crc32 pad clock);
 
 macro_rules! same_number {
     ($($rust:ident == $c:ident;)*) => {
@@ -64,3 +77,8 @@ same_number! {
     STATUS_PINNED == RUST_CONST_HELPER_KVM_CLOCK_GUEST_PINNED;
     STATUS_HOST_TSC_STABLE == RUST_CONST_HELPER_KVM_CLOCK_GUEST_HOST_TSC_STABLE;
 }
+
+const _: () = {
+    assert!(handover::MAGIC == bindings::KVM_CLOCK_GUEST_SER_MAGIC);
+    assert!(handover::VERSION == bindings::KVM_CLOCK_GUEST_SER_VERSION);
+};

@@ -3,6 +3,7 @@
 //! The kernel's own arithmetic, for tests to compare ours with.
 //!
 //! C headers: [`arch/x86/include/asm/pvclock.h`](srctree/arch/x86/include/asm/pvclock.h),
+//! [`include/linux/crc32.h`](srctree/include/linux/crc32.h),
 //! [`include/linux/math64.h`](srctree/include/linux/math64.h)
 
 use super::bindings;
@@ -31,4 +32,10 @@ pub(crate) fn pvclock_read_cycles(record: &ClockGuest, tsc: GuestTsc) -> u64 {
 pub(crate) fn mul_u64_u64_shr(a: u64, mul: u64, shift: u32) -> u64 {
     // SAFETY: No requirements.
     unsafe { bindings::rust_helper_mul_u64_u64_shr(a, mul, shift) }
+}
+
+/// CRC-32 of IEEE 802.3, by `crc32_le()`.
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
+    // SAFETY: The bytes are valid for reads.
+    unsafe { bindings::rust_helper_crc32(bytes.as_ptr(), bytes.len()) }
 }

@@ -8,7 +8,10 @@ use super::{
     bindings,
     vm::Vm, //
 };
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    slice, //
+};
 use kernel::{
     error::{
         from_result,
@@ -35,6 +38,13 @@ pub(crate) trait ClockGuestOps {
     /// Serves an ioctl on the file descriptor of vCPU number `index`; takes the locks that it
     /// needs.
     fn vcpu_ioctl(vm: &Vm, index: u32, ioctl: u32, arg: UserPtr) -> Result<c_int>;
+
+    /// Writes the clocks of a VM to the start of `to`, and returns the bytes that they take; if `to`
+    /// has fewer, writes nothing.
+    fn save(vm: &Vm, to: &mut [u8]) -> Result<u32>;
+
+    /// Makes what [`save`](Self::save) wrote the clocks of a VM.
+    fn restore(vm: &Vm, from: &[u8]) -> Result;
 }
 
 /// The registration of `T` with KVM; at most one exists in a kernel.
@@ -72,6 +82,8 @@ impl<T: ClockGuestOps> Registration<T> {
                     capabilities: T::CAPABILITIES as c_int,
                     vm_ioctl: Some(Self::vm_ioctl),
                     vcpu_ioctl: Some(Self::vcpu_ioctl),
+                    save: Some(Self::save),
+                    restore: Some(Self::restore),
                 };
                 // SAFETY: The initializer may write to `slot`. It is pinned, and unregistered
                 // before it goes, see `drop()`; the functions are the code of their owner.
@@ -101,6 +113,30 @@ impl<T: ClockGuestOps> Registration<T> {
         // call.
         let vm = unsafe { Vm::from_raw(kvm) };
         from_result(|| T::vcpu_ioctl(vm, index, ioctl, UserPtr::from_ptr(argp)))
+    }
+
+    extern "C" fn save(kvm: *mut bindings::kvm, to: *mut c_void, size: usize) -> c_int {
+        // SAFETY: KVM calls this with the caller's VM, which outlives the call.
+        let vm = unsafe { Vm::from_raw(kvm) };
+        let to: &mut [u8] = if size == 0 {
+            &mut []
+        } else {
+            // SAFETY: KVM's caller lends `size` bytes at `to`, if there are any, for this call.
+            unsafe { slice::from_raw_parts_mut(to.cast::<u8>(), size) }
+        };
+        from_result(|| c_int::try_from(T::save(vm, to)?).map_err(|_| EOVERFLOW))
+    }
+
+    extern "C" fn restore(kvm: *mut bindings::kvm, from: *const c_void, size: usize) -> c_int {
+        // SAFETY: KVM calls this with the caller's VM, which outlives the call.
+        let vm = unsafe { Vm::from_raw(kvm) };
+        let from: &[u8] = if size == 0 {
+            &[]
+        } else {
+            // SAFETY: KVM's caller lends `size` bytes at `from`, if there are any, for this call.
+            unsafe { slice::from_raw_parts(from.cast::<u8>(), size) }
+        };
+        from_result(|| T::restore(vm, from).map(|()| 0))
     }
 }
 

@@ -117,12 +117,12 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MIGRATION, EXIT_STATUS, help::MIGRATE_EXAMPLES]))]
     Serve(Serve),
 
-    /// Save a running guest to a file, to restore it after a kexec into another kernel
-    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[EXIT_STATUS, help::UPDATE_EXAMPLES]))]
+    /// Save a running guest, to restore it after a kexec into another kernel
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::LUO, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Save(Save),
 
-    /// Restore a guest from a file on the same host, and show the errors of its clocks
-    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::MEASUREMENT, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
+    /// Restore a saved guest on the same host, and show the errors of its clocks
+    #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::LUO, help::MEASUREMENT, EXIT_STATUS, help::UPDATE_EXAMPLES]))]
     Restore(Restore),
 
     /// Write a page with charts from the JSON output of runs
@@ -164,6 +164,28 @@ mod tests {
     #[test]
     fn definition_is_valid() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_guest_is_saved_in_one_place() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        for right in [
+            "clockguest save --to file",
+            "clockguest save --luo name",
+            "clockguest restore --from file --to file",
+            "clockguest restore --luo name --luo-to name",
+        ] {
+            assert!(parse(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "clockguest save",
+            "clockguest save --to file --luo name",
+            "clockguest restore --luo-to name",
+            "clockguest restore --from file --luo name",
+            "clockguest restore --from file --to file --luo-to name",
+        ] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ Files:
                              --any-kvm skips this check
   /proc/sys/kernel/random/boot_id
                              identifies the boot of the host that saved a guest
+  /dev/liveupdate            creates and retrieves LUO sessions, with --luo (root)
+  /proc/self/pagemap         the physical pages of guest memory, with --luo (root)
   /sys/kernel/tracing        or /sys/kernel/debug/tracing: for a kprobe with --trace-clock, and for
                              clockguest audit; both need root
   /sys/kernel/debug/kvm      for clockguest audit";
@@ -61,7 +63,18 @@ pub(crate) const UPDATE_EXAMPLES: &str = "\
 Examples:
   Before the kexec, and after it:
   $ clockguest save --to /var/tmp/guest
-  $ clockguest restore --from /var/tmp/guest";
+  $ clockguest restore --from /var/tmp/guest
+  The same without a copy of guest memory; save waits for the kexec:
+  $ clockguest save --luo guest &
+  $ clockguest restore --luo guest";
+
+pub(crate) const LUO: &str = "\
+LUO sessions:
+  With --luo, guest memory and clocks are memfds in a session of the kernel's Live Update
+  Orchestrator. The kernel hands the session over to the next kernel, if a process has it open at the
+  kexec: after printing its result, the command waits for that. Both kernels need
+  CONFIG_LIVEUPDATE_MEMFD and the command line kho=on liveupdate=on, and the next one must be loaded
+  with kexec_file_load(). A session that was retrieved is gone when the command ends.";
 
 pub(crate) const COMPLETION_EXAMPLES: &str = "\
 Examples:

@@ -32,6 +32,12 @@ pub enum Unavailable {
         need = abi::CAP_EXACT
     )]
     NoClockGuest(u32),
+    /// There is no Live Update Orchestrator.
+    #[error(
+        "cannot open /dev/liveupdate ({0}): it needs a kernel with CONFIG_LIVEUPDATE_MEMFD, started \
+         with kho=on liveupdate=on"
+    )]
+    NoLiveUpdate(io::Error),
 }
 
 /// The KVM module of the CPU's vendor.

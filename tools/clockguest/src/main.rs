@@ -22,7 +22,7 @@ use clockguest::{
     progress::Progress,
     report,
     scenario::{self, worker, Config},
-    update::{self, SaveConfig},
+    update::{self, Place, RestoreConfig, SaveConfig, Session},
 };
 use demo::Demo;
 use man::ManPages;
@@ -30,8 +30,9 @@ use serde::Serialize;
 use std::{
     fs,
     io::{stdout, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
+    thread,
 };
 
 /// A clock error of an exact method, or another failure.
@@ -89,7 +90,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Migrate(migrate) => move_guest(migrate, cli.any_kvm),
         Command::Serve(args) => serve(args, cli.any_kvm),
         Command::Save(args) => save(args, cli.any_kvm),
-        Command::Restore(args) => restore(&args, cli.any_kvm),
+        Command::Restore(args) => restore(args, cli.any_kvm),
         Command::Report { out, files } => {
             let written = report::write(&files, &out)?;
             println!("{}", written.page.display());
@@ -187,21 +188,48 @@ fn serve(args: Serve, any_kvm: bool) -> Result<u8> {
 
 fn save(args: Save, any_kvm: bool) -> Result<u8> {
     let config = SaveConfig {
-        to: args.to,
+        to: place(args.to, args.luo).context("--to or --luo is missing")?,
         vcpus: args.guest.vcpus,
         tsc_khz: args.guest.tsc_khz,
         method: args.method,
         any_kvm,
     };
-    let report = update::save(&config)?;
+    let (report, session) = update::save(&config)?;
     print(args.json, &report, &report.to_text())?;
+    hold(session.as_ref());
     Ok(0)
 }
 
-fn restore(args: &Restore, any_kvm: bool) -> Result<u8> {
-    let outcome = update::restore(&args.from, args.mode, args.to.as_deref(), any_kvm)?;
+fn restore(args: Restore, any_kvm: bool) -> Result<u8> {
+    let config = RestoreConfig {
+        from: place(args.from, args.luo).context("--from or --luo is missing")?,
+        mode: args.mode,
+        to: place(args.to, args.luo_to),
+        any_kvm,
+    };
+    let (outcome, session) = update::restore(&config)?;
     print(args.json, &outcome, &outcome.to_text())?;
+    if outcome.first_error.is_none() {
+        hold(session.as_ref());
+    }
     Ok(outcome.first_error.map_or(0, |_| FAILED))
+}
+
+fn place(file: Option<PathBuf>, session: Option<String>) -> Option<Place> {
+    file.map(Place::File).or(session.map(Place::Session))
+}
+
+/// Keeps `session`, if any, until the kexec: the kernel drops one that nobody has open.
+fn hold(session: Option<&Session>) {
+    if let Some(session) = session {
+        eprintln!(
+            "clockguest: holding LUO session {:?} until the kexec",
+            session.name()
+        );
+        loop {
+            thread::park();
+        }
+    }
 }
 
 fn man_pages(args: &ManPages) -> Result<u8> {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Replace the test host's kernel under saved guests, and check their clocks.
 
-Boots the test host, saves guests to files in it, has it kexec into the same kernel, and restores
-the guests there; several times in a row. The TSC keeps counting, but boot id and calibrated TSC
-rate change. Writes KTAP; tools/vm/inside/live-update is the half inside the test host.
+Boots the test host, saves guests in it, to files and in LUO sessions, has it kexec into the same
+kernel, and restores the guests there; several times in a row. The TSC keeps counting, but boot id and
+calibrated TSC rate change. Writes KTAP; tools/vm/inside/live-update is the half inside the test host.
 """
 
 import functools
@@ -14,43 +14,13 @@ import subprocess
 import ktap
 from paths import REPO
 
-from . import options
+from . import luo, options
+from .update_results import Failed, all_updates, good_result, require, require_exact, result_of, show
 
 STEPS = REPO / "tools/vm/inside/live-update"
 
 # Emulated, each boot takes some seconds, and far longer on a busy machine.
 TIMEOUT = 900
-
-
-class Failed(Exception):
-    """Why a case has failed."""
-
-
-def require(condition, why):
-    if not condition:
-        raise Failed(why)
-
-
-def result_of(boot, name):
-    """The result of the run `name` of a boot, good or bad."""
-    run = boot["runs"].get(name)
-    require(run is not None, f"boot {boot['boot']}: {name} was not run")
-    require(run["found"] is not None, f"boot {boot['boot']}: {name}: status {run['status']}: {run['stderr']}")
-    return run["found"]
-
-
-def good_result(boot, name):
-    """As result_of(), but the run must have succeeded."""
-    found = result_of(boot, name)
-    status = boot["runs"][name]["status"]
-    require(status == 0, f"boot {boot['boot']}: {name}: status {status}: {found.get('first_error')}")
-    return found
-
-
-def all_updates(boots, kexecs):
-    """The boots after a kexec; all of them must be there."""
-    require(len(boots) > kexecs, f"{max(len(boots) - 1, 0)} of {kexecs} kexecs happened")
-    return boots[1:]
 
 
 def another_kernel(boots, kexecs):
@@ -63,7 +33,7 @@ def another_kernel(boots, kexecs):
         seen.add(boot["boot_id"])
         require(boot["kernel"] == boots[0]["kernel"], f"{here}: another kernel: {boot['kernel']}")
         require(restored["boot_id"] == boot["boot_id"] and saved["boot_id"] == boots[boot["boot"] - 1]["boot_id"],
-                f"{here}: boot ids in the file are not those of the boots")
+                f"{here}: saved boot ids are not those of the boots")
         require(restored["tsc"] > saved["tsc"], f"{here}: the host TSC fell from {saved['tsc']} to {restored['tsc']}")
         # A TSC that a reset set to 0 would be just as old as the boot.
         at_boot = restored["tsc"] - restored["uptime_ms"] * restored["tsc_khz"]
@@ -71,19 +41,6 @@ def another_kernel(boots, kexecs):
         yield (f"kexec {boot['boot']}: {saved['tsc_khz']} -> {restored['tsc_khz']} kHz, host TSC {saved['tsc']} -> "
                f"{restored['tsc']}, up {saved['uptime_ms'] / 1e3:.1f} s -> {restored['uptime_ms'] / 1e3:.1f} s, "
                f"guest down {found['downtime_ns'] / 1e9:.1f} s")
-
-
-def require_exact(boot, guest, rate):
-    """Restored bit for bit; all errors are 0."""
-    found = good_result(boot, guest)
-    here = f"kexec {boot['boot']}, {guest}"
-    require(found["mode"] == "exact", f"{here}: mode {found['mode']}")
-    for what in ("offsets_bit_identical", "record_bit_identical"):
-        require(found[what] is True, f"{here}: {what} is {found[what]}")
-    for what in ("tsc_error_ticks", "kvmclock_error_ns", "tsc_kvmclock_skew_ns", "backwards_steps"):
-        require(found[what] == 0, f"{here}: {what} is {found[what]}")
-    require(found["tsc_khz"] == rate, f"{here}: the guest's TSC has {found['tsc_khz']} kHz, it had {rate}")
-    return found
 
 
 def exact(guest, vcpus):
@@ -120,13 +77,6 @@ def scaled(guest):
         for boot in updates:
             require_exact(boot, guest, saved["tsc_khz"])
         yield f"{guest}: {saved['tsc_khz']} kHz, exact in {len(updates)} kexecs; the host's {saved['boot']['tsc_khz']} kHz became {sorted(others)}"
-    return case
-
-
-def measured(name):
-    def case(boots, kexecs):
-        boot = all_updates(boots, kexecs)[0]
-        yield show(name, good_result(boot, name))
     return case
 
 
@@ -171,7 +121,7 @@ def damaged(whole):
 
 def refused(results):
     """clockguest refuses these files before it creates a VM, hence on this machine as well."""
-    saved = results / "exact-4.0"
+    saved = results / "file.0"
     require(saved.exists(), "no guest was saved")
     for how, content in damaged(saved.read_bytes()).items():
         file = results / "damaged"
@@ -184,21 +134,15 @@ def refused(results):
         yield f"{how}: {message.removeprefix(f'clockguest: cannot restore {file}: ')}"
 
 
-def show(name, found):
-    return (f"{name:14} TSC {found['tsc_error_ticks']:+,} ticks, kvmclock {found['kvmclock_error_ns']:+,} ns, "
-            f"skew {found['tsc_kvmclock_skew_ns']:+,} ns, {found['backwards_steps']} steps back; down "
-            f"{found['downtime_ns'] / 1e9:.1f} s, {found['saved']['tsc_khz']} -> {found['restored']['tsc_khz']} kHz")
-
-
 CASES = (
     ("the kernel is replaced, and the host TSC counts on", another_kernel),
     ("1 vCPU is exact after every kexec", exact("exact-1", 1)),
     ("4 vCPUs are exact after every kexec", exact("exact-4", 4)),
+    ("4 vCPUs in a file are exact after every kexec", exact("file", 4)),
     ("exact although the host TSC was calibrated to another rate", another_rate),
-    ("legacy-msr is measured", measured("legacy-msr")),
-    ("legacy-offset is measured", measured("legacy-offset")),
     ("advance, as if the host were another one, keeps the record", advance),
     ("freeze loses the downtime, and the loss is measured", freeze),
+    *luo.CASES,
 )
 
 SCALING_CASES = tuple((f"a guest of {what} TSC is exact as well", scaled(guest))
@@ -211,7 +155,7 @@ def run_host(args, results):
     # The module's KUnit tests run in other boots.
     with subprocess.Popen(
         [REPO / "tools/vm/host", "run", *(["--kdir", args.kdir] if args.kdir else []), *scaling, "--timeout", str(TIMEOUT),
-         "--results", results, "--append", "kunit.enable=0",
+         "--results", results, "--append", "kunit.enable=0", "--append", "kho=on liveupdate=on",
          " ".join([str(STEPS), *scaling, str(args.kexecs), str(args.most)])],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     ) as process:
@@ -240,7 +184,7 @@ def main(args):
         args.parser.error("--kexecs: at least one")
     results = pathlib.Path(args.results).resolve()
     results.mkdir(parents=True, exist_ok=True)
-    for stale in [*results.glob("boot-*.json"), *results.glob("exact-*")]:
+    for stale in [*results.glob("boot-*.json"), *results.glob("file.*")]:
         stale.unlink()
     status, output = run_host(args, results)
     boots = []
@@ -248,7 +192,8 @@ def main(args):
         boots.append(json.loads(file.read_text()))
 
     cases = [(name, functools.partial(case, boots, args.kexecs))
-             for name, case in CASES + SCALING_CASES * args.scaling]
+             for name, case in
+             CASES + SCALING_CASES * args.scaling + luo.CASES_OF_TWO_KEXECS * (args.kexecs > 1)]
     cases.append(("a file that is damaged or not ours is refused", functools.partial(refused, results)))
     report = ktap.Report(len(cases) + 1)
     for name, case in cases:

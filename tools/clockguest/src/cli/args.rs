@@ -157,10 +157,15 @@ pub(crate) struct Watch {
 }
 
 #[derive(Args, Debug)]
+#[group(id = "save_place", required = true, args = ["to", "luo"])]
 pub(crate) struct Save {
-    /// The file
+    /// Save to a file
     #[arg(long, value_name = "FILE")]
-    pub(crate) to: PathBuf,
+    pub(crate) to: Option<PathBuf>,
+
+    /// Preserve the guest in a new LUO session, and wait for the kexec
+    #[arg(long, value_name = "NAME")]
+    pub(crate) luo: Option<String>,
 
     #[command(flatten)]
     pub(crate) guest: Guest,
@@ -175,10 +180,15 @@ pub(crate) struct Save {
 }
 
 #[derive(Args, Debug)]
+#[group(id = "restore_place", required = true, args = ["from", "luo"])]
 pub(crate) struct Restore {
-    /// The file
+    /// Restore from a file
     #[arg(long, value_name = "FILE")]
-    pub(crate) from: PathBuf,
+    pub(crate) from: Option<PathBuf>,
+
+    /// Restore from a LUO session that the previous kernel handed over
+    #[arg(long, value_name = "NAME")]
+    pub(crate) luo: Option<String>,
 
     /// Mode of method atomic [default: exact, which fails on any error]
     #[arg(long)]
@@ -187,6 +197,10 @@ pub(crate) struct Restore {
     /// Run the guest, then save it again
     #[arg(long, value_name = "FILE")]
     pub(crate) to: Option<PathBuf>,
+
+    /// Run the guest, then preserve it in a new LUO session, and wait for the kexec
+    #[arg(long, value_name = "NAME", conflicts_with = "to")]
+    pub(crate) luo_to: Option<String>,
 
     /// Print one JSON object
     #[arg(long)]

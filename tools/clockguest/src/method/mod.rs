@@ -5,6 +5,7 @@
 pub mod atomic;
 pub mod legacy_msr;
 pub mod legacy_offset;
+pub mod luo_msr;
 
 use crate::{
     host::Unavailable,
@@ -67,6 +68,9 @@ pub enum Method {
     /// The kernel's documented procedure: KVM_VCPU_TSC_OFFSET, KVM_GET_CLOCK with host TSC and
     /// REALTIME
     LegacyOffset,
+    /// As public patches that preserve VMs over a live update: MSR_IA32_TSC and KVM_GET_CLOCK vCPU
+    /// by vCPU, KVM_SET_CLOCK for the first
+    LuoMsr,
 }
 
 /// The mode of KVM_SET_VM_CLOCK_GUEST.
@@ -119,10 +123,12 @@ pub enum Saved {
     LegacyMsr(legacy_msr::Saved),
     /// With [`Method::LegacyOffset`].
     LegacyOffset(legacy_offset::Saved),
+    /// With [`Method::LuoMsr`].
+    LuoMsr(luo_msr::Saved),
 }
 
 impl Method {
-    /// All methods, in the order of the demo's columns.
+    /// The methods of the demo, in the order of its columns.
     pub const ALL: [Self; 3] = [Self::Atomic, Self::LegacyOffset, Self::LegacyMsr];
 
     /// Its name on the command line.
@@ -131,6 +137,7 @@ impl Method {
             Self::Atomic => "atomic",
             Self::LegacyMsr => "legacy-msr",
             Self::LegacyOffset => "legacy-offset",
+            Self::LuoMsr => "luo-msr",
         }
     }
 
@@ -162,6 +169,7 @@ impl Method {
             Self::Atomic => Saved::Atomic(SavedClocks::save(vm)?),
             Self::LegacyMsr => Saved::LegacyMsr(SavedClocks::save(vm)?),
             Self::LegacyOffset => Saved::LegacyOffset(SavedClocks::save(vm)?),
+            Self::LuoMsr => Saved::LuoMsr(SavedClocks::save(vm)?),
         })
     }
 }
@@ -171,7 +179,7 @@ impl Saved {
     pub fn precision_ns(&self) -> u32 {
         match self {
             Self::Atomic(saved) => saved.precision_ns(),
-            Self::LegacyMsr(_) | Self::LegacyOffset(_) => 0,
+            Self::LegacyMsr(_) | Self::LegacyOffset(_) | Self::LuoMsr(_) => 0,
         }
     }
 
@@ -198,6 +206,7 @@ impl Saved {
             Self::Atomic(saved) => saved,
             Self::LegacyMsr(saved) => saved,
             Self::LegacyOffset(saved) => saved,
+            Self::LuoMsr(saved) => saved,
         }
     }
 }

@@ -60,7 +60,7 @@ impl Anchor {
                 tai_offset_s,
                 hz: f64::from(saved.tsc_khz) * 1000.0,
             }),
-            Saved::LegacyMsr(_) => None,
+            Saved::LegacyMsr(_) | Saved::LuoMsr(_) => None,
         }
     }
 

@@ -107,7 +107,7 @@ impl Replay {
                         .shift_realtime(shift.tai_ns, offset_s, there_s);
                 }
             }
-            Saved::LegacyMsr(_) => (),
+            Saved::LegacyMsr(_) | Saved::LuoMsr(_) => (),
         }
     }
 

@@ -31,6 +31,10 @@ pub(super) fn restore(
             saved.restore(vm)?;
             Ok(by("MSR_IA32_TSC, KVM_SET_CLOCK"))
         }
+        Saved::LuoMsr(saved) => {
+            saved.restore(vm)?;
+            Ok(by("MSR_IA32_TSC, KVM_SET_CLOCK with KVM_CLOCK_REALTIME"))
+        }
     }
 }
 

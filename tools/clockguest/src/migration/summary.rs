@@ -188,7 +188,7 @@ impl Summary {
                 .zip(clock_sync_error_ticks)
                 .map(|(all, of)| all - of),
             // It uses no time of day, so it adds the whole error.
-            Saved::LegacyMsr(_) => tsc_error_ticks.map(|all| all as f64),
+            Saved::LegacyMsr(_) | Saved::LuoMsr(_) => tsc_error_ticks.map(|all| all as f64),
         };
         let one = Move {
             direction: data.direction,
@@ -387,7 +387,7 @@ impl MoveData<'_> {
         match self.moved.saved {
             Saved::Atomic(_) => self.moved.restored.mode == Some(Mode::Advance),
             Saved::LegacyOffset(_) => true,
-            Saved::LegacyMsr(_) => false,
+            Saved::LegacyMsr(_) | Saved::LuoMsr(_) => false,
         }
     }
 

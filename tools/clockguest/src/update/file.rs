@@ -2,7 +2,7 @@
 
 //! The file of a saved VM.
 
-use super::Update;
+use super::{Guest, Memory, Update};
 use crate::{stream::Writer, vmm::state::VmState};
 use anyhow::{anyhow, bail, Result};
 use std::{
@@ -26,9 +26,15 @@ pub(super) fn write(path: &Path, state: &VmState, update: &Update) -> Result<()>
 }
 
 /// Reads a file `path` of [`write()`].
-pub(super) fn read(path: &Path) -> Result<(VmState, Update)> {
+pub(super) fn read(path: &Path) -> Result<Guest> {
     let read = || parse(BufReader::new(File::open(path)?));
-    read().map_err(|error| anyhow!("cannot restore {}: {error}", path.display()))
+    let (state, update) =
+        read().map_err(|error| anyhow!("cannot restore {}: {error}", path.display()))?;
+    Ok(Guest {
+        vcpus: state.vcpus,
+        memory: Memory::Copied(state.memory),
+        update,
+    })
 }
 
 fn parse(mut input: impl Read) -> Result<(VmState, Update)> {
@@ -112,10 +118,13 @@ mod tests {
     fn what_is_written_is_read() {
         let file = TempFile::new().unwrap();
         fs::write(file.as_path(), written()).unwrap();
-        let (state, update) = read(file.as_path()).unwrap();
-        assert!(state.memory.iter().all(|&byte| byte == 7));
-        assert_eq!(update.boot.boot_id, "one");
-        assert_eq!(update.before, at_rest(1 << 20));
+        let guest = read(file.as_path()).unwrap();
+        let Memory::Copied(memory) = guest.memory else {
+            panic!("{:?}", guest.memory);
+        };
+        assert!(memory.iter().all(|&byte| byte == 7));
+        assert_eq!(guest.update.boot.boot_id, "one");
+        assert_eq!(guest.update.before, at_rest(1 << 20));
     }
 
     #[test]

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Live update: saves a VM to a file, and restores it after a kexec has replaced the host's kernel.
+//! Live update: saves a VM to a file or in a LUO session, and restores it after a kexec has replaced
+//! the host's kernel.
 //!
 //! [`save`] and [`restore`] are two runs of the program; the kexec between them is the user's. The
 //! host's TSC continues to count over a kexec, so mode exact loses nothing. The new kernel
 //! calibrates the TSC's rate anew, and has its own time of day.
 
+mod fallback;
 mod file;
+mod luo;
 mod outcome;
+mod session;
 
 pub use file::read_and_write;
+pub use luo::Session;
 pub use outcome::Outcome;
 
 use crate::{
@@ -18,7 +23,11 @@ use crate::{
     method::{Method, Mode, Saved},
     observe,
     scenario::{stop_and_save, warm_up},
-    vmm::Vm,
+    vmm::{
+        builder,
+        state::{VcpuState, VmState},
+        Vm, VmBuilder,
+    },
 };
 use anyhow::{bail, Context, Result};
 use kvm_clock::HostId;
@@ -26,8 +35,8 @@ use kvm_ioctls::Kvm;
 use pvclock::counter::HostTsc;
 use serde::{Deserialize, Serialize};
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    fs::{self, File},
+    path::PathBuf,
 };
 
 /// A boot of a host at one moment.
@@ -73,6 +82,32 @@ struct Update {
     boot: Boot,
 }
 
+/// Where a saved VM waits for the next kernel.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A file.
+    File(PathBuf),
+    /// The LUO session of this name.
+    Session(String),
+}
+
+/// A saved VM.
+#[derive(Debug)]
+struct Guest {
+    vcpus: Vec<VcpuState>,
+    memory: Memory,
+    update: Update,
+}
+
+/// Guest memory of a saved VM.
+#[derive(Debug)]
+enum Memory {
+    /// A copy.
+    Copied(Vec<u8>),
+    /// The memory itself, and its physical pages under the previous kernel.
+    Preserved { file: File, pages: Option<Vec<u64>> },
+}
+
 /// The result of [`save`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -103,8 +138,8 @@ impl Report {
 /// Parameters of [`save`].
 #[derive(Clone, Debug)]
 pub struct SaveConfig {
-    /// The file.
-    pub to: PathBuf,
+    /// Where to.
+    pub to: Place,
     /// vCPUs of the guest.
     pub vcpus: u32,
     /// TSC rate of the guest, kHz; `None` for the host's.
@@ -115,80 +150,195 @@ pub struct SaveConfig {
     pub any_kvm: bool,
 }
 
-/// Creates a VM with a new guest, runs it until it has read its clocks, and saves it.
+/// Creates a VM with a new guest, runs it until it has read its clocks, and saves it. A session, if
+/// any, lasts until the kexec only if it is kept.
 ///
 /// # Errors
 ///
-/// [`Unavailable`](crate::host::Unavailable); those of KVM and of the file.
-pub fn save(config: &SaveConfig) -> Result<Report> {
+/// [`Unavailable`](crate::host::Unavailable); those of KVM, and of the file or session.
+pub fn save(config: &SaveConfig) -> Result<(Report, Option<Session>)> {
     let kvm = open_kvm(config.any_kvm)?;
-    let vm = match config.tsc_khz {
-        None => Vm::new(&kvm, config.vcpus),
-        Some(tsc_khz) => Vm::at_rate(&kvm, config.vcpus, tsc_khz),
-    }?;
+    let store = Store::open(&config.to, config.vcpus, None)?;
+    let mut builder = VmBuilder::new(&kvm, config.vcpus);
+    if let Some(tsc_khz) = config.tsc_khz {
+        builder = builder.tsc_khz(tsc_khz);
+    }
+    let vm = store.use_memory(builder).build()?;
     config.method.check(&vm)?;
     warm_up(&vm)?;
     let run = observe::run(&vm)?;
     let (clocks, before) = stop_and_save(&vm, run, config.method)?;
-    store(&config.to, &kvm, &vm, clocks, before)
+    store.write(&kvm, &vm, clocks, before)
 }
 
-/// Restores a VM from the file `from`, runs it, and compares its clocks with those before; then
-/// saves it to the file `to`, if any. Only method atomic has a `mode`.
+/// Parameters of [`restore`].
+#[derive(Clone, Debug)]
+pub struct RestoreConfig {
+    /// Where the guest is.
+    pub from: Place,
+    /// The mode of method atomic; exact by default.
+    pub mode: Option<Mode>,
+    /// Where to save it again.
+    pub to: Option<Place>,
+    /// Use `/dev/kvm` even if no CPU vendor's module is loaded.
+    pub any_kvm: bool,
+}
+
+/// Restores a VM, runs it, and compares its clocks with those before; then saves it again if asked
+/// to.
+///
+/// A retrieved session proves that the host's TSC is the counter that it was. Without the module,
+/// its guest falls back to KVM's own ioctls, as [`Outcome::lost`] reports.
 ///
 /// # Errors
 ///
-/// If [`save`] did not write the file completely; [`Unavailable`](crate::host::Unavailable); those
-/// of KVM.
-pub fn restore(
-    from: &Path,
-    mode: Option<Mode>,
-    to: Option<&Path>,
-    any_kvm: bool,
-) -> Result<Outcome> {
-    let (state, update) = file::read(from)?;
+/// If [`save`] did not write all of it; [`Unavailable`](crate::host::Unavailable); those of KVM.
+pub fn restore(config: &RestoreConfig) -> Result<(Outcome, Option<Session>)> {
+    let (guest, session) = match &config.from {
+        Place::File(path) => (file::read(path)?, None),
+        Place::Session(name) => {
+            // A session that was retrieved is gone when it is dropped, so do not begin in vain.
+            open_kvm(config.any_kvm)?;
+            let session = Session::retrieve(name)?;
+            (session::read(&session)?, Some(session))
+        }
+    };
+    let update = guest.update;
     let method = update.clocks.method();
     let mode = match method {
-        Method::Atomic => Some(mode.unwrap_or(Mode::Exact)),
-        _ if mode.is_some() => bail!(
-            "{from:?} was saved with {}, which has no modes",
-            method.name()
-        ),
+        Method::Atomic => Some(config.mode.unwrap_or(Mode::Exact)),
+        _ if config.mode.is_some() => {
+            bail!("it was saved with {}, which has no modes", method.name())
+        }
         _ => None,
     };
-    let kvm = open_kvm(any_kvm)?;
+    let kvm = open_kvm(config.any_kvm)?;
     let boot = Boot::current(&kvm)?;
-    let nr_vcpus = u32::try_from(state.vcpus.len())?;
-    let vm = Vm::empty_at_rate(&kvm, nr_vcpus, update.before.tsc_khz)?;
-    method.check(&vm)?;
-    vm.load(&state)?;
-    match (&update.clocks, mode) {
-        (Saved::Atomic(saved), Some(mode)) => drop(saved.set(&vm, mode)?),
-        (clocks, _) => clocks.restore(&vm)?,
+    let nr_vcpus = u32::try_from(guest.vcpus.len())?;
+    let mut builder = VmBuilder::new(&kvm, nr_vcpus)
+        .tsc_khz(update.before.tsc_khz)
+        .guest(builder::Guest::Empty);
+    let (copied, preserved, pages) = match guest.memory {
+        Memory::Copied(bytes) => (Some(bytes), None, None),
+        Memory::Preserved { file, pages } => (None, Some(file), pages),
+    };
+    let store = match &config.to {
+        None => None,
+        Some(to) => Some(Store::open(to, nr_vcpus, preserved.as_ref())?),
+    };
+    if let Some(file) = &preserved {
+        builder = builder.memfd(file);
+    } else if let Some(store) = &store {
+        builder = store.use_memory(builder);
     }
+    let vm = builder.build()?;
+    match copied {
+        Some(memory) => vm.load(&VmState {
+            vcpus: guest.vcpus,
+            memory,
+        }),
+        None => vm.load_vcpus(&guest.vcpus),
+    }?;
+    let memory_in_place = match pages {
+        Some(pages) => vm.memory().physical_pages()?.map(|here| here == pages),
+        None => None,
+    };
+    let (lost, mode) = match (&update.clocks, mode, method.check(&vm)) {
+        (Saved::Atomic(saved), Some(Mode::Exact), Err(_)) if session.is_some() => {
+            (Some(fallback::restore(&vm, saved)?), None)
+        }
+        (_, _, Err(unavailable)) => return Err(unavailable.into()),
+        (Saved::Atomic(saved), Some(mode), Ok(())) => {
+            saved.set(&vm, mode)?;
+            (None, Some(mode))
+        }
+        (clocks, _, Ok(())) => {
+            clocks.restore(&vm)?;
+            (None, None)
+        }
+    };
     let run = observe::run(&vm)?;
-    let (clocks, after) = stop_and_save(&vm, run, method)?;
-    let outcome = Outcome::new(method, mode, &update.before, &after, update.boot, boot)?;
-    if let Some(to) = to {
-        store(to, &kvm, &vm, clocks, after)?;
-    }
-    Ok(outcome)
+    // All that it holds is in use.
+    session.map(Session::finish).transpose()?;
+    // A guest that fell back can be saved again with what this kernel has.
+    let again = if lost.is_some() {
+        Method::LegacyOffset
+    } else {
+        method
+    };
+    let (clocks, after) = stop_and_save(&vm, run, again)?;
+    let mut outcome = Outcome::new(method, mode, &update.before, &after, update.boot, boot)?;
+    (outcome.lost, outcome.memory_in_place) = (lost, memory_in_place);
+    let session = match store {
+        None => None,
+        Some(store) => store.write(&kvm, &vm, clocks, after)?.1,
+    };
+    Ok((outcome, session))
 }
 
-fn store(to: &Path, kvm: &Kvm, vm: &Vm, clocks: Saved, before: Reading) -> Result<Report> {
-    let report = Report {
-        method: clocks.method(),
-        vcpus: u32::try_from(vm.vcpus().len())?,
-        tsc_khz: before.tsc_khz,
-        boot: Boot::current(kvm)?,
-    };
-    let update = Update {
-        clocks,
-        before,
-        boot: report.boot.clone(),
-    };
-    file::write(to, &vm.save()?, &update)?;
-    Ok(report)
+/// A file or session that a VM is going to be saved to.
+enum Store<'a> {
+    File(&'a PathBuf),
+    Session { session: Session, memory: File },
+}
+
+impl<'a> Store<'a> {
+    /// Creates the session, with guest memory for `nr_vcpus` vCPUs: `memory`, if there is one.
+    fn open(place: &'a Place, nr_vcpus: u32, memory: Option<&File>) -> Result<Self> {
+        Ok(match place {
+            Place::File(path) => Self::File(path),
+            Place::Session(name) => Self::Session {
+                session: Session::create(name)?,
+                memory: match memory {
+                    Some(file) => file.try_clone()?,
+                    None => session::new_memory(nr_vcpus)?,
+                },
+            },
+        })
+    }
+
+    /// Has `builder` use memory that can be preserved.
+    fn use_memory<'b>(&'b self, builder: VmBuilder<'b>) -> VmBuilder<'b> {
+        match self {
+            Self::File(_) => builder,
+            Self::Session { memory, .. } => builder.memfd(memory),
+        }
+    }
+
+    /// Saves the stopped `vm` with its `clocks`.
+    fn write(
+        self,
+        kvm: &Kvm,
+        vm: &Vm,
+        clocks: Saved,
+        before: Reading,
+    ) -> Result<(Report, Option<Session>)> {
+        let report = Report {
+            method: clocks.method(),
+            vcpus: u32::try_from(vm.vcpus().len())?,
+            tsc_khz: before.tsc_khz,
+            boot: Boot::current(kvm)?,
+        };
+        let update = Update {
+            clocks,
+            before,
+            boot: report.boot.clone(),
+        };
+        let session = match self {
+            Self::File(path) => {
+                file::write(path, &vm.save()?, &update)?;
+                None
+            }
+            Self::Session {
+                mut session,
+                memory,
+            } => {
+                session::write(&mut session, vm, memory, &update)?;
+                Some(session)
+            }
+        };
+        Ok((report, session))
+    }
 }
 
 impl Saved {
@@ -198,6 +348,7 @@ impl Saved {
             Self::Atomic(_) => Method::Atomic,
             Self::LegacyMsr(_) => Method::LegacyMsr,
             Self::LegacyOffset(_) => Method::LegacyOffset,
+            Self::LuoMsr(_) => Method::LuoMsr,
         }
     }
 }

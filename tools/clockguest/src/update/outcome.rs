@@ -35,6 +35,11 @@ pub struct Outcome {
     pub tsc_kvmclock_skew_ns: i64,
     /// Steps back that the guest saw since it was saved, all kinds.
     pub backwards_steps: u64,
+    /// Whether guest memory is in the same physical pages; `None` if that is not known, or if it was
+    /// copied to a file.
+    pub memory_in_place: Option<bool>,
+    /// What was lost, as this kernel cannot restore the clocks as they were saved.
+    pub lost: Option<String>,
     /// The boot that saved it.
     pub saved: Boot,
     /// The boot that restored it.
@@ -68,6 +73,8 @@ impl Outcome {
             kvmclock_error_ns: found.error.kvmclock_ns,
             tsc_kvmclock_skew_ns: found.error.skew_ns,
             backwards_steps: (after.backwards() - before.backwards()).total(),
+            memory_in_place: None,
+            lost: None,
             saved,
             restored,
             first_error: None,
@@ -105,6 +112,8 @@ impl Outcome {
              \x20 kvmclock error  {:+} ns; record {}\n\
              \x20 skew            {:+} ns\n\
              \x20 backward steps  {}\n\
+             \x20 guest memory    {}\n\
+             \x20 lost            {}\n\
              \x20 first error     {}\n",
             self.method.name(),
             self.mode
@@ -124,6 +133,12 @@ impl Outcome {
             identical(self.record_bit_identical),
             self.tsc_kvmclock_skew_ns,
             self.backwards_steps,
+            match self.memory_in_place {
+                Some(true) => "in the same physical pages",
+                Some(false) => "in other physical pages",
+                None => "copied, or unknown",
+            },
+            self.lost.as_deref().unwrap_or("nothing"),
             self.first_error.as_deref().unwrap_or("none"),
         )
     }

@@ -16,6 +16,7 @@ use kvm_bindings::{
 };
 use kvm_clock::set_tsc_khz;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::fs::File;
 
 /// The three pages above 3 GiB that VMX without unrestricted guest needs.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -48,6 +49,7 @@ pub struct VmBuilder<'a> {
     nr_vcpus: u32,
     tsc_khz: Option<u32>,
     guest: Guest<'a>,
+    memfd: Option<&'a File>,
 }
 
 /// A VM whose vCPUs have no threads.
@@ -72,6 +74,7 @@ impl<'a> VmBuilder<'a> {
             nr_vcpus,
             tsc_khz: None,
             guest: Guest::Reader,
+            memfd: None,
         }
     }
 
@@ -86,6 +89,14 @@ impl<'a> VmBuilder<'a> {
     /// Another guest.
     pub fn guest(self, guest: Guest<'a>) -> Self {
         Self { guest, ..self }
+    }
+
+    /// A [`Reader`](Guest::Reader)'s memory in `memfd`, which is as large as that needs.
+    pub fn memfd(self, memfd: &'a File) -> Self {
+        Self {
+            memfd: Some(memfd),
+            ..self
+        }
     }
 
     /// Creates the VM and a thread per vCPU. The vCPUs are stopped.
@@ -160,7 +171,11 @@ impl<'a> VmBuilder<'a> {
                 if !(1..=layout::MAX_VCPUS).contains(&nr_vcpus) {
                     return Err(Error::VcpuCount(nr_vcpus));
                 }
-                let memory = GuestMemory::new(layout::memory_size(nr_vcpus))?;
+                let size = layout::memory_size(nr_vcpus);
+                let memory = match self.memfd {
+                    None => GuestMemory::new(size),
+                    Some(memfd) => GuestMemory::of_memfd(memfd, size),
+                }?;
                 if let Guest::Reader = self.guest {
                     long_mode::write_reader(&memory);
                 }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Guest memory: an anonymous mapping of 64-bit words that the guest may change at any time.
+//! Guest memory: a mapping of 64-bit words that the guest may change at any time.
 
 use super::error::{Context, Result};
 use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -33,16 +36,31 @@ impl GuestMemory {
     ///
     /// That of `mmap()`.
     pub fn new(size: u64) -> Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::map(size, flags, -1)
+    }
+
+    /// The first `size` bytes of `file`, a memfd of at least that size that nobody makes smaller;
+    /// `size` is a multiple of the page size.
+    ///
+    /// # Errors
+    ///
+    /// That of `mmap()`.
+    pub fn of_memfd(file: &File, size: u64) -> Result<Self> {
+        Self::map(size, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    fn map(size: u64, flags: libc::c_int, fd: libc::c_int) -> Result<Self> {
         // CAST: usize has 64 bits on x86-64.
         let size = size as usize;
-        // SAFETY: A new anonymous mapping affects no other memory.
+        // SAFETY: A new mapping at an address of the kernel's choice affects no other memory.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 size,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
+                flags,
+                fd,
                 0,
             )
         };
@@ -98,6 +116,33 @@ impl GuestMemory {
             .iter()
             .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
             .collect()
+    }
+
+    /// The number of the physical page behind each page; `None` if the kernel does not show them: it
+    /// does to root, with `CONFIG_PROC_PAGE_MONITOR`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `/proc/self/pagemap`.
+    pub fn physical_pages(&self) -> io::Result<Option<Vec<u64>>> {
+        const PAGE: u64 = 4096;
+        // Documentation/admin-guide/mm/pagemap.rst
+        const PAGE_NUMBER: u64 = (1 << 55) - 1;
+        let mut entries = vec![0; (self.size() / PAGE * 8) as usize];
+        // An entry is there once a page was accessed.
+        for page in self.words().chunks(PAGE as usize / size_of::<AtomicU64>()) {
+            page[0].load(Ordering::Relaxed);
+        }
+        let pagemap = match File::open("/proc/self/pagemap") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        pagemap.read_exact_at(&mut entries, self.host_address() / PAGE * 8)?;
+        let numbers: Vec<u64> = entries
+            .chunks_exact(8)
+            .map(|entry| u64::from_le_bytes(entry.try_into().expect("8 bytes")) & PAGE_NUMBER)
+            .collect();
+        Ok((!numbers.contains(&0)).then_some(numbers))
     }
 
     /// Size in bytes.

@@ -192,6 +192,18 @@ impl Vm {
     ///
     /// Those of the ioctls.
     pub fn save(&self) -> Result<VmState> {
+        Ok(VmState {
+            vcpus: self.save_vcpus()?,
+            memory: self.memory.to_vec(),
+        })
+    }
+
+    /// Saves the registers of all vCPUs, which are stopped.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctls.
+    pub fn save_vcpus(&self) -> Result<Vec<VcpuState>> {
         let vcpus = self.vcpus.iter().map(|vcpu| {
             let fd = vcpu.fd();
             Ok(VcpuState {
@@ -200,10 +212,7 @@ impl Vm {
                 system_time_msr: get_msr(&fd, MSR_KVM_SYSTEM_TIME_NEW)?,
             })
         });
-        Ok(VmState {
-            vcpus: vcpus.collect::<Result<_>>()?,
-            memory: self.memory.to_vec(),
-        })
+        vcpus.collect()
     }
 
     /// Restores a state of [`save`](Self::save). The vCPUs are stopped.
@@ -223,7 +232,16 @@ impl Vm {
             )));
         }
         self.memory.write(0, &state.memory);
-        for (vcpu, saved) in self.vcpus.iter().zip(&state.vcpus) {
+        self.load_vcpus(&state.vcpus)
+    }
+
+    /// Restores the registers of all vCPUs, which are stopped; there are as many in `states`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctls.
+    pub fn load_vcpus(&self, states: &[VcpuState]) -> Result<()> {
+        for (vcpu, saved) in self.vcpus.iter().zip(states) {
             let fd = vcpu.fd();
             fd.set_sregs(&saved.sregs).context("KVM_SET_SREGS")?;
             fd.set_regs(&saved.regs).context("KVM_SET_REGS")?;

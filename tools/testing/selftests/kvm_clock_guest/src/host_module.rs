@@ -5,7 +5,15 @@
 use anyhow::{bail, Context, Result};
 use clockguest::vmm::Vm;
 use pvclock::counter::HostTsc;
-use std::{env, ffi::CString, fs::File, io, ops::Range, os::fd::AsRawFd, path::Path};
+use std::{
+    env,
+    ffi::CString,
+    fs::File,
+    io,
+    ops::Range,
+    os::fd::{AsRawFd, RawFd},
+    path::Path,
+};
 
 /// Where they are, relative to a `kvm_clock_guest.ko` that was built with them.
 const FOLDER: &str = "tools/testing/selftests/kvm_clock_guest/modules";
@@ -38,6 +46,17 @@ pub fn protect_guest_tsc(vm: &Vm, vcpu: usize, protected: bool) -> Result<()> {
     let fd = vm.vcpus()[vcpu].fd().as_raw_fd();
     let parameters = format!("vcpu_fd={fd} protected={protected}");
     load_once("protect_guest_tsc", &parameters)
+}
+
+/// Has code in the kernel save the clocks of the VM with vCPU `from`, and make them those of the VM
+/// with vCPU `to`, with `fault` in between: parameters of `modules/hand_over_clocks.c`.
+///
+/// # Errors
+///
+/// The source is that of KVM's functions.
+pub fn hand_over_clocks(from: RawFd, to: RawFd, fault: &str) -> Result<()> {
+    let parameters = format!("vcpu_fd={from} to_vcpu_fd={to} {fault}");
+    load_once("hand_over_clocks", &parameters)
 }
 
 /// Sets the host TSC that KVM recorded when it last loaded these `vcpus` of the stopped `vm`. Every

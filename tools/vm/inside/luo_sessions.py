@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Sessions of the kernel's Live Update Orchestrator, made from those of clockguest but faulty.
+
+`clockguest save --luo` keeps a session open until the kexec, and its memfds are in /proc. The copies
+here differ in one way each; the next kernel hands them over as faithfully as the good ones.
+"""
+
+import fcntl
+import os
+import pathlib
+import struct
+
+DEVICE = "/dev/liveupdate"
+
+# From the kernel's include/uapi/linux/liveupdate.h.
+CREATE_SESSION = 0xba00
+SESSION_PRESERVE_FD = 0xba40
+
+# clockguest's tokens, and the names of its memfds: tools/clockguest/src/update/session.rs.
+FILES = {1: "clockguest memory", 2: "clockguest clocks", 3: "clockguest vCPUs"}
+MEMORY, CLOCKS, REST = FILES
+
+
+def create(name):
+    """A new session's descriptor."""
+    argument = bytearray(struct.pack("Ii64s", 72, -1, name.encode()))
+    device = os.open(DEVICE, os.O_RDWR)
+    try:
+        fcntl.ioctl(device, CREATE_SESSION, argument)
+    finally:
+        os.close(device)
+    return struct.unpack_from("i", argument, 4)[0]
+
+
+def preserve(session, token, content):
+    """Preserve a new memfd with `content` in a session."""
+    file = os.memfd_create(FILES[token])
+    os.write(file, content)
+    fcntl.ioctl(session, SESSION_PRESERVE_FD, struct.pack("IiQ", 16, file, token))
+    os.close(file)
+
+
+def contents(pid):
+    """The content of each memfd that the clockguest with this process id preserves, by token."""
+    found = {}
+    for link in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(link)
+        for token, name in FILES.items():
+            if target.startswith(f"/memfd:{name} "):
+                found[token] = link.read_bytes()
+    return found
+
+
+def flipped(content, position):
+    changed = bytearray(content)
+    changed[position] ^= 1
+    return bytes(changed)
+
+
+def create_faulty(whole):
+    """Sessions with a fault each, from the files of a good one; keep what is returned open until the kexec."""
+    clocks = whole[CLOCKS]
+    changes = {
+        "copy": {},
+        "another version": {CLOCKS: clocks[:8] + struct.pack("<I", 2) + clocks[12:]},
+        "truncated": {CLOCKS: clocks[:-1]},
+        "corrupted": {CLOCKS: flipped(clocks, len(clocks) // 2)},
+        "not clocks": {CLOCKS: flipped(clocks, 0)},
+        "empty": {CLOCKS: b""},
+        "no clocks": {CLOCKS: None},
+        "vCPUs corrupted": {REST: flipped(whole[REST], len(whole[REST]) // 2)},
+        "too little memory": {MEMORY: whole[MEMORY][:-4096]},
+        "no files": dict.fromkeys(FILES),
+    }
+    sessions = []
+    for name in changes:
+        sessions.append(create(name))
+        for token, content in {**whole, **changes[name]}.items():
+            if content is not None:
+                preserve(sessions[-1], token, content)
+    return sessions
+
+
+# Those of create_faulty(), and one that nobody created.
+NAMES = ("copy", "another version", "truncated", "corrupted", "not clocks", "empty", "no clocks", "vCPUs corrupted",
+         "too little memory", "no files", "never created")
