@@ -7,7 +7,6 @@
 //! host's TSC continues to count over a kexec, so mode exact loses nothing. The new kernel
 //! calibrates the TSC's rate anew, and has its own time of day.
 
-mod fallback;
 mod file;
 mod luo;
 mod outcome;
@@ -30,7 +29,7 @@ use crate::{
     },
 };
 use anyhow::{bail, Context, Result};
-use kvm_clock::HostId;
+use kvm_clock::{HostId, ModeChoice, OtherRate, Policy};
 use kvm_ioctls::Kvm;
 use pvclock::counter::HostTsc;
 use serde::{Deserialize, Serialize};
@@ -245,7 +244,7 @@ pub fn restore(config: &RestoreConfig) -> Result<(Outcome, Option<Session>)> {
     };
     let (lost, mode) = match (&update.clocks, mode, method.check(&vm)) {
         (Saved::Atomic(saved), Some(Mode::Exact), Err(_)) if session.is_some() => {
-            (Some(fallback::restore(&vm, saved)?), None)
+            (saved.set_by(&vm, &without_module())?.lost(), None)
         }
         (_, _, Err(unavailable)) => return Err(unavailable.into()),
         (Saved::Atomic(saved), Some(mode), Ok(())) => {
@@ -274,6 +273,16 @@ pub fn restore(config: &RestoreConfig) -> Result<(Outcome, Option<Session>)> {
         Some(store) => store.write(&kvm, &vm, clocks, after)?.1,
     };
     Ok((outcome, session))
+}
+
+/// On the host that saved a guest, in a kernel without the module: the guest cannot wait for another
+/// kernel, as its session is gone when the program ends.
+fn without_module() -> Policy {
+    Policy {
+        mode: ModeChoice::Always(kvm_clock::Mode::Exact),
+        other_rate: OtherRate::Accept,
+        ..Policy::default()
+    }
 }
 
 /// A file or session that a VM is going to be saved to.

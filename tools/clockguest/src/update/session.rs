@@ -17,8 +17,11 @@ use crate::{
     vmm::{state::VcpuState, Vm},
 };
 use anyhow::{anyhow, bail, Context, Result};
-use kvm_clock::VmClock;
-use pvclock::handover::{self, Handover, HandoverError};
+use kvm_clock::{HostId, SavedClocks, VmClock};
+use pvclock::{
+    abi::VmClockGuest,
+    handover::{self, Handover, HandoverError},
+};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 
@@ -53,7 +56,8 @@ pub(super) fn write(session: &mut Session, vm: &Vm, memory: File, update: &Updat
     session.preserve(memory, token::MEMORY)?;
     let clocks = match &update.clocks {
         Saved::Atomic(saved) => {
-            let file = luo::memfd_with(c"clockguest clocks", &to_bytes(saved)?)?;
+            let clock = saved.0.clock()?;
+            let file = luo::memfd_with(c"clockguest clocks", &to_bytes(clock)?)?;
             session.preserve(file, token::CLOCKS)?;
             None
         }
@@ -84,7 +88,9 @@ pub(super) fn read(session: &Session) -> Result<Guest> {
             Some(clocks) => clocks,
             None => {
                 let bytes = luo::content(&session.file(token::CLOCKS)?)?;
-                Saved::Atomic(from_bytes(&bytes).context("its clocks are refused")?)
+                let clock = from_bytes(&bytes).context("its clocks are refused")?;
+                let host = HostId::new(&rest.boot.boot_id);
+                Saved::Atomic(atomic::Saved(SavedClocks::new(&clock, rest.before.tsc_khz, &host)))
             }
         };
         let nr_vcpus = u32::try_from(rest.vcpus.len()).unwrap_or(u32::MAX);
@@ -115,8 +121,9 @@ pub(super) fn read(session: &Session) -> Result<Guest> {
     read().with_context(|| format!("cannot restore from LUO session {:?}", session.name()))
 }
 
-fn to_bytes(saved: &atomic::Saved) -> Result<Vec<u8>> {
-    let clock = &saved.0;
+fn to_bytes(mut clock: VmClock) -> Result<Vec<u8>> {
+    clock.header.size = u32::try_from(size_of::<VmClockGuest>())?;
+    clock.header.nr_vcpus = u32::try_from(clock.vcpus.len())?;
     let write = || {
         let mut bytes = vec![0; handover::size(clock.header.nr_vcpus)? as usize];
         handover::write(&clock.header, &clock.vcpus, &mut bytes)?;
@@ -125,12 +132,12 @@ fn to_bytes(saved: &atomic::Saved) -> Result<Vec<u8>> {
     write().map_err(reason)
 }
 
-fn from_bytes(bytes: &[u8]) -> Result<atomic::Saved> {
+fn from_bytes(bytes: &[u8]) -> Result<VmClock> {
     let handover = Handover::new(bytes).map_err(reason)?;
-    Ok(atomic::Saved(VmClock {
+    Ok(VmClock {
         header: *handover.clock(),
         vcpus: handover.vcpus().collect(),
-    }))
+    })
 }
 
 fn reason(error: HandoverError) -> anyhow::Error {
@@ -149,11 +156,11 @@ fn reason(error: HandoverError) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pvclock::abi::{ClockGuestVcpu, VmClockGuest};
+    use pvclock::abi::ClockGuestVcpu;
 
     #[test]
     fn clocks_read_back_and_faults_have_names() {
-        let saved = atomic::Saved(VmClock {
+        let clock = VmClock {
             header: VmClockGuest {
                 size: 144,
                 nr_vcpus: 2,
@@ -161,9 +168,9 @@ mod tests {
                 ..VmClockGuest::default()
             },
             vcpus: vec![ClockGuestVcpu::default(); 2],
-        });
-        let bytes = to_bytes(&saved).unwrap();
-        assert_eq!(from_bytes(&bytes).unwrap(), saved);
+        };
+        let bytes = to_bytes(clock.clone()).unwrap();
+        assert_eq!(from_bytes(&bytes).unwrap(), clock);
         let fault = |at: usize, len: usize| {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1;
