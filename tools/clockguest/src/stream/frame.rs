@@ -11,7 +11,7 @@ use zerocopy::{
 pub(super) const MAGIC: [u8; 8] = *b"CLKGUEST";
 
 /// The only version of the format that this program writes and reads.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 2;
 
 /// The maximum length of a payload, bytes.
 pub const MAX_PAYLOAD: u32 = 16 << 20;
