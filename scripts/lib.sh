@@ -52,12 +52,12 @@ linux_dir=$cache/linux-7.3-$(key "$scripts/get-linux")
 linux_src=$linux_dir/src
 linux_lock=$linux_dir/lock
 
-# The newest libclang of Debian's packages, for bindgen: libclang.so.1, or libclang-22.so.1 of later ones.
+# The newest libclang of Debian's packages that fits bindgen, see get-packages: libclang.so.1, or libclang-19.so.1.
 libclang_dir() {
 	local dir newest=
 	while read -r dir; do
 		if compgen -G "$dir/libclang.so.*" >/dev/null || compgen -G "$dir/libclang-[0-9]*.so.*" >/dev/null; then newest=$dir; fi
-	done < <(printf '%s\n' /usr/lib/llvm-*/lib | sort -V)
+	done < <(printf '%s\n' /usr/lib/llvm-1[7-9]/lib | sort -V)
 	[[ -n $newest ]] && echo "$newest"
 }
 
@@ -96,6 +96,7 @@ linux_build_dir() {
 	mapfile -t fragments < <(kernel_fragments "$1")
 	compilers=$(
 		cat "$rust_dir/version" "$bindgen_dir/version" 2>/dev/null
+		libclang_dir
 		if [[ $1 == standard ]]; then gcc --version 2>/dev/null | head -n1; else llvm_version; fi
 	)
 	echo "$linux_dir/build-$(key "$scripts/build-kernel" "${fragments[@]}" - <<<"$compilers")"
