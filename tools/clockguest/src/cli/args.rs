@@ -92,10 +92,14 @@ pub(crate) struct Watch {
 }
 
 #[derive(Args, Debug)]
-#[group(id = "save_place", required = true, args = ["to", "luo"])]
 pub(crate) struct Save {
     /// Save to a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "luo",
+        conflicts_with = "luo"
+    )]
     pub(crate) to: Option<PathBuf>,
 
     /// Preserve the guest in a new LUO session, and wait for the kexec
@@ -115,10 +119,14 @@ pub(crate) struct Save {
 }
 
 #[derive(Args, Debug)]
-#[group(id = "restore_place", required = true, args = ["from", "luo"])]
 pub(crate) struct Restore {
     /// Restore from a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "luo",
+        conflicts_with = "luo"
+    )]
     pub(crate) from: Option<PathBuf>,
 
     /// Restore from a LUO session that the previous kernel handed over
