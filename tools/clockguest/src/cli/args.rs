@@ -159,11 +159,16 @@ pub(crate) struct Watch {
 #[derive(Args, Debug)]
 pub(crate) struct Save {
     /// Save to a file
-    #[arg(long, value_name = "FILE", required_unless_present = "luo")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "luo",
+        conflicts_with = "luo"
+    )]
     pub(crate) to: Option<PathBuf>,
 
     /// Preserve the guest in a new LUO session, and wait for the kexec
-    #[arg(long, value_name = "NAME", conflicts_with = "to")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) luo: Option<String>,
 
     #[command(flatten)]
@@ -181,11 +186,16 @@ pub(crate) struct Save {
 #[derive(Args, Debug)]
 pub(crate) struct Restore {
     /// Restore from a file
-    #[arg(long, value_name = "FILE", required_unless_present = "luo")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "luo",
+        conflicts_with = "luo"
+    )]
     pub(crate) from: Option<PathBuf>,
 
     /// Restore from a LUO session that the previous kernel handed over
-    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) luo: Option<String>,
 
     /// Mode of method atomic [default: exact, which fails on any error]
