@@ -37,10 +37,10 @@ fn save(file: &str) -> Result<()> {
     // Twice: KVM derives a new guest's record when its vCPUs run for the first time.
     vm.read_clocks()?;
     let readings = vm.read_clocks()?;
-    Ok(fs::write(
-        file,
-        serde_json::to_vec(&Snapshot::save(&vm, readings)?)?,
-    )?)
+    let saved = Snapshot::save(&vm, readings)?;
+    let precision_ns = saved.clocks.clock()?.header.precision_ns;
+    println!("clocks saved: precise to {precision_ns} ns");
+    Ok(fs::write(file, serde_json::to_vec(&saved)?)?)
 }
 
 fn restore(file: &str) -> Result<()> {
