@@ -212,7 +212,9 @@ impl Attempt<'_> {
         const MAX: u64 = i64::MAX as u64;
         let steal = self.clock.vcpus.iter().map(|vcpu| vcpu.steal_ns).max();
         let room = MAX.saturating_sub(steal.unwrap_or(0));
-        u64::try_from(self.paused_ns.max(0)).unwrap_or(MAX).min(room)
+        u64::try_from(self.paused_ns.max(0))
+            .unwrap_or(MAX)
+            .min(room)
     }
 
     fn set<V: AsRawFd>(

@@ -90,7 +90,11 @@ pub(super) fn read(session: &Session) -> Result<Guest> {
                 let bytes = luo::content(&session.file(token::CLOCKS)?)?;
                 let clock = from_bytes(&bytes).context("its clocks are refused")?;
                 let host = HostId::new(&rest.boot.boot_id);
-                Saved::Atomic(atomic::Saved(SavedClocks::new(&clock, rest.before.tsc_khz, &host)))
+                Saved::Atomic(atomic::Saved(SavedClocks::new(
+                    &clock,
+                    rest.before.tsc_khz,
+                    &host,
+                )))
             }
         };
         let nr_vcpus = u32::try_from(rest.vcpus.len()).unwrap_or(u32::MAX);
