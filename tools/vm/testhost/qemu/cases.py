@@ -217,7 +217,7 @@ def observed():
 
 def streams():
     """Other ways of migration, and other QEMUs on the way."""
-    ways = ["migration, multifd", "migration, mapped-ram", "migration, postcopy", "background snapshot, in a new process"]
+    ways = ["migration, multifd", "migration, mapped-ram"]
     twice = "migration, arrival paused, migration"
     to_stock = {"binary": "stock", "properties": []}
     return [

@@ -193,46 +193,6 @@ def mapped_ram(guest):
     migrate_with(guest, "mapped_ram", file=True)
 
 
-def postcopy(guest):
-    """Live, to another process that starts the guest early, and fetches its memory when the guest touches it."""
-    address = f"unix:{guest.scratch}/migration"
-    process = guest.spawn("-incoming", "defer")
-    process.connect()
-    for qmp in (guest.qmp, process.qmp):
-        set_capabilities(qmp, postcopy_ram=True)
-    # So slow that neither phase is over before it is seen.
-    guest.qmp("migrate-set-parameters", max_bandwidth=1 << 20, max_postcopy_bandwidth=8 << 20)
-    process.qmp("migrate-incoming", uri=address)
-    guest.qmp("migrate", uri=address)
-    guest.qmp.wait_migration("active", timeout=TIMEOUT)
-    guest.qmp("migrate-start-postcopy")
-    guest.qmp.wait_migration("postcopy-active", timeout=TIMEOUT)
-    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
-    guest.collect()
-    # A page that is read from outside before it has arrived would never arrive.
-    process.qmp.wait_migration("completed", timeout=TIMEOUT)
-    process.qmp.wait_status("running", timeout=TIMEOUT)
-    guest.move_to(process)
-    set_capabilities(guest.qmp, postcopy_ram=False)
-
-
-def background_snapshot(guest):
-    """Into a file while the guest runs, and out of it in a new process: its clocks go on from the snapshot."""
-    path = guest.scratch / "background.file"
-    set_capabilities(guest.qmp, background_snapshot=True)
-    guest.qmp("migrate", uri=f"file:{path}")
-    guest.qmp.wait_migration("completed", timeout=TIMEOUT)
-    guest.qmp.wait_status("running", timeout=TIMEOUT)
-    time.sleep(1)
-    guest.qmp("stop")
-    guest.collect()
-    process = guest.spawn("-incoming", f"file:{path}")
-    process.connect()
-    process.qmp.wait_status("running", timeout=TIMEOUT)
-    guest.move_to(process)
-    path.unlink()
-
-
 def migrate_file(guest, **other):
     """Into a file, and out of it later."""
     path = guest.scratch / "migration.file"
@@ -418,8 +378,6 @@ OPERATIONS = {
     "migration, arrival paused, migration": migrate_twice,
     "migration, multifd": multifd,
     "migration, mapped-ram": mapped_ram,
-    "migration, postcopy": postcopy,
-    "background snapshot, in a new process": background_snapshot,
     "cpr-reboot": cpr_reboot,
     "cpr-transfer": cpr_transfer,
     "cpr-exec": cpr_exec,
