@@ -80,7 +80,7 @@ demo: modules clockguest ## measure a guest's clocks over pause, snapshot, migra
 	exit $$status
 
 .PHONY: check
-check: setup ## run the tests that every change must pass (7 min)
+check: setup ## run the tests that every change must pass (9 min)
 	@scripts/check $(kdir_option)
 
 .PHONY: check-scaling
