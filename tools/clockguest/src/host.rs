@@ -127,21 +127,76 @@ pub fn tracefs_with(file: &str) -> Option<&'static Path> {
         .find(|path| path.join(file).exists())
 }
 
-/// `CLOCK_TAI`, ns.
+/// The host's clock `id`, ns.
 ///
 /// # Errors
 ///
 /// That of `clock_gettime()`.
-pub fn tai_ns() -> io::Result<i64> {
+pub fn clock_ns(id: libc::clockid_t) -> io::Result<i64> {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: `now` is valid for writes.
-    if unsafe { libc::clock_gettime(libc::CLOCK_TAI, &mut now) } != 0 {
+    if unsafe { libc::clock_gettime(id, &mut now) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(now.tv_sec * 1_000_000_000 + now.tv_nsec)
+}
+
+/// `CLOCK_TAI`, ns.
+///
+/// # Errors
+///
+/// As [`clock_ns()`].
+pub fn tai_ns() -> io::Result<i64> {
+    clock_ns(libc::CLOCK_TAI)
+}
+
+/// A reading of one of the host's clocks, and the host TSC before and after it.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockAndTsc {
+    /// The clock, ns.
+    pub ns: i64,
+    /// Host TSC before and after.
+    pub host_tsc: [HostTsc; 2],
+}
+
+impl ClockAndTsc {
+    /// Reads the host's clock `id` so many `times`, and returns the reading that took the fewest
+    /// ticks.
+    ///
+    /// # Errors
+    ///
+    /// As [`clock_ns()`].
+    pub fn tightest(id: libc::clockid_t, times: u32) -> io::Result<Self> {
+        let mut best = Self::read(id)?;
+        for _ in 1..times {
+            let other = Self::read(id)?;
+            if other.ticks() < best.ticks() {
+                best = other;
+            }
+        }
+        Ok(best)
+    }
+
+    fn read(id: libc::clockid_t) -> io::Result<Self> {
+        let before = rdtsc_ordered();
+        let ns = clock_ns(id)?;
+        let host_tsc = [before, rdtsc_ordered()];
+        Ok(Self { ns, host_tsc })
+    }
+
+    /// How long the reading took, host ticks.
+    pub fn ticks(self) -> u64 {
+        let [before, after] = self.host_tsc;
+        after.since(before)
+    }
+
+    /// Host TSC in the middle of the reading.
+    pub fn middle(self) -> HostTsc {
+        self.host_tsc[0].wrapping_add(self.ticks() / 2)
+    }
 }
 
 /// TAI - UTC of the host's kernel, s; 0 if it is not set.

@@ -9,16 +9,15 @@
 mod clocks;
 mod debugfs;
 mod events;
-mod host_clock;
 mod report;
 
 pub use report::{Event, Happened, KvmclockReport, Report, VcpuReport, VmReport};
 
+use crate::host::ClockAndTsc;
 use anyhow::Result;
 use clocks::{ns_of, Clocks};
 use debugfs::{process_of, vms, Tsc, Vm};
 use events::{Trace, Traced, What};
-use host_clock::HostTime;
 use pvclock::{
     abi::ClockGuest,
     counter::{HostTsc, TscOffset},
@@ -35,6 +34,8 @@ use thiserror::Error;
 const POLL: Duration = Duration::from_millis(50);
 /// How often VMs and vCPUs are looked for.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often the host's clock is read; the tightest reading counts.
+const TRIES: u32 = 20;
 
 /// Why there is nothing to look at.
 #[derive(Debug, Error)]
@@ -163,7 +164,7 @@ struct Kvmclock {
     updates: u64,
     moved_against_tsc_ns: i64,
     /// Since when it drifts, and its value then, ns.
-    since: HostTime,
+    since: ClockAndTsc,
     value_then: u64,
 }
 
@@ -246,7 +247,7 @@ impl Audit {
     }
 
     fn report(&self) -> Result<Report> {
-        let now = HostTime::now()?;
+        let now = host_time()?;
         let vms = self.vms.iter().map(|vm| {
             let pid = vm.vm.process.pid;
             let is_only = self
@@ -394,7 +395,7 @@ impl Audited {
         }))
     }
 
-    fn report(&self, now: HostTime, events_attributed: bool) -> VmReport {
+    fn report(&self, now: ClockAndTsc, events_attributed: bool) -> VmReport {
         let tscs: Vec<_> = self.vm.vcpus.values().collect();
         let is_known = !tscs.is_empty() && tscs.iter().all(|tsc| !tsc.nested);
         let process = &self.vm.process;
@@ -422,7 +423,7 @@ impl Audited {
         }
     }
 
-    fn vcpu_report(&self, id: u32, tsc: &Tsc, now: HostTime) -> VcpuReport {
+    fn vcpu_report(&self, id: u32, tsc: &Tsc, now: ClockAndTsc) -> VcpuReport {
         let kvmclock = self.vcpus.get(&id).and_then(|vcpu| vcpu.kvmclock.as_ref());
         VcpuReport {
             vcpu: id,
@@ -449,8 +450,8 @@ impl Vcpu {
 
 impl Kvmclock {
     fn new(clocks: Clocks) -> Result<Option<Self>> {
-        let since = HostTime::now()?;
-        Ok(clocks.kvmclock_ns(since.tsc).map(|value_then| Self {
+        let since = host_time()?;
+        Ok(clocks.kvmclock_ns(since.middle()).map(|value_then| Self {
             clocks,
             updates: 1,
             moved_against_tsc_ns: 0,
@@ -465,23 +466,23 @@ impl Kvmclock {
         self.moved_against_tsc_ns = self.moved_against_tsc_ns.wrapping_add(against_tsc_ns);
         // A step is no drift.
         if moved_ns != 0 {
-            self.since = HostTime::now()?;
-            if let Some(value) = clocks.kvmclock_ns(self.since.tsc) {
+            self.since = host_time()?;
+            if let Some(value) = clocks.kvmclock_ns(self.since.middle()) {
                 self.value_then = value;
             }
         }
         Ok(())
     }
 
-    fn report(&self, now: HostTime) -> Option<KvmclockReport> {
+    fn report(&self, now: ClockAndTsc) -> Option<KvmclockReport> {
         let Clocks { record, .. } = self.clocks;
-        let value = self.clocks.kvmclock_ns(now.tsc)?;
+        let value = self.clocks.kvmclock_ns(now.middle())?;
         // CAST: Clocks of this century, and their differences.
         let (elapsed, counted) = (
-            now.monotonic_ns - self.since.monotonic_ns,
+            now.ns - self.since.ns,
             value.wrapping_sub(self.value_then) as i64,
         );
-        let window = now.window_ticks + self.since.window_ticks;
+        let window = now.ticks().div_ceil(2) + self.since.ticks().div_ceil(2);
         Some(KvmclockReport {
             tsc_timestamp: record.tsc_timestamp.0,
             system_time: record.system_time,
@@ -493,13 +494,18 @@ impl Kvmclock {
             tsc_minus_kvmclock_ns: self.clocks.apart_ns(),
             moved_against_tsc_ns: self.moved_against_tsc_ns,
             // CAST: As above.
-            minus_monotonic_ns: (value as i64).wrapping_sub(now.monotonic_ns),
+            minus_monotonic_ns: (value as i64).wrapping_sub(now.ns),
             drift_ns: counted.wrapping_sub(elapsed),
             // CAST: A window is a few hundred ticks; rounding adds 2 ns at most.
             drift_bound_ns: ns_of(&record, window as i64).unsigned_abs() + 2,
             drift_seconds: elapsed as f64 / 1e9,
         })
     }
+}
+
+/// `CLOCK_MONOTONIC`, to which a kvmclock is compared.
+fn host_time() -> io::Result<ClockAndTsc> {
+    ClockAndTsc::tightest(libc::CLOCK_MONOTONIC, TRIES)
 }
 
 impl Cause {

@@ -10,7 +10,7 @@ mod cpus;
 mod modes;
 mod report;
 
-pub use modes::{ModeSummary, SetWindow};
+pub use modes::ModeSummary;
 pub use report::{Case, Measured, Report, Status, Verdict};
 
 use crate::{

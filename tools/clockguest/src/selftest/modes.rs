@@ -10,7 +10,7 @@
 
 use super::Config;
 use crate::{
-    host::{rdtsc_ordered, tai_ns},
+    host::{rdtsc_ordered, ClockAndTsc},
     measure::{compare, Reading},
     method::{atomic, Method, Mode, Saved},
     observe,
@@ -29,7 +29,7 @@ use serde::Serialize;
 use std::thread::sleep;
 
 /// Readings of TAI at each end of SET; the one in the shortest time counts.
-const TAI_READINGS: usize = 8;
+const TAI_READINGS: u32 = 8;
 
 /// The result of cycles in one mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,51 +61,16 @@ pub struct ModeSummary {
 }
 
 /// The host's clocks right before and after `KVM_SET_VM_CLOCK_GUEST`.
-#[derive(Clone, Copy, Debug)]
-pub struct SetWindow {
-    /// Both clocks before it.
-    pub before: Instant,
+#[derive(Clone, Copy)]
+struct SetWindow {
+    /// `CLOCK_TAI` before it.
+    before: ClockAndTsc,
     /// Host TSC right before it.
-    pub tsc_before: HostTsc,
+    tsc_before: HostTsc,
     /// Host TSC right after it.
-    pub tsc_after: HostTsc,
-    /// Both clocks after it.
-    pub after: Instant,
-}
-
-/// TAI, and host TSC values before and after its reading.
-#[derive(Clone, Copy, Debug)]
-pub struct Instant {
-    /// `CLOCK_TAI`, ns.
-    pub tai_ns: i64,
-    /// Host TSC before it was read.
-    pub tsc_before: HostTsc,
-    /// Host TSC after it was read.
-    pub tsc_after: HostTsc,
-}
-
-impl Instant {
-    fn now() -> Result<Self> {
-        let mut best: Option<Self> = None;
-        for _ in 0..TAI_READINGS {
-            let tsc_before = rdtsc_ordered();
-            let tai_ns = tai_ns().context("cannot read CLOCK_TAI")?;
-            let tsc_after = rdtsc_ordered();
-            let next = Self {
-                tai_ns,
-                tsc_before,
-                tsc_after,
-            };
-            if best.is_none_or(|best| next.ticks() < best.ticks()) {
-                best = Some(next);
-            }
-        }
-        best.context("no reading")
-    }
-
-    fn ticks(self) -> u64 {
-        self.tsc_after.since(self.tsc_before)
-    }
+    tsc_after: HostTsc,
+    /// `CLOCK_TAI` after it.
+    after: ClockAndTsc,
 }
 
 /// The clocks that a cycle saved, as far as they decide what a mode promises.
@@ -169,9 +134,10 @@ impl Anchor {
                 let rounding = 1 + i64::try_from(self.rate.ticks(1)?).ok()? + 1 + ROUNDING;
                 let mut limits: Option<(i64, i64)> = None;
                 for at in [set.before, set.after] {
-                    let tai = self.ticks_of_tai(at.tai_ns)?;
-                    let low = tai - self.ticks_until(at.tsc_after);
-                    let high = tai - self.ticks_until(at.tsc_before);
+                    let tai = self.ticks_of_tai(at.ns)?;
+                    let [tsc_before, tsc_after] = at.host_tsc;
+                    let low = tai - self.ticks_until(tsc_after);
+                    let high = tai - self.ticks_until(tsc_before);
                     limits = Some(match limits {
                         None => (low, high),
                         Some((a, b)) => (a.min(low), b.max(high)),
@@ -221,7 +187,9 @@ pub(super) fn run(
 /// Restores `saved` in `mode`; returns the TSC errors that the mode allows, ticks.
 fn set(saved: &atomic::Saved, vm: &Vm, mode: Mode) -> Result<(i64, i64)> {
     let anchor = Anchor::of(&saved.0.clock()?.header)?;
-    let before = Instant::now()?;
+    let tai =
+        || ClockAndTsc::tightest(libc::CLOCK_TAI, TAI_READINGS).context("cannot read CLOCK_TAI");
+    let before = tai()?;
     let tsc_before = rdtsc_ordered();
     saved.set(vm, mode)?;
     let tsc_after = rdtsc_ordered();
@@ -229,7 +197,7 @@ fn set(saved: &atomic::Saved, vm: &Vm, mode: Mode) -> Result<(i64, i64)> {
         before,
         tsc_before,
         tsc_after,
-        after: Instant::now()?,
+        after: tai()?,
     };
     anchor
         .allowed(mode, &window)
@@ -329,17 +297,18 @@ mod tests {
 
     /// TAI and TSC 1 s later, by a TSC that is `fast` ticks ahead of TAI.
     fn window(fast: u64) -> SetWindow {
-        let at = |ns: i64| Instant {
-            tai_ns: 6_000_000_000 + ns,
+        let at = |ns: i64| ClockAndTsc {
+            ns: 6_000_000_000 + ns,
             // CAST: Positive.
-            tsc_before: HostTsc(2_000_001_000 + fast + 2 * ns as u64 - 20),
-            tsc_after: HostTsc(2_000_001_000 + fast + 2 * ns as u64 + 20),
+            host_tsc: [-20, 20].map(|around| {
+                HostTsc((2_000_001_000 + 2 * ns as u64 + fast).wrapping_add_signed(around))
+            }),
         };
         let (before, after) = (at(0), at(500));
         SetWindow {
             before,
-            tsc_before: before.tsc_after,
-            tsc_after: after.tsc_before,
+            tsc_before: before.host_tsc[1],
+            tsc_after: after.host_tsc[0],
             after,
         }
     }
@@ -365,8 +334,8 @@ mod tests {
             let drift = -(i64::try_from(fast).unwrap() / 2);
             assert_eq!((low, high), (drift - 10 - 4, drift + 10 + 4));
         }
-        let back = Instant {
-            tai_ns: 4_000_000_000,
+        let back = ClockAndTsc {
+            ns: 4_000_000_000,
             ..window(0).before
         };
         let back = SetWindow {

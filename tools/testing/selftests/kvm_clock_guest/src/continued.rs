@@ -9,19 +9,17 @@
 use crate::{
     ensure_eq,
     fixture::{get_clock, reference_transform},
-    host_clock::now_ns,
+    host_clock::{clock_and_tsc, now_ns, TRIES},
 };
 use anyhow::{ensure, Context, Result};
 use clockguest::{
-    host::rdtsc_ordered,
+    host::ClockAndTsc,
     measure::{Bracketed, Reading},
     vmm::Vm,
 };
 use kvm_clock::VmClock;
 use pvclock::{abi::ClockGuest, counter::HostTsc, tsc::TscTransform};
 
-/// Readings, of which the narrowest counts.
-const TRIES: u32 = 100;
 /// How uncertain the drift of two clocks may make a result, ns: far below the hour by which the
 /// tests' clocks differ.
 const MOST_OPEN_NS: i64 = 100_000_000;
@@ -47,42 +45,6 @@ impl Span {
             least: self.least.min(other.least),
             most: self.most.max(other.most),
         }
-    }
-}
-
-/// The narrowest of some readings.
-fn narrowest<T>(mut of: impl FnMut() -> Result<(i64, T)>) -> Result<T> {
-    let (mut width, mut best) = of()?;
-    for _ in 1..TRIES {
-        let (other, value) = of()?;
-        if other < width {
-            (width, best) = (other, value);
-        }
-    }
-    Ok(best)
-}
-
-/// A reading of one of the host's clocks, and host TSC before and after it.
-#[derive(Clone, Copy, Debug)]
-pub struct Paired {
-    /// Host TSC before and after.
-    pub host_tsc: [HostTsc; 2],
-    /// The clock, ns.
-    pub ns: i64,
-}
-
-impl Paired {
-    /// Reads the host's clock `id`.
-    pub fn now(id: libc::clockid_t) -> Result<Self> {
-        narrowest(|| {
-            let before = rdtsc_ordered();
-            let ns = now_ns(id);
-            let after = rdtsc_ordered();
-            // CAST: Far below 2^63 ticks.
-            let width = after.since(before) as i64;
-            let host_tsc = [before, after];
-            Ok((width, Self { host_tsc, ns }))
-        })
     }
 }
 
@@ -128,7 +90,7 @@ impl Function {
     }
 
     /// How far it is ahead of the raw clock's reading `raw`.
-    pub fn ahead_of(&self, raw: Paired) -> Span {
+    pub fn ahead_of(&self, raw: ClockAndTsc) -> Span {
         Span {
             least: self.at(raw.host_tsc[0]) - raw.ns,
             most: self.at(raw.host_tsc[1]) - raw.ns,
@@ -137,7 +99,7 @@ impl Function {
 
     /// How far it is ahead of the raw clock now.
     pub fn ahead_of_raw(&self) -> Result<Span> {
-        Ok(self.ahead_of(Paired::now(libc::CLOCK_MONOTONIC_RAW)?))
+        Ok(self.ahead_of(clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?))
     }
 }
 
@@ -154,7 +116,7 @@ pub struct Continued {
 impl Continued {
     /// The clock that had the value of `function`, with an error of up to `precision_ns`, at an
     /// instant between `raw_before` and now.
-    pub fn since(function: Function, raw_before: Paired, precision_ns: u32) -> Result<Self> {
+    pub fn since(function: Function, raw_before: ClockAndTsc, precision_ns: u32) -> Result<Self> {
         let ahead = function.ahead_of(raw_before).hull(function.ahead_of_raw()?);
         ensure!(
             (0..=MOST_OPEN_NS).contains(&ahead.width()),
@@ -231,10 +193,15 @@ impl Continued {
 
 /// How far KVM_GET_CLOCK is ahead of the raw clock.
 pub fn kvm_ahead_of_raw(vm: &Vm) -> Result<Span> {
-    narrowest(|| {
-        let ahead = ahead_of_raw(|| Ok(get_clock(vm)?.clock))?;
-        Ok((ahead.width(), ahead))
-    })
+    let read = || ahead_of_raw(|| Ok(get_clock(vm)?.clock));
+    let mut narrowest = read()?;
+    for _ in 1..TRIES {
+        let other = read()?;
+        if other.width() < narrowest.width() {
+            narrowest = other;
+        }
+    }
+    Ok(narrowest)
 }
 
 /// How far the clock (ns) that `read` returns is ahead of the raw clock.

@@ -4,18 +4,20 @@
 
 use crate::ensure_eq;
 use anyhow::Result;
+use clockguest::host::{clock_ns, ClockAndTsc};
 use std::{io, mem::MaybeUninit, time::Duration};
 
-/// The host's clock `id`, ns.
+/// Readings, of which the narrowest counts.
+pub const TRIES: u32 = 100;
+
+/// The host's clock `id`, ns. Panics if there is none.
 pub fn now_ns(id: libc::clockid_t) -> i64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` may be written.
-    let ret = unsafe { libc::clock_gettime(id, &mut time) };
-    assert_eq!(ret, 0, "no clock {id}: {}", io::Error::last_os_error());
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
+    clock_ns(id).unwrap_or_else(|error| panic!("no clock {id}: {error}"))
+}
+
+/// The narrowest of some readings of the host's clock `id`.
+pub fn clock_and_tsc(id: libc::clockid_t) -> io::Result<ClockAndTsc> {
+    ClockAndTsc::tightest(id, TRIES)
 }
 
 /// The host's TAI - UTC; dropping this restores the former value.

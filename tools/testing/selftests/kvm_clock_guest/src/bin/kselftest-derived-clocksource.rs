@@ -10,8 +10,9 @@
 use kvm_bindings::KVM_CLOCK_TSC_STABLE;
 use kvm_clock_guest_selftests::{
     clocksource::{self, run_until_noticed, Derived, WithoutTsc},
-    continued::{kvm_ahead_of_raw, Continued, Function, Paired},
+    continued::{kvm_ahead_of_raw, Continued, Function},
     fixture::unlike,
+    host_clock::clock_and_tsc,
     prelude::*,
 };
 use pvclock::abi::FLAG_FALLBACK;
@@ -162,7 +163,7 @@ fn gets(host: &Host) -> Result<()> {
     run_until_noticed(&vm, &saved.header.record)?;
     let clock = ensure_not_stable(&vm)?;
     let function = Function::of(&clock)?;
-    let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+    let raw = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
     Continued::since(function, raw, clock.header.precision_ns)?.ensure_in_kvm(&vm)
 }
 
@@ -176,7 +177,7 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     let _until_checked = host.without_tsc()?;
     let mut request = clock.clone();
     (request.header.mode, request.header.flags) = (mode, FLAG_FALLBACK);
-    let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+    let raw = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
     set_vm_clock_guest(vm.fd(), &mut request).context("SET with FALLBACK")?;
     let (status, precision_ns) = (request.header.status, request.header.precision_ns);
     ensure!(

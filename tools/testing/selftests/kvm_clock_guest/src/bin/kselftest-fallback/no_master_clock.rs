@@ -6,7 +6,8 @@
 use crate::{ensure_no_data, ensure_valid, Host, VCPUS};
 use kvm_clock_guest_selftests::{
     clocksource::{run_until_noticed, WithoutTsc},
-    continued::{kvm_ahead_of_raw, Continued, Function, Paired},
+    continued::{kvm_ahead_of_raw, Continued, Function},
+    host_clock::clock_and_tsc,
     msr::{ENABLE, MSR_KVM_SYSTEM_TIME},
     prelude::*,
     snippet,
@@ -158,7 +159,7 @@ fn continues(host: &Host, lose: Lose) -> Result<()> {
     let pinned: ClockGuest = pages(&vm)[0];
     let function = Function::of(&clock)?;
     // KVM unpins the clock at an instant after this.
-    let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+    let raw = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
     let _until_checked = WithoutTsc::switch(&host.other_clocksource)?;
     run_until_noticed(&vm, &pinned)?;
     let continued = Continued::since(function, raw, TOLERANCE_NS)?;

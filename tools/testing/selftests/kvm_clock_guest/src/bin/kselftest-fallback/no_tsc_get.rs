@@ -6,7 +6,8 @@
 use crate::{ensure_no_data, ensure_valid, Host, VCPUS};
 use kvm_clock_guest_selftests::{
     clocksource::{run_until_noticed, WithoutTsc},
-    continued::{Continued, Function, Paired},
+    continued::{Continued, Function},
+    host_clock::clock_and_tsc,
     prelude::*,
 };
 
@@ -53,7 +54,7 @@ fn gets(host: &Host) -> Result<()> {
              at least {least_ns} ns"
         );
         let function = Function::of(&clock)?;
-        let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+        let raw = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
         let continued = Continued::since(function, raw, clock.header.precision_ns)?;
         continued.ensure_in_kvm(&vm)?;
         ensure_instant(&clock)?;
@@ -63,7 +64,7 @@ fn gets(host: &Host) -> Result<()> {
 
 /// How long it takes this program to read the raw clock, with a system call and from a device, ns.
 fn took_here_ns(clock: &VmClock) -> Result<i64> {
-    let [before, after] = Paired::now(libc::CLOCK_MONOTONIC_RAW)?.host_tsc;
+    let [before, after] = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?.host_tsc;
     let khz = u64::from(clock.header.host_tsc_khz);
     Ok(i64::try_from(after.since(before) * 1_000_000 / khz)?)
 }
@@ -76,7 +77,7 @@ fn ensure_instant(clock: &VmClock) -> Result<()> {
         ("TAI", libc::CLOCK_TAI, header.tai_ns),
     ] {
         // Time since the anchor by the clock and by the TSC: they differ by a calibration at most.
-        let pair = Paired::now(id)?;
+        let pair = clock_and_tsc(id)?;
         let since = i128::from(pair.ns) - i128::from(reported);
         let by_tsc = pair.host_tsc.map(|host_tsc| {
             i128::from(host_tsc.since(header.host_tsc)) * 1_000_000

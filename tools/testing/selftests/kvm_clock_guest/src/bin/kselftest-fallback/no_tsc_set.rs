@@ -4,10 +4,12 @@
 //! kvmclock continues from the saved function, with the host's raw clock.
 
 use crate::{ensure_no_data, set_exact, set_or_fall_back, Host, VCPUS};
+use clockguest::host::ClockAndTsc;
 use kvm_clock_guest_selftests::{
     clocksource::WithoutTsc,
-    continued::{Continued, Function, Paired},
+    continued::{Continued, Function},
     fixture,
+    host_clock::clock_and_tsc,
     prelude::*,
 };
 
@@ -37,7 +39,7 @@ struct Request {
 /// Host TSC and TAI before and after SET.
 struct Around {
     host_tsc: [HostTsc; 2],
-    tai: [Paired; 2],
+    tai: [ClockAndTsc; 2],
     precision_ns: u32,
 }
 
@@ -144,10 +146,10 @@ fn change_all(vm: &Vm) -> Result<()> {
 fn ensure_set(vm: &Vm, request: Request) -> Result<()> {
     let Request { clock, mode, check } = request;
     let mut set = clock.clone();
-    let tai_before = Paired::now(libc::CLOCK_TAI)?;
+    let tai_before = clock_and_tsc(libc::CLOCK_TAI)?;
     // The function is only known after SET has chosen the offsets.
     let before = rdtsc_ordered();
-    let raw_before = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+    let raw_before = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
     let begin = rdtsc_ordered();
     set_or_fall_back(vm, &mut set, mode).context("SET with FALLBACK")?;
     let end = rdtsc_ordered();
@@ -158,7 +160,7 @@ fn ensure_set(vm: &Vm, request: Request) -> Result<()> {
     };
     let around = Around {
         host_tsc: [before, end],
-        tai: [tai_before, Paired::now(libc::CLOCK_TAI)?],
+        tai: [tai_before, clock_and_tsc(libc::CLOCK_TAI)?],
         precision_ns: set.header.precision_ns,
     };
     check(&clock, transform, &around)?;

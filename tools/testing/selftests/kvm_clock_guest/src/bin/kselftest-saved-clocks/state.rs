@@ -4,7 +4,7 @@
 
 use clockguest::method::atomic::with_vcpus;
 use kvm_clock::{Error, HostId, ModeChoice, Outcome, Policy, SavedClocks};
-use kvm_clock_guest_selftests::{continued::Paired, prelude::*};
+use kvm_clock_guest_selftests::{host_clock::clock_and_tsc, prelude::*};
 
 /// How far the checks' readings of two clocks may be apart, ns; far below the tests' hours.
 const SLACK_NS: i128 = 1_000_000;
@@ -49,7 +49,7 @@ pub(crate) fn on_host(boot_id: &str) -> Policy {
 /// The guest's TSC at the instant of a reading of TAI, and by how many ns it differs from what mode
 /// advance has to make it.
 pub(crate) fn advance_error_ns(vm: &Vm, saved: &VmClock) -> Result<i128> {
-    let now = Paired::now(libc::CLOCK_TAI)?;
+    let now = clock_and_tsc(libc::CLOCK_TAI)?;
     let transform = vcpu_transform(&vm.vcpus()[0].fd())?;
     let header = &saved.header;
     let khz = i128::from(header.host_tsc_khz);

@@ -13,9 +13,11 @@
 mod lagging;
 mod sets;
 
+use clockguest::host::ClockAndTsc;
 use kvm_clock_guest_selftests::{
     clocksource,
-    continued::{Continued, Function, Paired},
+    continued::{Continued, Function},
+    host_clock::clock_and_tsc,
     host_module,
     hotplug::host_cpus,
     prelude::*,
@@ -30,13 +32,13 @@ const TOLERANCE_NS: u32 = 100_000_000;
 struct Pinned {
     vm: Vm,
     clock: VmClock,
-    raw: Paired,
+    raw: ClockAndTsc,
 }
 
 impl Pinned {
     fn new(kvm: &Kvm) -> Result<Self> {
         let (vm, clock) = pinned_an_hour_ahead(kvm, VCPUS)?;
-        let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+        let raw = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
         Ok(Self { vm, clock, raw })
     }
 

@@ -4,7 +4,8 @@
 
 use crate::{Host, Pinned, TOLERANCE_NS, VCPUS};
 use kvm_clock_guest_selftests::{
-    continued::{Continued, Function, Paired},
+    continued::{Continued, Function},
+    host_clock::clock_and_tsc,
     prelude::*,
 };
 use pvclock::abi::FLAG_FALLBACK;
@@ -50,8 +51,8 @@ fn sets(host: &Host, mode: u32) -> Result<()> {
     let mut set = clock.clone();
     (set.header.mode, set.header.flags) = (mode, FLAG_FALLBACK);
     let (tai, raw, begin) = (
-        Paired::now(libc::CLOCK_TAI)?,
-        Paired::now(libc::CLOCK_MONOTONIC_RAW)?,
+        clock_and_tsc(libc::CLOCK_TAI)?,
+        clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?,
         rdtsc_ordered(),
     );
     set_vm_clock_guest(vm.fd(), &mut set).context("KVM_SET_VM_CLOCK_GUEST with FALLBACK")?;
@@ -129,7 +130,7 @@ fn new_vm(host: &Host) -> Result<()> {
     let vm = Vm::new(&host.kvm, VCPUS)?;
     for _ in 0..2 {
         ensure_errno(libc::ENODATA, get_vm_clock_guest(vm.fd()).map(drop))?;
-        let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+        let raw = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
         let mut clock = get_or_fall_back(&vm)?;
         ensure!(
             clock.header.status == 0 && clock.header.precision_ns > 0,
@@ -141,7 +142,7 @@ fn new_vm(host: &Host) -> Result<()> {
         let saved_ns = clock.header.precision_ns;
         (clock.header.mode, clock.header.flags) = (MODE_EXACT, FLAG_FALLBACK);
         Continued::since(function, raw, saved_ns)?.ensure_in_kvm(&vm)?;
-        let raw = Paired::now(libc::CLOCK_MONOTONIC_RAW)?;
+        let raw = clock_and_tsc(libc::CLOCK_MONOTONIC_RAW)?;
         set_vm_clock_guest(vm.fd(), &mut clock).context("SET with FALLBACK")?;
         let own_ns = clock.header.precision_ns - saved_ns;
         let continued = Continued::since(function, raw, own_ns)?;
