@@ -50,7 +50,7 @@ enum Outcome {
 }
 
 /// A case: its name, and the function that runs it.
-type Entry<'a> = (String, Box<dyn Fn() -> Result<Outcome> + 'a>);
+type Entry<'a> = (&'static str, Box<dyn Fn() -> Result<Outcome> + 'a>);
 
 /// Tests this host; `next` receives each case when it ends.
 pub fn run(config: &Config, next: &mut dyn FnMut(&Case)) -> Report {
@@ -157,11 +157,7 @@ fn entries<'a>(config: &'a Config, info: &'a Info, kvm: &'a Kvm) -> Vec<Entry<'a
         }));
     }
     assert_eq!(runs.len(), NAMES.len());
-    NAMES
-        .iter()
-        .map(|&name| name.to_owned())
-        .zip(runs)
-        .collect()
+    NAMES.into_iter().zip(runs).collect()
 }
 
 fn in_scenario(config: &Config, scenario: Scenario) -> Result<Outcome> {
@@ -187,7 +183,7 @@ impl Config {
     }
 }
 
-fn measured(name: String, result: Result<Outcome>) -> Case {
+fn measured(name: &str, result: Result<Outcome>) -> Case {
     match result {
         Ok(Outcome::Cycles(summary)) => Case::measured(name, Measured::Cycles(Box::new(summary))),
         Ok(Outcome::Modes(summary)) => Case::measured(name, Measured::Mode(summary)),

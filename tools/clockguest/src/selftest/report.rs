@@ -101,9 +101,9 @@ pub struct Case {
 }
 
 impl Case {
-    fn new(name: impl Into<String>, status: Status, text: String) -> Self {
+    fn new(name: &str, status: Status, text: String) -> Self {
         Self {
-            name: name.into(),
+            name: name.to_owned(),
             status,
             text,
             measured: None,
@@ -118,15 +118,15 @@ impl Case {
         }
     }
 
-    pub(super) fn skipped(name: impl Into<String>, why: &str) -> Self {
+    pub(super) fn skipped(name: &str, why: &str) -> Self {
         Self::new(name, Status::Skip, why.to_owned())
     }
 
-    pub(super) fn failed(name: impl Into<String>, why: String) -> Self {
+    pub(super) fn failed(name: &str, why: String) -> Self {
         Self::new(name, Status::Fail, why)
     }
 
-    pub(super) fn measured(name: String, measured: Measured) -> Self {
+    pub(super) fn measured(name: &str, measured: Measured) -> Self {
         let mut case = match measured.first_error() {
             None => Self::new(name, Status::Pass, measured.text()),
             Some(error) => Self::new(name, Status::Fail, format!("{error} ({})", measured.text())),
