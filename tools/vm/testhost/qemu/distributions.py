@@ -59,30 +59,31 @@ def stock(kernel, clocksource, vcpus):
     return check
 
 
+def nobody_pays(kernel, freeze, title, frozen, counted, **tasks):
+    """Tasks that a pause is not charged to: the clocks stand still in it, or the kernel counts it as steal time."""
+    also, properties = (["patched", "freeze", title], [ON, FREEZE]) if freeze else (["patched", title], [ON])
+    judge = each(frozen, unalarmed(verdicts.life, kernel)) if freeze else each(counted, unalarmed(verdicts.exact_life, kernel))
+    return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, properties, **tasks)
+
+
 def limited(kernel, freeze):
     """A task with a CPU limit: who pays for a pause depends on the kernel, and nobody does if the clocks stand still."""
-    also = ["patched", *(["freeze"] if freeze else []), "a task with a CPU limit"]
-    if freeze:
-        judge = each(verdicts.nothing_to_charge, unalarmed(verdicts.life, kernel))
-        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON, FREEZE], watch=5, limit=50)
-    if kernel.accounts_steal:
-        judge = each(verdicts.charged_to_nobody, unalarmed(verdicts.exact_life, kernel))
-        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON], watch=5, limit=50)
-    check = guest(kernel, also, "kvm-clock", 1, [LONG_STOP] * PAYING_STOPS, verdicts.pays, [ON], watch=10, more=(), limit=PAYING_SHARE)
+    title = "a task with a CPU limit"
+    if freeze or kernel.accounts_steal:
+        return nobody_pays(kernel, freeze, title, verdicts.nothing_to_charge, verdicts.charged_to_nobody, watch=5, limit=50)
+    check = guest(kernel, ["patched", title], "kvm-clock", 1, [LONG_STOP] * PAYING_STOPS, verdicts.pays, [ON],
+                  watch=10, more=(), limit=PAYING_SHARE)
     check.results = [PAYS]
     return check
 
 
 def sharing(kernel, freeze):
     """Two tasks that spin on one vCPU: the one that the pause finds running pays for it, likewise."""
-    also = ["patched", *(["freeze"] if freeze else []), "two tasks that spin"]
-    if freeze:
-        judge = each(verdicts.shared_while_frozen, unalarmed(verdicts.life, kernel))
-        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON, FREEZE], watch=10, spin=2)
-    if kernel.accounts_steal:
-        judge = each(verdicts.shared_fairly, unalarmed(verdicts.exact_life, kernel))
-        return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], judge, [ON], watch=10, spin=2)
-    return guest(kernel, also, "kvm-clock", 1, [LONG_STOP], last(verdicts.shared_unfairly), [ON], watch=30, more=(), spin=2)
+    title = "two tasks that spin"
+    if freeze or kernel.accounts_steal:
+        return nobody_pays(kernel, freeze, title, verdicts.shared_while_frozen, verdicts.shared_fairly, watch=10, spin=2)
+    return guest(kernel, ["patched", title], "kvm-clock", 1, [LONG_STOP], last(verdicts.shared_unfairly), [ON],
+                 watch=30, more=(), spin=2)
 
 
 def checks():
