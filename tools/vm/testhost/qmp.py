@@ -79,6 +79,16 @@ class QMP:
         """Wait until the run state is one of these."""
         return self.wait(" or ".join(wanted), lambda: self("query-status")["status"] in wanted, timeout)
 
+    def wait_event(self, name, timeout):
+        """Wait until there has been an event of this name."""
+
+        def check():
+            # Only a command reads what QEMU sends.
+            self("query-status")
+            return any(event["event"] == name for event in self.events)
+
+        return self.wait(name, check, timeout)
+
     def wait_migration(self, *wanted, timeout):
         """Wait until the migration's state is one of these; another final state is an error."""
 

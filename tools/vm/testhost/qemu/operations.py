@@ -79,7 +79,7 @@ def stop_cont_watchdog(guest):
     began, before = time.monotonic(), rtc(guest)
     stop_cont(guest, seconds=WATCHDOG_PAUSE)
     found = {"elapsed_s": time.monotonic() - began, "rtc_s": rtc(guest) - before}
-    guest.qmp.wait("WATCHDOG", lambda: guest.qmp("query-status") and any(event["event"] == "WATCHDOG" for event in guest.qmp.events), TIMEOUT)
+    guest.qmp.wait_event("WATCHDOG", timeout=TIMEOUT)
     return found
 
 

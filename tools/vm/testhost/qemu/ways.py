@@ -119,15 +119,11 @@ def fan_out(guest):
 
 def suspend(guest):
     """The guest goes to sleep (S3) by itself; QEMU wakes it up later, which resets its vCPUs."""
-
-    def seen(name):
-        return lambda: guest.qmp("query-status") and any(event["event"] == name for event in guest.qmp.events)
-
-    guest.qmp.wait("asleep", seen("SUSPEND"), TIMEOUT)
+    guest.qmp.wait_event("SUSPEND", timeout=TIMEOUT)
     guest.collect()
     time.sleep(5)
     guest.qmp("system_wakeup")
-    guest.qmp.wait("awake", seen("WAKEUP"), TIMEOUT)
+    guest.qmp.wait_event("WAKEUP", timeout=TIMEOUT)
 
 
 def title(pause):
