@@ -57,30 +57,30 @@ def flipped(content, position):
     return bytes(changed)
 
 
+# For each session, the files that differ from those of a good one; None: it has no such file.
+CHANGES = {
+    "copy": lambda whole: {},
+    "another version": lambda whole: {CLOCKS: whole[CLOCKS][:8] + struct.pack("<I", 2) + whole[CLOCKS][12:]},
+    "truncated": lambda whole: {CLOCKS: whole[CLOCKS][:-1]},
+    "corrupted": lambda whole: {CLOCKS: flipped(whole[CLOCKS], len(whole[CLOCKS]) // 2)},
+    "not clocks": lambda whole: {CLOCKS: flipped(whole[CLOCKS], 0)},
+    "empty": lambda whole: {CLOCKS: b""},
+    "no clocks": lambda whole: {CLOCKS: None},
+    "vCPUs corrupted": lambda whole: {REST: flipped(whole[REST], len(whole[REST]) // 2)},
+    "too little memory": lambda whole: {MEMORY: whole[MEMORY][:-4096]},
+    "no files": lambda whole: dict.fromkeys(FILES),
+}
+
+# Those of create_faulty(), and one that nobody created.
+NAMES = (*CHANGES, "never created")
+
+
 def create_faulty(whole):
     """Sessions with a fault each, from the files of a good one; keep what is returned open until the kexec."""
-    clocks = whole[CLOCKS]
-    changes = {
-        "copy": {},
-        "another version": {CLOCKS: clocks[:8] + struct.pack("<I", 2) + clocks[12:]},
-        "truncated": {CLOCKS: clocks[:-1]},
-        "corrupted": {CLOCKS: flipped(clocks, len(clocks) // 2)},
-        "not clocks": {CLOCKS: flipped(clocks, 0)},
-        "empty": {CLOCKS: b""},
-        "no clocks": {CLOCKS: None},
-        "vCPUs corrupted": {REST: flipped(whole[REST], len(whole[REST]) // 2)},
-        "too little memory": {MEMORY: whole[MEMORY][:-4096]},
-        "no files": dict.fromkeys(FILES),
-    }
     sessions = []
-    for name in changes:
+    for name, change in CHANGES.items():
         sessions.append(create(name))
-        for token, content in {**whole, **changes[name]}.items():
+        for token, content in {**whole, **change(whole)}.items():
             if content is not None:
                 preserve(sessions[-1], token, content)
     return sessions
-
-
-# Those of create_faulty(), and one that nobody created.
-NAMES = ("copy", "another version", "truncated", "corrupted", "not clocks", "empty", "no clocks", "vCPUs corrupted",
-         "too little memory", "no files", "never created")

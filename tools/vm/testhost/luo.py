@@ -75,24 +75,25 @@ def downtime(boots, kexecs):
         yield f"kexec {boot['boot']}: no vCPU ran for {down:.1f} s; the new kernel was up for {up:.1f} s of them"
 
 
+def refusal(boot, name, message):
+    """Require that a run failed with this message and restored nothing. Returns the message."""
+    run = boot["runs"].get(name)
+    require(run is not None, f"{name}: was not run")
+    require(run["status"] == 1 and run["found"] is None and message in run["stderr"],
+            f"{name}: status {run['status']}: {run['stderr']}")
+    return run["stderr"].removeprefix("clockguest: ")
+
+
 def refused(boots, kexecs):
     updates = all_updates(boots, kexecs)
     for name, message in REFUSED.items():
         boot = boots[0] if name in ("no kexec", "taken") else updates[0]
-        run = boot["runs"].get(name)
-        require(run is not None, f"{name}: was not run")
-        require(run["status"] == 1 and run["found"] is None and message in run["stderr"],
-                f"{name}: status {run['status']}: {run['stderr']}")
-        yield f"{name}: {run['stderr'].removeprefix('clockguest: ')}"
+        yield f"{name}: {refusal(boot, name, message)}"
 
 
 def another_boot(boots, kexecs):
     """Needs two kexecs: nobody retrieved the session after the first."""
-    updates = all_updates(boots, kexecs)
-    run = updates[1]["runs"]["another boot"]
-    require(run["status"] == 1 and "handed over no such session" in run["stderr"],
-            f"status {run['status']}: {run['stderr']}")
-    yield run["stderr"].removeprefix("clockguest: ")
+    yield refusal(all_updates(boots, kexecs)[1], "another boot", "handed over no such session")
 
 
 def without_module(boots, kexecs):
