@@ -22,6 +22,18 @@ ktap_not_ok() {
 	ktap_number=$((ktap_number + 1))
 }
 
+# ktap_result NAME COMMAND...: whether the command succeeds. Its output follows as a diagnostic if it does not.
+ktap_result() {
+	ktap_name=$1
+	shift
+	if ktap_output=$("$@" 2>&1); then
+		ktap_ok "$ktap_name"
+	else
+		ktap_not_ok "$ktap_name" "status $?"
+		printf '%s\n' "$ktap_output" | sed 's/^/# /'
+	fi
+}
+
 # ktap_end: print the number of results if that was not known before. Returns the exit status.
 ktap_end() {
 	if [ -z "$ktap_planned" ]; then echo "1..$ktap_number"; fi
