@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Sourced by scripts/setup: what has to be true of this machine before anything is built. Each function prints
+# Sourced by scripts/setup: what has to be true of this machine before anything is built. Each check prints
 # nothing and returns 0, or ends the process with an error that says what to do.
 # shellcheck shell=bash
 
@@ -11,11 +11,18 @@ check_machine() {
 		die "this setup needs Debian 12 or a derivative of it: no apt-get here. Elsewhere, build a kernel tree of your own, see CONTRIBUTING.rst"
 }
 
-# check_writable DIR WHAT: DIR, or the folder that it will be made in, takes files.
-check_writable() {
+# existing DIR: prints DIR, or the folder that it will be made in.
+existing() {
 	local dir=$1
 	while [[ ! -e $dir ]]; do dir=$(dirname "$dir"); done
-	# -w asks the kernel, which knows of read-only mounts too.
+	echo "$dir"
+}
+
+# check_writable DIR WHAT: DIR, or the folder that it will be made in, takes files.
+check_writable() {
+	local dir
+	dir=$(existing "$1")
+	# -w is false on a read-only mount, too.
 	[[ -d $dir && -w $dir ]] || die "cannot write to $dir, where $2"
 }
 
@@ -29,8 +36,8 @@ check_clone() {
 
 # check_space DIR MB WHAT [FREE_UP]: as many MB are free where DIR is or will be.
 check_space() {
-	local dir=$1 free
-	while [[ ! -e $dir ]]; do dir=$(dirname "$dir"); done
+	local dir free
+	dir=$(existing "$1")
 	free=$(df --output=avail -B1M "$dir" | tail -n1)
 	((free >= $2)) || die "only ${free// /} MB are free in $dir, but $3 need some $2 MB; ${4:-make room there}"
 }
