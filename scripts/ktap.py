@@ -10,6 +10,15 @@ _RESULT = re.compile(r"^(?P<indent> *)(?P<not>not )?ok (?P<number>\d+)(?: -)? ?(
 _PLAN = re.compile(r"^(?P<indent> *)1\.\.(?P<count>\d+)(?P<rest>.*)$")
 
 
+def result_line(passed, number, name, note=""):
+    """The line of a result.
+
+    >>> result_line(False, 2, "sub", "2 - 2 = 1")
+    'not ok 2 sub # 2 - 2 = 1'
+    """
+    return f"{'ok' if passed else 'not ok'} {number} {name}" + (f" # {note}" if note else "")
+
+
 class Report:
     """Prints results as they come.
 
@@ -42,12 +51,12 @@ class Report:
         self.number += 1
         self.note(*notes)
         if why is None:
-            print(f"ok {self.number} {name}", flush=True)
+            print(result_line(True, self.number, name), flush=True)
             return
         self.failed += 1
         first, *more = why.splitlines() or [""]
         self.note(*more)
-        print(f"not ok {self.number} {name}" + (f" # {first}" if first else ""), flush=True)
+        print(result_line(False, self.number, name, first), flush=True)
 
     def end(self):
         """Print the number of results if that was not known before. Returns the exit status."""

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from ktap import FAIL, PASS, SKIP
+from ktap import FAIL, PASS, SKIP, result_line
 from paths import REPO
 
 LOGS = REPO / "build/log"
@@ -43,7 +43,7 @@ class Results:
         with self._lock:
             self.totals[status] += 1
             name = f"{suite}: {result.name}".replace("#", "")
-            self._lines.append(f"{'ok' if status == PASS else 'not ok'} {len(self._lines) + 1} {name}" + (f" # {why}" if why else ""))
+            self._lines.append(result_line(status == PASS, len(self._lines) + 1, name, why))
             if quiet:
                 return
             self.say(f"{shown}  {suite}: {result.name}" + (f"  ({why})" if why else ""))
