@@ -17,6 +17,28 @@ use std::{
 /// How long a call into the module may delay the unload.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A host whose cases unload and load the module under test.
+#[derive(Debug)]
+pub struct Host {
+    /// The module under test.
+    pub module: Module,
+}
+
+impl Host {
+    /// Fails with [`Skip`] if the module is not loaded, or has no file to load it from.
+    pub fn new() -> Result<Self> {
+        require::clock_guest()?;
+        let module = Module::under_test()?;
+        Ok(Self { module })
+    }
+
+    /// A new descriptor for each case: an open `/dev/kvm` keeps KVM's modules loaded, and may be one
+    /// of a module that is no longer loaded.
+    pub fn kvm(&self) -> Result<Kvm> {
+        require::clock_guest()
+    }
+}
+
 /// A module and its file.
 #[derive(Debug)]
 pub struct Module {

@@ -6,29 +6,17 @@
 
 mod kunit;
 mod load;
-
 mod order;
 mod other_layout;
 mod running;
 
-use kvm_clock_guest_selftests::{module::Module, prelude::*, snippet};
+use kvm_clock_guest_selftests::{module::Host, prelude::*, snippet};
 
-struct Host {
-    module: Module,
-}
-
-impl Host {
-    fn new() -> Result<Self> {
-        require::clock_guest()?;
-        let module = Module::under_test()?;
-        module.unload()?.load()?;
-        Ok(Self { module })
-    }
-
-    /// A new descriptor for each case: an open `/dev/kvm` keeps KVM's modules loaded.
-    fn kvm(&self) -> Result<Kvm> {
-        require::clock_guest()
-    }
+/// Fails at once if the module cannot be unloaded and loaded again.
+fn host() -> Result<Host> {
+    let host = Host::new()?;
+    host.module.unload()?.load()?;
+    Ok(host)
 }
 
 fn main() -> ExitCode {
@@ -44,7 +32,7 @@ fn main() -> ExitCode {
     cases.extend(load::cases());
     cases.extend(order::cases());
     cases.extend(other_layout::cases());
-    ktap::main(Host::new, cases)
+    ktap::main(host, cases)
 }
 
 fn absent(host: &Host) -> Result<()> {

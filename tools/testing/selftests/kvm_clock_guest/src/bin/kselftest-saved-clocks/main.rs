@@ -13,27 +13,10 @@ mod refused;
 mod state;
 mod without_module;
 
-use kvm_clock_guest_selftests::{module::Module, prelude::*};
+use kvm_clock_guest_selftests::{module::Host, prelude::*};
 
 /// vCPUs of the VMs.
 const VCPUS: u32 = 3;
-
-struct Host {
-    module: Module,
-}
-
-impl Host {
-    fn new() -> Result<Self> {
-        require::clock_guest()?;
-        let module = Module::under_test()?;
-        Ok(Self { module })
-    }
-
-    /// A new descriptor for each case, as an open one might be of another module.
-    fn kvm(&self) -> Result<Kvm> {
-        require::clock_guest()
-    }
-}
 
 fn main() -> ExitCode {
     let cases = [
