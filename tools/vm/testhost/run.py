@@ -130,9 +130,6 @@ def link_options(results, side, folder):
     """QEMU's options for host a or b of a pair, whose common files are in `folder`."""
     return [
         "-pidfile", f"{results}/qemu.pid",
-        # A thread for each CPU reads the machine's TSC without a fence: now and then a thread is behind
-        # another, and QEMU moves the TSC's offset to make up for it, by 0.4 ms in a busy second.
-        "-accel", "tcg,thread=single",
         # The wire.
         "-netdev", f"stream,id=link,server={'on' if side == 'a' else 'off'},addr.type=unix,addr.path={folder}/link",
         "-device", f"virtio-net-pci,netdev=link,mac=52:54:00:00:00:0{side},romfile=",
