@@ -26,6 +26,10 @@ SERVE = (f"{CLOCKGUEST} serve --listen $CLOCK_GUEST_ADDRESS:4000 --trace-clock &
 LISTENING = "--to $CLOCK_GUEST_PEER:4000"
 COMMAND = "--via \"tools/vm/inside/remote-command run $CLOCK_GUEST_PEER 4001\""
 
+RESULTS = REPO / "build/vm/migrations"
+# What was measured, with the last run's --quick and --only.
+MEASURED = RESULTS / "measured.json"
+
 # The exit status of host A's script.
 LAST_STATUS = 7
 
@@ -216,7 +220,7 @@ def script(cases):
 def run(pair, kdir):
     """Yields (case, why it failed or None, summary) for each case of `pair`."""
     slug = re.sub(r"\W+", "-", pair.name)
-    results = REPO / "build/vm/migrations" / slug
+    results = RESULTS / slug
     results.mkdir(parents=True, exist_ok=True)
     (results / "a").mkdir(exist_ok=True)
     for stale in (results / "a").glob("[0-9]*.*"):
@@ -283,12 +287,15 @@ def main(args):
     chosen = [pair for pair in pairs(args.quick) if re.search(args.only, pair.name)]
     # One more for each pair: how the hosts ended.
     report = ktap.Report(sum(len(pair.cases) + 1 for pair in chosen))
-    rows = []
+    rows, measured = [], []
     for pair in chosen:
         for case, why, summary in run(pair, args.kdir):
             report.result(f"{pair.name}: {case.name}", why)
             if one := row(pair, case, summary):
                 rows.append(one)
+                measured.append({"hosts": pair.name, "guests": case.name, **summary})
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
     report.note("worst of a run; TSC in ticks of the guest")
     report.note(*table(rows))
     return report.end()

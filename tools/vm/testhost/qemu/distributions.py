@@ -7,7 +7,7 @@ from .cases import (FILE, LOAD, LONG_STOP, PAYING_SHARE, PAYING_STOPS, PAYS, SAV
                     name_of, operations)
 from .measure import UNSTABLE
 from .properties import FREEZE, ON
-from .report import milliseconds, within
+from .report import errors, milliseconds, within
 
 OPERATIONS = [STOP, SAVE, LOAD, UNIX, FILE]
 HOST = "test host, Debian's kernels"
@@ -104,23 +104,29 @@ def hosts():
     return [(HOST, [], checks())]
 
 
-def table(summaries):
-    """The clock errors of each kernel, as lines."""
-    rows = []
+def measured(summaries):
+    """The clock errors of each guest, by operation."""
     for summary in summaries:
         if summary["kernel"] and not summary["limited"] and any(entry["operation"] in OPERATIONS for entry in summary["operations"]):
-            cells = {entry["operation"]: cell(entry, summary.get("marked", [])) for entry in summary["operations"]}
-            rows.append([summary["kernel"], summary["clocksource"], str(summary["vcpus"]), summary["qemu"],
-                         *(cells.get(name, "") for name in OPERATIONS)])
+            marked = summary.get("marked", [])
+            yield {"kernel": summary["kernel"], "clocksource": summary["clocksource"], "vcpus": summary["vcpus"], "qemu": summary["qemu"],
+                   "operations": {entry["operation"]: {**errors([entry]), "unstable": entry["tsc_unstable"] or entry["operation"] in marked}
+                                  for entry in summary["operations"]}}
+
+
+def table(summaries):
+    """The clock errors of each kernel, as lines."""
+    rows = [[found["kernel"], found["clocksource"], str(found["vcpus"]), found["qemu"],
+             *(cell(found["operations"].get(name)) for name in OPERATIONS)] for found in measured(summaries)]
     if not rows:
         return
     rows.insert(0, ["Linux", "clocksource", "vCPUs", "QEMU", *OPERATIONS])
-    yield "TSC - kvmclock; time lost: the guest's CLOCK_MONOTONIC against the host's; u: the guest's kernel finds its TSC unstable"
+    yield "TSC - kvmclock, if not 0; time lost: the guest's CLOCK_MONOTONIC against the host's; u: the guest's kernel finds its TSC unstable"
     yield from columns(rows)
 
 
-def cell(entry, marked):
-    change = max((step["tsc_ahead_of_kvmclock_ns"] or 0 for step in entry["vcpus"]), key=abs)
-    lost = max(entry["vcpus"], key=lambda step: abs(step["monotonic_lost_ns"]))
-    unstable = "; u" if entry["tsc_unstable"] or entry["operation"] in marked else ""
-    return f"{milliseconds(change)}; {within(lost['monotonic_lost_ns'], lost['monotonic_lost_bound_ns'])}{unstable}"
+def cell(found):
+    if not found:
+        return ""
+    apart = f"{milliseconds(found['ahead_ns'])}; " if found["ahead_ns"] else ""
+    return apart + within(found["lost_ns"], found["within_ns"]) + (", u" if found["unstable"] else "")

@@ -139,13 +139,18 @@ def hosts():
     return [(HOST, [], checks())]
 
 
-def table(summaries):
-    """What each kernel bears, as lines."""
-    rows = [["Linux", "clocksource", *PAUSES_S]]
+def seen(summaries):
+    """The figures of each guest that saw the pauses, by pause."""
     for summary in summaries:
         if "pauses" in summary and "seen" in summary["guest"]:
-            rows.append([summary["kernel"] or "of the test host", summary["clocksource"],
-                         *(cell(summary["pauses"].get(title(name))) for name in PAUSES_S)])
+            yield {"kernel": summary["kernel"] or "of the test host", "clocksource": summary["clocksource"],
+                   "pauses": {name: found for name in PAUSES_S if (found := summary["pauses"].get(title(name)))}}
+
+
+def table(summaries):
+    """What each kernel bears, as lines."""
+    rows = [["Linux", "clocksource", *PAUSES_S],
+            *([guest["kernel"], guest["clocksource"], *(cell(guest["pauses"].get(name)) for name in PAUSES_S)] for guest in seen(summaries))]
     if len(rows) == 1:
         return
     yield "the guest's CLOCK_MONOTONIC against its TSC after a pause; lockup: its watchdog reports one; short: so many readings are"

@@ -40,21 +40,30 @@ def worst(values):
     return max(values, key=abs, default=None)
 
 
-def cell(summaries, qemu, operation, clocksource):
-    """The worst of all guests, as [TSC against kvmclock, time lost, unstable]."""
+def measured(summaries, qemu, operation, clocksource):
+    """The worst of all guests in the table, or None."""
     found = [entry for summary in summaries for entry in summary["operations"]
              if summary["in_table"] and summary["qemu"] == qemu and summary["clocksource"] == clocksource
              and entry["operation"] == operation
              # Unless it only prepared another operation.
              and (qemu == "patched" or entry is summary["operations"][-1])]
+    return {**errors(found), "unstable": sum(entry["tsc_unstable"] for entry in found), "of": len(found)} if found else None
+
+
+def errors(entries):
+    """The worst clock errors of all vCPUs."""
+    steps = [step for entry in entries for step in entry["vcpus"]]
+    lost = max(steps, key=lambda step: abs(step["monotonic_lost_ns"]))
+    return {"ahead_ns": worst(step["tsc_ahead_of_kvmclock_ns"] or 0 for step in steps),
+            "lost_ns": round(lost["monotonic_lost_ns"]), "within_ns": round(lost["monotonic_lost_bound_ns"])}
+
+
+def cells(found):
+    """TSC against kvmclock, time lost, unstable."""
     if not found:
         return ["", "", ""]
-    steps = [step for entry in found for step in entry["vcpus"]]
-    change = worst(step["tsc_ahead_of_kvmclock_ns"] or 0 for step in steps)
-    lost = max(steps, key=lambda step: abs(step["monotonic_lost_ns"]))
-    unstable = sum(entry["tsc_unstable"] for entry in found)
-    return [milliseconds(change), within(lost["monotonic_lost_ns"], lost["monotonic_lost_bound_ns"]),
-            f"yes, {unstable} of {len(found)}" if unstable else "no"]
+    return [milliseconds(found["ahead_ns"]), within(found["lost_ns"], found["within_ns"]),
+            f"yes, {found['unstable']} of {found['of']}" if found["unstable"] else "no"]
 
 
 def milliseconds(ns):
@@ -71,7 +80,7 @@ def table(summaries):
     rows = [head]
     for operation in cases.CHAIN:
         for clocksource in ("kvm-clock", "tsc"):
-            row = [*cell(summaries, "stock", operation, clocksource), *cell(summaries, "patched", operation, clocksource)]
+            row = [text for qemu in ("stock", "patched") for text in cells(measured(summaries, qemu, operation, clocksource))]
             if any(row):
                 rows.append([operation, clocksource, *row])
     if len(rows) == 1:
