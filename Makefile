@@ -61,15 +61,17 @@ help: # prints what it lists
 	@echo
 	@echo "CONTRIBUTING.rst has the variables (KDIR, RUN, ...) and the rarer targets."
 
+# begin: times
+
 # Enough to show the difference; the tests use more.
 CYCLES ?= 20
 
 .PHONY: demo
-demo: modules clockguest ## measure a guest's clocks over pause, snapshot, migration
-	@rm -f build/demo/demo.json; \
+demo: modules clockguest ## measure a guest's clocks over pauses and moves (1 min)
+	@mkdir -p build/demo; rm -f build/demo/demo.json; \
 	tools/vm/host run $(kdir_option) --timeout 1800 --results build/demo \
-		'target/release/clockguest demo --cycles $(CYCLES) --json-file build/demo/demo.json'; \
-	status=$$?; \
+		'target/release/clockguest demo --cycles $(CYCLES) --json-file build/demo/demo.json' | tee build/demo/demo.txt; \
+	status=$${PIPESTATUS[0]}; \
 	if [[ -e build/demo/demo.json ]]; then \
 		if page=$$(target/release/clockguest report --out build/report build/demo/demo.json); then \
 			echo "report: $$page"; \
@@ -213,6 +215,12 @@ deb: man ## write Debian packages for Debian's own kernel (2 min)
 docs: rustdoc man ## build all documentation in build/docs
 	@scripts/build-docs
 	@echo "read: build/docs/index.html" >&2
+
+# end: times
+
+.PHONY: tables
+tables: # the numbers of runs in README.md, the pages and this file, from Documentation/data
+	@scripts/tables
 
 .PHONY: series
 series: setup # the patches for Linux, in build/series

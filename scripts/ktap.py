@@ -46,12 +46,12 @@ class Report:
         for line in lines:
             print(f"# {line}", flush=True)
 
-    def result(self, name, why=None, notes=()):
-        """Print one result: passed, unless `why` says why it failed. The lines of `notes` go before it."""
+    def result(self, name, why=None, notes=(), remark=""):
+        """Print one result: passed, unless `why` says why it failed. The lines of `notes` go before it, a remark behind."""
         self.number += 1
         self.note(*notes)
         if why is None:
-            print(result_line(True, self.number, name), flush=True)
+            print(result_line(True, self.number, name, remark), flush=True)
             return
         self.failed += 1
         first, *more = why.splitlines() or [""]
