@@ -6,6 +6,7 @@ use crate::{
     guest::Backwards,
     measure::{compare, ticks_to_ns, ClockError, Reading},
     method::Method,
+    report::text::duration,
     scenario::{Config, Scenario},
 };
 use serde::{Deserialize, Serialize};
@@ -252,8 +253,8 @@ impl Summary {
             self.cycles_done,
             self.cycles,
             self.vcpus,
-            ns(self.downtime_ns),
-            ns(self.downtime_ns_max),
+            duration(self.downtime_ns),
+            duration(self.downtime_ns_max),
             self.tsc_khz,
         );
         if verbose {
@@ -262,7 +263,7 @@ impl Summary {
                     text,
                     "  cycle {:3}: down {}, TSC {:+} ticks, kvmclock {:+} ns, skew {:+} ns",
                     cycle.cycle,
-                    ns(cycle.downtime_ns),
+                    duration(cycle.downtime_ns),
                     cycle.tsc_error_ticks,
                     cycle.kvmclock_error_ns,
                     cycle.tsc_kvmclock_skew_ns,
@@ -303,16 +304,6 @@ impl Summary {
             "this host's TSC is not stable: the kernel saved the clocks precise to {} ns",
             self.precision_ns_max
         )
-    }
-}
-
-/// `value` ns with a suitable unit.
-fn ns(value: u64) -> String {
-    match value {
-        0..10_000 => format!("{value} ns"),
-        10_000..10_000_000 => format!("{:.1} us", value as f64 / 1e3),
-        10_000_000..10_000_000_000 => format!("{:.1} ms", value as f64 / 1e6),
-        _ => format!("{:.1} s", value as f64 / 1e9),
     }
 }
 

@@ -64,14 +64,19 @@ impl Clock {
     }
 }
 
+/// A scenario's name beside migrations between two hosts.
+pub(crate) fn scenario_title(scenario: Scenario) -> &'static str {
+    match scenario {
+        Scenario::Migrate => "migrate on one host",
+        other => other.name(),
+    }
+}
+
 /// All charts that have data.
 pub(crate) fn charts(runs: &[Run]) -> Vec<Chart> {
     let one_host = Scenario::ALL.iter().map(|scenario| Group {
         name: scenario.name(),
-        title: match scenario {
-            Scenario::Migrate => "migrate on one host",
-            other => other.name(),
-        },
+        title: scenario_title(*scenario),
         x_label: "cycle",
         sources: sources(runs, Some(*scenario)),
     });

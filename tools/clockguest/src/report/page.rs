@@ -4,8 +4,10 @@
 
 use super::{
     chart::{svg, Chart, Table},
+    glance::{self, Glance},
     input::Run,
     summary::{self, Row},
+    text::duration,
 };
 use crate::origin::Origin;
 use maud::{html, Markup, PreEscaped, DOCTYPE};
@@ -17,6 +19,7 @@ const STYLE: &str = include_str!("page.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
 pub(crate) fn html(runs: &[Run], charts: &[Chart]) -> String {
+    let glance = glance::glance(runs);
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -30,9 +33,17 @@ pub(crate) fn html(runs: &[Run], charts: &[Chart]) -> String {
             body {
                 header {
                     h1 { "Guest clock report" }
-                    @if let Some(verdict) = summary::verdict(runs) { p.verdict { (verdict) } }
+                    @if let Some(verdict) = summary::verdict(runs) {
+                        p.verdict {
+                            (verdict)
+                            @if let Some(ns) = glance.as_ref().and_then(Glance::others_wrong_ns) {
+                                " With other methods, clocks are wrong by up to " (duration(ns)) "."
+                            }
+                        }
+                    }
                 }
                 main {
+                    @if let Some(glance) = &glance { (losses(glance)) }
                     (results(runs))
                     (figures(charts))
                     (origins(runs))
@@ -43,6 +54,41 @@ pub(crate) fn html(runs: &[Run], charts: &[Chart]) -> String {
         }
     };
     page.into_string()
+}
+
+fn losses(glance: &Glance) -> Markup {
+    html! {
+        section {
+            h2 { "What the guest's clocks lose, at worst" }
+            table.stacking id="glance" {
+                thead { tr {
+                    th scope="col" { "Method" }
+                    @for operation in &glance.operations { th scope="col" { (operation) } }
+                } }
+                tbody { @for line in &glance.methods {
+                    tr {
+                        td data-name="method" data-title="Method" {
+                            span { b { (line.method.name()) } ": " (glance::words(line.method)) }
+                        }
+                        @for (operation, loss) in glance.operations.iter().zip(&line.losses) {
+                            td data-name=(operation) data-title=(operation) {
+                                @match loss {
+                                    Some(loss) if loss.is_nothing() => strong.nothing { (loss.words().concat()) },
+                                    Some(loss) => span { @for part in loss.words() { span.part { (part) } } },
+                                    None => span { "not measured" },
+                                }
+                            }
+                        }
+                    }
+                } }
+            }
+            p {
+                "Wrong: how far a clock reads from what it would read without the interruption. Apart: how far kvmclock moved \
+                 against the TSC; both should show one time, and Linux abandons a TSC that is too far apart. On two hosts, \
+                 the difference of the hosts' own clocks makes both wrong, with every method."
+            }
+        }
+    }
 }
 
 fn results(runs: &[Run]) -> Markup {

@@ -141,11 +141,16 @@ pub(crate) fn verdict(runs: &[Run]) -> Option<String> {
     let failed = exact.iter().find_map(|run| run.first_error.as_ref());
     Some(match failed {
         Some(why) => format!("Method atomic FAILED: {why}"),
-        None => format!(
-            "With method atomic, TSC offsets and pvclock records are bit-identical in all {} cycles: 0 ticks, \
-             0 ns, 0 steps back.",
-            grouped(cycles)
-        ),
+        None => match exact.iter().max_by_key(|run| run.precision_ns_max) {
+            Some(run) if run.precision_ns_max != 0 => {
+                format!("Method atomic: {}.", run.precision_note())
+            }
+            _ => format!(
+                "On one host, method atomic loses nothing: in all {} cycles, TSC offsets and pvclock records come \
+                 back bit for bit.",
+                grouped(cycles)
+            ),
+        },
     })
 }
 

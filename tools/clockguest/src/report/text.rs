@@ -29,9 +29,36 @@ pub(crate) fn decimal(value: f64) -> String {
     }
 }
 
+/// `ns` with three digits, in a suitable unit.
+pub fn duration(ns: u64) -> String {
+    let (value, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (ns as f64 / 1e3, "µs"),
+        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
+        _ => (ns as f64 / 1e9, "s"),
+    };
+    let digits = match value {
+        0.0..10.0 => 2,
+        10.0..100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$} {unit}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_have_three_digits() {
+        assert_eq!(duration(0), "0 ns");
+        assert_eq!(duration(999), "999 ns");
+        assert_eq!(duration(12_507), "12.5 µs");
+        assert_eq!(duration(51_843_556), "51.8 ms");
+        assert_eq!(duration(347_550_444), "348 ms");
+        assert_eq!(duration(1_440_892_856), "1.44 s");
+        assert_eq!(duration(3_600_000_000_000), "3600 s");
+    }
 
     #[test]
     fn digits_are_grouped() {
