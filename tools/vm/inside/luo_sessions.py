@@ -5,39 +5,15 @@
 here differ in one way each; the next kernel hands them over as faithfully as the good ones.
 """
 
-import fcntl
 import os
 import pathlib
 import struct
 
-DEVICE = "/dev/liveupdate"
-
-# From the kernel's include/uapi/linux/liveupdate.h.
-CREATE_SESSION = 0xba00
-SESSION_PRESERVE_FD = 0xba40
+from testhost import sessions as luo
 
 # clockguest's tokens, and the names of its memfds: tools/clockguest/src/update/session.rs.
 FILES = {1: "clockguest memory", 2: "clockguest clocks", 3: "clockguest vCPUs"}
 MEMORY, CLOCKS, REST = FILES
-
-
-def create(name):
-    """A new session's descriptor."""
-    argument = bytearray(struct.pack("Ii64s", 72, -1, name.encode()))
-    device = os.open(DEVICE, os.O_RDWR)
-    try:
-        fcntl.ioctl(device, CREATE_SESSION, argument)
-    finally:
-        os.close(device)
-    return struct.unpack_from("i", argument, 4)[0]
-
-
-def preserve(session, token, content):
-    """Preserve a new memfd with `content` in a session."""
-    file = os.memfd_create(FILES[token])
-    os.write(file, content)
-    fcntl.ioctl(session, SESSION_PRESERVE_FD, struct.pack("IiQ", 16, file, token))
-    os.close(file)
 
 
 def contents(pid):
@@ -79,8 +55,10 @@ def create_faulty(whole):
     """Sessions with a fault each, from the files of a good one; keep what is returned open until the kexec."""
     sessions = []
     for name, change in CHANGES.items():
-        sessions.append(create(name))
+        sessions.append(luo.create(name))
         for token, content in {**whole, **change(whole)}.items():
             if content is not None:
-                preserve(sessions[-1], token, content)
+                file = luo.memfd(FILES[token], content)
+                luo.preserve(sessions[-1], token, file)
+                os.close(file)
     return sessions

@@ -14,7 +14,7 @@ import subprocess
 import ktap
 from paths import REPO
 
-from . import luo, options
+from . import kexec, luo, options
 from .update_results import Failed, all_updates, good_result, require, require_exact, result_of, show
 
 STEPS = REPO / "tools/vm/inside/live-update"
@@ -155,7 +155,7 @@ def run_host(args, results):
     # The module's KUnit tests run in other boots.
     with subprocess.Popen(
         [REPO / "tools/vm/host", "run", *(["--kdir", args.kdir] if args.kdir else []), *scaling, "--timeout", str(TIMEOUT),
-         "--results", results, "--append", "kunit.enable=0", "--append", "kho=on liveupdate=on",
+         "--results", results, "--append", "kunit.enable=0", "--append", kexec.LIVE_UPDATE,
          " ".join([str(STEPS), *scaling, str(args.kexecs), str(args.most)])],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     ) as process:
