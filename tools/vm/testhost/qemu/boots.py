@@ -37,7 +37,7 @@ def host(checks, args, results):
             begun[words[1]] = fate(results / words[1])
 
     emulator = ["--qemu", args.emulator, *(["--qemu-cpu", args.emulator_cpu] if args.emulator_cpu else [])]
-    bad = check.carry_out(results, checks, args, check.BOOT_TIMEOUT * (1 + len(checks)), emulator, live)
+    bad = check.carry_out(results, check.prepare(results, checks, args), args, check.BOOT_TIMEOUT * (1 + len(checks)), emulator, live)
     return begun, bad
 
 

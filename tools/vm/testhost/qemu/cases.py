@@ -59,6 +59,14 @@ class Check:
     spin: int = 0
     # After how many seconds it goes to sleep.
     suspend: int = 0
+    # How many timers it has armed in addition, for 15 s, 30 s, 45 s and so on.
+    timers: int = 0
+    # Its memory is where LUO can preserve it for the next kernel.
+    outlives_kernel: bool = False
+    # By how many seconds the host's clock is put forward before the guest arrives.
+    wall_ahead: int = 0
+    # How many seconds it is watched before the operations.
+    settles: int = 2
     # How many of the vCPUs are plugged in later, and what is done before the first readings (ways.py).
     plugged: int = 0
     first: str = ""
@@ -76,7 +84,7 @@ class Check:
     def plan(self, results):
         """Its part of the plan for drive.py; files are in the folder `results`."""
         keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit", "arguments")
-        more = {key: getattr(self, key) for key in ("boot", "memory", "spin", "suspend", "plugged", "first")}
+        more = {key: getattr(self, key) for key in ("boot", "memory", "spin", "suspend", "plugged", "first", "timers", "outlives_kernel", "wall_ahead", "settles")}
         more["kernel"] = self.kernel.release if self.kernel else ""
         return {**{key: getattr(self, key) for key in keys}, **more, "incoming": self.incoming.replace("file:", f"file:{results}/"),
                 "preload": self.preload and f"{results}/{self.preload}"}

@@ -36,6 +36,17 @@ def khz(record):
     return 1e6 * 2**32 / record.mul / 2**record.shift
 
 
+def linux_khz(record):
+    """The TSC rate that Linux takes from a record, in kHz: pvclock_tsc_khz().
+
+    >>> from testhost.qemu.readings import Record
+    >>> linux_khz(Record(0, 0, (1 << 31) - 1, 1, 1)), linux_khz(Record(0, 0, 1 << 31, -1, 1))
+    (1000000, 4000000)
+    """
+    rate = (10**6 << 32) // record.mul
+    return rate << -record.shift if record.shift < 0 else rate >> record.shift
+
+
 def rate_error(rate_khz):
     """The error bound of the slope of Linux' clocksource tsc, as a fraction: it multiplies by a whole number.
 
@@ -66,6 +77,8 @@ class HostClocks:
         span = self._at[-1] - self._at[0]
         self._slopes = [(rows[-1][column] - rows[0][column]) / span for column in (1, 2, 3)]
         self.khz = 1e6 / self._slopes[0]
+        self.rate_error = rate_error(self.khz)
+        self.begin_tsc, self.end_tsc = rows[0][0], rows[-1][4]
         self.end_ns = rows[-1][1]
 
     def at(self, name, tsc):
@@ -82,3 +95,16 @@ class HostClocks:
         column = self.NAMES.index(name)
         index = min(bisect.bisect([row[column + 1] for row in self._rows], time), len(self._rows) - 1)
         return self._at[index] + (time - self._rows[index][column + 1]) / self._slopes[column]
+
+
+class TSCClock:
+    """What any clock of a host would show that counts its TSC at a rate, and nothing else."""
+
+    rate_error = 0
+
+    def __init__(self, rate_khz):
+        self.khz = rate_khz
+
+    def at(self, _name, tsc):
+        """As HostClocks.at()."""
+        return tsc / self.khz * 1e6, 0

@@ -5,6 +5,8 @@ usage: drive-guests PLAN    (`tools/vm/host qemu` writes the plan, and judges th
 
 Results go to $CLOCK_GUEST_RESULTS: a folder for each case, the test host's own clocks, and KVM's trace.
 A line `done CASE` reports each case that has ended, in whatever way.
+
+If the plan goes on after a kexec, this program starts again in the next kernel. Its results are in a folder of their own.
 """
 
 import json
@@ -18,16 +20,17 @@ import threading
 import time
 import traceback
 
+from .. import kexec
 from ..qmp import QMPError
-from . import operations, ways
+from . import operations, over_kexec, ways
 from .machine import Guest, GuestError
 
-RESULTS = pathlib.Path(os.environ["CLOCK_GUEST_RESULTS"])
+RESULTS = pathlib.Path(os.environ["CLOCK_GUEST_RESULTS"]) / (f"kexec-{count}" if (count := kexec.count()) else "")
 SCRATCH = pathlib.Path("/tmp/qemu")
 TRACING = pathlib.Path("/sys/kernel/tracing")
 EVENTS = ("kvm_pvclock_update", "kvm_write_tsc_offset")
 
-OPERATIONS = {**operations.OPERATIONS, **ways.OPERATIONS}
+OPERATIONS = {**operations.OPERATIONS, **ways.OPERATIONS, "kexec": over_kexec.leave}
 
 # How a guest may fail; any other exception is a bug here.
 FAILURES = (GuestError, QMPError, LookupError, OSError)
@@ -77,7 +80,7 @@ def run(case, binaries, kernels, initrd):
     error = None
     try:
         guest.boot()
-        guest.watch(2)
+        guest.watch(case["settles"])
         guest.booted = guest.slots()
         for operation in case["operations"]:
             operate(guest, operation)
@@ -109,7 +112,9 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
     plan = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    boots, boot = plan["boots"], kexec.count()
     SCRATCH.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
 
     # Read from the emulated host's root once, not at each start.
     def local(path):
@@ -119,14 +124,17 @@ def main():
     kernels = {name: local(path) for name, path in plan["kernels"].items()}
     initrd, probe = local(plan["initrd"]), local(plan["probe"])
     observers, files = observe(probe)
-    cases = queue.Queue()
-    for case in plan["cases"]:
-        cases.put(case)
-    workers = [threading.Thread(target=work, args=(cases, files, binaries, kernels, initrd)) for _ in range(plan["at_once"])]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    for phase in boots[boot]:
+        cases = queue.Queue()
+        for case in phase:
+            cases.put(case)
+        workers = [threading.Thread(target=work, args=(cases, files, binaries, kernels, initrd)) for _ in range(plan["at_once"])]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
     for observer in observers:
         observer.terminate()
         observer.wait()
+    if boot + 1 < len(boots):
+        kexec.kexec()

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import time
 
-from . import rendezvous, ways
+from . import over_kexec, rendezvous, ways
 from ..qmp import QMP, QMPError
 from .readings import LONG_SLEEPERS, PAGE, READINGS, Memory, Timeline
 
@@ -21,6 +21,10 @@ KVM_DEBUG = pathlib.Path("/sys/kernel/debug/kvm")
 # Emulation within emulation, on a machine that may be busy.
 START_TIMEOUT = 120
 BOOT_TIMEOUT = 120
+
+
+# Where a guest comes from that the previous kernel handed over.
+SESSION = "session"
 
 
 class GuestError(Exception):
@@ -58,6 +62,7 @@ class Process:
         spin = f" probe.spin={guest.case['spin']}" if guest.case["spin"] else ""
         suspend = f" probe.suspend={guest.case['suspend']}" if guest.case["suspend"] else ""
         cpus = f" probe.cpus={guest.case['vcpus']}" if guest.case["plugged"] else ""
+        timers = f" probe.timers={guest.case['timers']}" if guest.case["timers"] else ""
         machine = ",".join([guest.case["machine"], "memory-backend=ram", "aux-ram-share=on", *self.properties])
         return [
             str(guest.binaries[self.binary]), "-accel", "kvm", "-machine", machine,
@@ -65,7 +70,7 @@ class Process:
             "-m", guest.case["memory"], "-object", f"memory-backend-file,id=ram,size={guest.case['memory']},mem-path={self.memory},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
-            "-append", f"console=ttyS0 quiet panic=-1 {guest.case['boot']} probe.clocksource={guest.case['clocksource']}{limit}{spin}{suspend}{cpus}",
+            "-append", f"console=ttyS0 quiet panic=-1 {guest.case['boot']} probe.clocksource={guest.case['clocksource']}{limit}{spin}{suspend}{cpus}{timers}",
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off", "-msg", "timestamp=on",
             *(os.path.expandvars(argument) for argument in guest.case["arguments"]), *guest.plugged, *arguments,
@@ -129,12 +134,16 @@ class Guest:
         self.gone = False
         # QEMU's arguments for vCPUs that were plugged in, and more measurements.
         self.plugged, self.notes = [], {}
+        # The descriptors of the files that outlive the kernel.
+        self.files = {}
         self._memory = None
         self.process = None
 
     # Its processes.
 
     def new_memory(self):
+        if self.case["outlives_kernel"]:
+            return over_kexec.new_memory(self)
         return self.scratch / f"memory-{len(self.processes)}"
 
     def spawn(self, *arguments, memory=None, binary=None, properties=None, preload=None):
@@ -162,13 +171,17 @@ class Guest:
     def boot(self):
         """Start the guest, and wait until the probe has taken some new readings."""
         incoming = self.case["incoming"]
-        self.move_to(self.spawn(*["-incoming", os.path.expandvars(incoming)] if incoming else []))
+        if incoming == SESSION:
+            over_kexec.arrive(self)
+        else:
+            self.move_to(self.spawn(*["-incoming", os.path.expandvars(incoming)] if incoming else []))
         end = time.monotonic() + BOOT_TIMEOUT
         if incoming:
             if incoming.startswith("tcp:"):
                 self.peer = rendezvous.invite()
             self.qmp.wait_status("running", timeout=BOOT_TIMEOUT)
             self.arrived_ns = time.monotonic_ns()
+            self.notes["reported"] = self.reported(self.qmp)
         while not incoming and "guest-init: clocksource" not in self.console():
             self.check_alive()
             if time.monotonic() > end:
@@ -214,7 +227,7 @@ class Guest:
         if self.rings is None:
             rings = self._memory.rings()
             # One for each vCPU, each thread that only sleeps and each task that spins, and one for the charges of a limited task.
-            if len(rings) < self.case["vcpus"] + LONG_SLEEPERS + self.case["spin"] + (2 if self.case["limit"] else 0):
+            if len(rings) < self.case["vcpus"] + LONG_SLEEPERS + self.case["timers"] + self.case["spin"] + (2 if self.case["limit"] else 0):
                 return {}
             self.rings = rings
         return {which: self.timelines.setdefault(which, Timeline()).update(self._memory.slots(offsets))

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Computes the clock errors of each operation from the files that drive.py wrote."""
 
+import copy
 import json
 import re
 from typing import NamedTuple
 
 from . import readings
-from .clocks import MODULUS, khz, kvmclock, rate_error, signed
+from .clocks import MODULUS, TSCClock, khz, kvmclock, linux_khz, rate_error, signed
 
 UNSTABLE = re.compile(r"[Mm]arking (?:TSC|clocksource '?tsc'?) (?:as )?unstable")
 OFFSET = re.compile(r"-(\d+) +\[\d+\] \S+ +([\d.]+): kvm_write_tsc_offset: vcpu=(\d+) prev=\d+ next=(\d+)")
@@ -145,6 +146,11 @@ def shared(tasks):
 class Operation:
     """An operation, and all readings around it."""
 
+    # The number by which the guest's kernel multiplies ticks is rounded: by so much it may be off after a long pause.
+    rounding_ns = 0
+    # By how much the host's rate differs from what it was before.
+    rate_diff_hz = 0
+
     def __init__(self, case, entry):
         self.case, self.name = case, entry["name"]
         self.offsets = entry["offsets_before"], entry.get("offsets_after")
@@ -182,19 +188,23 @@ class Operation:
                           next(reading for reading in self.after[vcpu] if self.host_tsc(reading.before, vcpu, True) >= runs))
                 for vcpu in range(self.case.vcpus)]
 
+    def slope(self, record):
+        """The rate of a guest's TSC in kHz, and by what fraction the guest's idea of it may differ."""
+        rate = khz(record) if record else self.case.host.khz
+        return rate, RATE_STEP_KHZ / rate + rate_error(rate) if self.case.clocksource == "tsc" else 0
+
     def step(self, vcpu, before, after):
         host = self.case.host
-        rate = khz(before.record) if before.record else host.khz
+        rate, slope = self.slope(before.record)
         places = [self.host_tsc((reading.before + reading.after) // 2, vcpu, reading is after) for reading in (before, after)]
         elapsed = (places[1] - places[0]) / rate * 1e6
         windows = (before.after - before.before + after.after - after.before) / 2 / rate * 1e6
-        # The guest's slope may differ from its record's, and the host's from its own rate.
-        slope = RATE_STEP_KHZ / rate + rate_error(rate) if self.case.clocksource == "tsc" else 0
         lost = {}
         for name in ("monotonic", "realtime"):
             (host_before, bound_before), (host_after, bound_after) = (host.at(name, place) for place in places)
             ns = (host_after - host_before) - (getattr(after, name) - getattr(before, name))
-            allowed = windows + bound_before + bound_after + elapsed * (slope + rate_error(host.khz)) + 2
+            # The guest's slope may differ from its record's, and the host's from its own rate.
+            allowed = windows + bound_before + bound_after + elapsed * (slope + host.rate_error) + 2
             lost[name] = Difference(ns, allowed)
         ticks = signed((after.before + after.after) // 2 - (before.before + before.after) // 2)
         raw = Difference((after.raw - before.raw) - ticks / rate * 1e6, windows + abs(ticks) / rate * 1e6 * slope + 2)
@@ -237,6 +247,8 @@ class Case:
         self.vcpus, self.clocksource = self.case["vcpus"], self.case["clocksource"]
         self.arrived_ns, self.offsets = result["arrived_ns"], result["offsets"]
         self.notes = result["notes"]
+        self.sleeps = [decode(result["booted"], number, readings.SLEEPS)
+                       for number in range(readings.LONG_SLEEPERS + self.case["timers"])]
         self.console = (folder / "console").read_text()
         self.qemu = (folder / "qemu").read_text()
         threads = {thread for process in result["threads"] for thread in process}
@@ -254,3 +266,47 @@ class Case:
     def charged(self):
         """How it accounted the pause of its arrival."""
         return charged(self.charges, self.spins, self.vcpus)
+
+
+class OverKexec(Operation):
+    """A kexec between the two halves of a guest's life. The host's TSC counts on, and is the clock that the guest's are measured by."""
+
+    name = "kexec"
+
+    def __init__(self, source, destination):
+        leaving = source.operations[-1]
+        record = leaving.before[0][-1].record
+        rate = linux_khz(record) if source.clocksource == "tsc" else khz(record)
+        self.case = copy.copy(destination)
+        self.case.host, self.case.operations = TSCClock(rate), [self]
+        self.tsc_counts_on = source.host.end_tsc < destination.host.begin_tsc
+        self.offsets = leaving.offsets[0], destination.offsets
+        self.before = leaving.before
+        self.after = [[reading for reading in sequence if reading.number > before[-1].number]
+                      for before, sequence in zip(leaving.before, destination.booted)]
+        stopped = max(before[-1].monotonic for before in leaving.before)
+        self.sleeps = [[sleep for sleep in sleeps if sleep.woke > stopped] for sleeps in destination.sleeps]
+        self.began_ns, self.runs_ns = (self.case.host.at(None, host.tsc(time))[0] for host, time in (
+            (source.host, leaving.began_ns), (destination.host, destination.arrived_ns)))
+        self.complete, self.reported = True, destination.notes["reported"]
+        # The new kernel has calibrated the same TSC anew.
+        self.rate_diff_hz = (destination.notes["host_khz"] - source.notes["host_khz"]) * 1000
+        self.rounding_ns = (self.runs_ns - self.began_ns) * self.slope(record)[1]
+        self.printed = leaving.printed + destination.console
+        self.unstable = bool(UNSTABLE.search(self.printed))
+
+    def slope(self, record):
+        """The guest's clocksource tsc is known to have the rate of the measurement, but for the rounding of its factor."""
+        return self.case.host.khz, rate_error(self.case.host.khz) if self.case.clocksource == "tsc" else 0
+
+    def steps(self):
+        """From the last reading under the old kernel to the first under the new one."""
+        return [self.step(vcpu, before[-1], after[0]) for vcpu, (before, after) in enumerate(zip(self.before, self.after))]
+
+    def updates(self):
+        """The records that KVM wrote in the new kernel."""
+        return self.case.updates
+
+    def pending(self):
+        """The sleeps that began under the old kernel and ended under the new one."""
+        return [sleep for sleeps in self.sleeps for sleep in sleeps if sleep.began < self.before[0][-1].after]

@@ -207,26 +207,34 @@ def migrate_file(guest, **other):
     path.unlink()
 
 
+def set_reboot_mode(qmp, on=True):
+    set_capabilities(qmp, x_ignore_shared=on)
+    qmp("migrate-set-parameters", mode="cpr-reboot" if on else "normal")
+
+
+def save_for_reboot(guest, uri):
+    """All but the guest's memory, which stays where it is."""
+    set_reboot_mode(guest.qmp)
+    guest.qmp("migrate", uri=uri)
+    guest.qmp.wait_status("postmigrate", timeout=TIMEOUT)
+    guest.collect()
+
+
+def load_after_reboot(guest, process, uri):
+    """Into a process that has the guest's memory and waits for the rest."""
+    guest.move_to(process)
+    set_reboot_mode(guest.qmp)
+    guest.qmp("migrate-incoming", uri=uri)
+    if guest.qmp.wait_status("running", "paused", timeout=TIMEOUT) == "paused":
+        guest.qmp("cont")
+    set_reboot_mode(guest.qmp, on=False)
+
+
 def cpr_reboot(guest):
     """A new process finds the guest's memory where it was. The host does not reboot here."""
     path = guest.scratch / "cpr.file"
-
-    def prepare(qmp):
-        set_capabilities(qmp, x_ignore_shared=True)
-        qmp("migrate-set-parameters", mode="cpr-reboot")
-
-    prepare(guest.qmp)
-    guest.qmp("migrate", uri=f"file:{path}")
-    guest.qmp.wait_status("postmigrate", timeout=TIMEOUT)
-    guest.collect()
-    process = guest.spawn("-incoming", "defer", memory=guest.process.memory)
-    guest.move_to(process)
-    prepare(guest.qmp)
-    guest.qmp("migrate-incoming", uri=f"file:{path}")
-    if guest.qmp.wait_status("running", "paused", timeout=TIMEOUT) == "paused":
-        guest.qmp("cont")
-    set_capabilities(guest.qmp, x_ignore_shared=False)
-    guest.qmp("migrate-set-parameters", mode="normal")
+    save_for_reboot(guest, f"file:{path}")
+    load_after_reboot(guest, guest.spawn("-incoming", "defer", memory=guest.process.memory), f"file:{path}")
     path.unlink()
 
 

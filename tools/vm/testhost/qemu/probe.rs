@@ -4,7 +4,8 @@
 //!
 //! `probe ring` does it in a guest, on every vCPU, and leaves what it read in pages of the guest's
 //! memory, where `readings.py` finds it from outside: the guest sends nothing. Each reading follows
-//! a sleep, so that it also shows whether a timer fired in time; two threads sleep for longer.
+//! a sleep, so that it also shows whether a timer fired in time; two threads sleep for longer, and
+//! with `probe ring NUMBER` so many more for 15 s, 30 s and so on.
 //! If there is a control group `limited`, it also reads the CPU time that the group was charged.
 //! These threads are real-time threads: another one would be charged with a pause that finds it
 //! running, and wait until other tasks of its CPU have run for as long.
@@ -25,8 +26,9 @@ use std::{
 };
 
 const PAGE: usize = 4096;
-/// Pages of a ring: some 50 seconds of readings.
+/// Pages of a ring: some 50 seconds of readings; and of the rings of long sleeps.
 const PAGES: usize = 16;
+const SLEEP_PAGES: usize = 1;
 const SLOT_WORDS: usize = 16;
 /// The first slot of a page is its header.
 const SLOTS: usize = PAGE / (SLOT_WORDS * 8) - 1;
@@ -37,8 +39,13 @@ const MAGIC: [u64; 2] = [0x6b63_6f6c_632d_6d76, 0x2d67_6e69_722d_7472];
 const PERIOD_NS: u64 = 100_000_000;
 /// How long the threads that only sleep do so.
 const LONG_SLEEPS_NS: [u64; 2] = [4_000_000_000, 15_000_000_000];
+/// The more timers sleep for once, twice, three times as long and so on.
+const TIMER_NS: u64 = 15_000_000_000;
 /// The reading with the narrowest read window of so many counts.
 const ATTEMPTS: usize = 16;
+
+/// Of the threads that only sleep.
+const STACK: usize = 64 << 10;
 
 /// The kinds of rings: see `readings.py`.
 const READINGS: u64 = 0;
@@ -191,36 +198,41 @@ fn stay_on(cpu: usize) {
 /// A ring of pages; each has a header.
 struct Ring {
     pages: *mut u64,
+    slots: u64,
     written: u64,
 }
 
 impl Ring {
-    fn new(kind: u64, number: u64) -> Self {
+    fn new(kind: u64, number: u64, count: usize) -> Self {
         let layout =
-            std::alloc::Layout::from_size_align(PAGES * PAGE, PAGE).expect("a power of two");
+            std::alloc::Layout::from_size_align(count * PAGE, PAGE).expect("a power of two");
         // SAFETY: The layout's size is not 0.
         let pages = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<u64>();
         assert!(!pages.is_null());
-        for page in 0..PAGES {
+        for page in 0..count {
             let magic = hint::black_box(MAGIC);
             let header = [
                 magic[0] + 1,
                 magic[1] + 1,
                 kind << 32 | number,
                 page as u64,
-                PAGES as u64,
+                count as u64,
             ];
             for (word, value) in header.into_iter().enumerate() {
                 // SAFETY: Within the allocation, as 5 words fit into a page.
                 unsafe { pages.add(page * PAGE / 8 + word).write_volatile(value) };
             }
         }
-        Self { pages, written: 0 }
+        Self {
+            pages,
+            slots: (count * SLOTS) as u64,
+            written: 0,
+        }
     }
 
     /// The first word of a slot is its number, from 1; 0 while it is written.
     fn push(&mut self, words: &[u64]) {
-        let index = (self.written % (PAGES * SLOTS) as u64) as usize;
+        let index = (self.written % self.slots) as usize;
         self.written += 1;
         // SAFETY: `index` is within the ring, and `words` are fewer than a slot has.
         unsafe {
@@ -239,7 +251,7 @@ impl Ring {
 fn read_for_ever(cpu: usize, page: Option<usize>) -> ! {
     stay_on(cpu);
     let record = page.map(|page| (page + cpu * 64) as *const u64);
-    let mut ring = Ring::new(READINGS, cpu as u64);
+    let mut ring = Ring::new(READINGS, cpu as u64, PAGES);
     loop {
         let due = now(CLOCK_MONOTONIC) + PERIOD_NS;
         sleep_until(due);
@@ -258,7 +270,7 @@ fn read_for_ever(cpu: usize, page: Option<usize>) -> ! {
 }
 
 fn sleep_for_ever(number: usize, period: u64) -> ! {
-    let mut ring = Ring::new(SLEEPS, number as u64);
+    let mut ring = Ring::new(SLEEPS, number as u64, SLEEP_PAGES);
     loop {
         let began = tsc();
         let due = now(CLOCK_MONOTONIC) + period;
@@ -279,7 +291,7 @@ fn number(text: &str, before: &str) -> u64 {
 
 /// The CPU time charged to the control group, and the steal time of all CPUs (USER_HZ).
 fn read_charges_for_ever() -> ! {
-    let mut ring = Ring::new(CHARGES, 0);
+    let mut ring = Ring::new(CHARGES, 0, PAGES);
     loop {
         sleep_until(now(CLOCK_MONOTONIC) + PERIOD_NS);
         let group = fs::read_to_string(format!("{GROUP}/cpu.stat")).expect("the group is there");
@@ -301,7 +313,7 @@ fn read_charges_for_ever() -> ! {
 fn spin(number: u64) -> ! {
     lock_memory();
     stay_on(0);
-    let mut ring = Ring::new(SPINS, number);
+    let mut ring = Ring::new(SPINS, number, PAGES);
     let mut due = 0;
     loop {
         let time = now(CLOCK_MONOTONIC);
@@ -325,7 +337,7 @@ fn run_in_real_time() {
     assert_eq!(failed, 0, "cannot become a real-time thread");
 }
 
-fn ring() -> ! {
+fn ring(timers: u64) -> ! {
     lock_memory();
     // Before there are other threads, which inherit it.
     run_in_real_time();
@@ -333,8 +345,13 @@ fn ring() -> ! {
         thread::spawn(|| read_charges_for_ever());
     }
     let page = record_page();
-    for (number, period) in LONG_SLEEPS_NS.into_iter().enumerate() {
-        thread::spawn(move || sleep_for_ever(number, period));
+    let timers = (1..=timers).map(|times| times * TIMER_NS);
+    for (number, period) in LONG_SLEEPS_NS.into_iter().chain(timers).enumerate() {
+        // All memory of a stack is locked.
+        thread::Builder::new()
+            .stack_size(STACK)
+            .spawn(move || sleep_for_ever(number, period))
+            .expect("a thread");
     }
     let cpus = thread::available_parallelism()
         .expect("the number of CPUs")
@@ -360,11 +377,12 @@ fn main() {
     let words: Vec<_> = std::env::args().skip(1).collect();
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     match words[..] {
-        ["ring"] => ring(),
+        ["ring"] => ring(0),
+        ["ring", timers] => ring(timers.parse().expect("a number")),
         ["spin", number] => spin(number.parse().expect("a number")),
         ["lines"] => lines(),
         _ => {
-            eprintln!("usage: probe ring|spin NUMBER|lines");
+            eprintln!("usage: probe ring [NUMBER]|spin NUMBER|lines");
             process::exit(2);
         }
     }

@@ -11,6 +11,10 @@ FREEZE = f"{PREFIX}clock-guest-freeze=on"
 OLD_STREAM = f"{PREFIX}clock-guest-migrate=off"
 
 
+# In the process where a guest arrives over a kexec; over_kexec.py has the boot id.
+KEXEC_FROM = f"{PREFIX}clock-guest-kexec-from={{boot_id}}"
+
+
 def max_advance(seconds):
     """0 for no limit."""
     return f"{PREFIX}clock-guest-max-advance={seconds}"

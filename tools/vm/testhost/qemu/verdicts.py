@@ -105,7 +105,7 @@ def lost_but(operation, ticks):
     """Against the host's clocks, the guest's lost only these ticks of its TSC."""
     for step in operation.steps():
         for name, lost in step.lost.items():
-            if lost.allowed > WINDOW_NS:
+            if lost.allowed > WINDOW_NS + operation.rounding_ns:
                 return f"vCPU {step.vcpu}: readings are only good to {lost.allowed:.0f} ns"
             if not (rest := lost.less(ticks * step.ns_per_tick)).fits:
                 return f"vCPU {step.vcpu}: {name} lost {rest}"
@@ -121,7 +121,8 @@ def reported(operation, mode, reasons=()):
         return f"QEMU reported {events}, not {reasons}"
     if ("last-error" in found) != bool(reasons):
         return f"the last error is {found.get('last-error')}"
-    expected = {"supported": True, "pinned": True, "last-operation": "restore", "mode": mode, "precision-ns": 0, "rate-diff-hz": 0}
+    expected = {"supported": True, "pinned": True, "last-operation": "restore", "mode": mode, "precision-ns": 0,
+                "rate-diff-hz": operation.rate_diff_hz}
     if differ := {key: found.get(key) for key, value in expected.items() if found.get(key) != value}:
         return f"QEMU reports {differ}, not {expected}"
     # A snapshot may be of an earlier operation.
