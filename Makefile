@@ -98,7 +98,7 @@ check-migrations: setup ## move guests between hosts, update kernels (10 min)
 	@scripts/check $(kdir_option) migrations
 
 .PHONY: check-qemu
-check-qemu: setup ## test Linux guests in QEMU (15 min)
+check-qemu: setup ## test Linux guests in QEMU (20 min)
 	@scripts/check $(kdir_option) qemu
 
 .PHONY: check-debug

@@ -51,13 +51,19 @@ def goes_on(source, destination):
     return kexec, verdicts.moved(kexec)
 
 
-def armed(kexec):
-    """Timers were pending that became due before the guest ran again, and others after that: verdicts.timers() judges them."""
+def timers(kexec):
+    """Those that were armed before the kexec: which became due before the guest ran again, and which after that."""
     resumed = max(step.woke for step in kexec.steps())
     pending = kexec.pending()
-    if not any(sleep.due < resumed for sleep in pending):
+    return [sleep for sleep in pending if sleep.due < resumed], [sleep for sleep in pending if sleep.due >= resumed]
+
+
+def armed(kexec):
+    """There were timers of both kinds: verdicts.timers() judges them."""
+    meanwhile, afterwards = timers(kexec)
+    if not meanwhile:
         return "no timer became due meanwhile"
-    return None if any(sleep.due > resumed for sleep in pending) else "no pending timer became due afterwards"
+    return None if afterwards else "no pending timer became due afterwards"
 
 
 def exact(kernel):
@@ -88,7 +94,7 @@ def advanced(source, destination):
 
 
 def refuted(source, destination):
-    """As advanced(), although QEMU is told that the TSC has counted on: what it sees contradicts that, and it says so."""
+    """As advanced(), although the property claims that the TSC has counted on: what QEMU sees contradicts that, and it warns."""
     return advanced(source, destination) or (None if WRONG in destination.qemu else f"QEMU printed: {destination.qemu}")
 
 
@@ -143,12 +149,13 @@ def row(move, kexec):
     steps = kexec.steps()
     lost = max((step.lost["monotonic"] for step in steps), key=lambda lost: abs(lost.ns))
     down_s = min(step.elapsed_ns for step in steps) / 1e9
+    late_ns = max((sleep.woke - sleep.due for sleep in timers(kexec)[1]), default=None)
     return [move.name, (kexec.reported or {}).get("mode", ""), f"{down_s:.1f} s", f"{max((step.tsc_lost_ticks for step in steps), key=abs):+,}",
             milliseconds(max((step.change_ns for step in steps), key=abs)), within(lost.ns, lost.allowed),
-            "yes" if kexec.unstable else "no"]
+            "yes" if kexec.unstable else "no", "none" if late_ns is None else f"{late_ns / 1e6:.1f} ms"]
 
 
 def table(rows):
     if rows:
-        yield "TSC lost: against the host's, in ticks; time lost: CLOCK_MONOTONIC against the host's TSC"
-        yield from columns([["guest", "mode", "stopped", "TSC lost", "TSC - kvmclock", "time lost", "unstable"], *rows], left=2)
+        yield "TSC lost: against the host's, in ticks; time lost: CLOCK_MONOTONIC against the host's TSC; late: a timer that was armed before"
+        yield from columns([["guest", "mode", "stopped", "TSC lost", "TSC - kvmclock", "time lost", "unstable", "late"], *rows], left=2)
