@@ -70,15 +70,15 @@ pub(crate) fn check_nr_vcpus(vm: &Vm, clock: &VmClockGuest) -> Result {
 }
 
 /// Writes all clocks of a VM, or none: those of `request`, which was made from `header`, and of the
-/// vCPUs in `entries`. Gives its output in `header` to `write_back`: before the commit, so that a fault
-/// there changes nothing, and again if the commit does not pin the clock.
+/// vCPUs in `entries`. Gives its output in `header` to `write_back`: before the commit, so that a
+/// fault there changes nothing, and again if the commit does not pin the clock.
 ///
 /// # Errors
 ///
 /// `EINVAL` for the vCPUs, `EBUSY` while a vCPU runs, those of [`VmGuard::read`] and
 /// [`State::new`], `ERANGE`, `ESTALE`, `ETIME` for what the request asks, those of
-/// `write_back`, `EINTR`, `ENOMEM`. Nothing is changed then, except that `rate_diff_hz` was written back if it
-/// was known.
+/// `write_back`, `EINTR`, `ENOMEM`. Nothing is changed then, except that `rate_diff_hz` was written
+/// back if it was known.
 pub(crate) fn write(
     vm: &Vm,
     request: &SetRequest,

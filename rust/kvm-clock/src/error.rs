@@ -61,7 +61,8 @@ pub enum Error {
     },
     /// Mode exact, but this host's TSC has not come as far as the saved one.
     Stale,
-    /// This host's clock is behind the time of the save, and the policy does not allow to hide that.
+    /// This host's clock is behind the time of the save, and the policy does not allow to hide
+    /// that.
     Behind {
         /// By how much.
         by: Duration,
@@ -96,7 +97,10 @@ impl fmt::Display for Error {
                 crate::SavedClocks::VERSION
             ),
             Self::Truncated { part, len, least } => {
-                write!(f, "saved clocks are truncated: {part} has {len} bytes, not {least}")
+                write!(
+                    f,
+                    "saved clocks are truncated: {part} has {len} bytes, not {least}"
+                )
             }
             Self::Invalid(invalid) => write!(f, "saved clocks are invalid: {invalid:?}"),
             Self::OtherVm => f.write_str(
@@ -109,12 +113,12 @@ impl fmt::Display for Error {
             Self::VcpuTwice(id) => write!(f, "vCPU {id} occurs twice"),
             Self::NoModule { cap } => write!(
                 f,
-                "KVM_CAP_VM_CLOCK_GUEST is {cap:#x}: the kernel module kvm_clock_guest is absent or \
-                 too old, and the policy does not allow to do without"
+                "KVM_CAP_VM_CLOCK_GUEST is {cap:#x}: the kernel module kvm_clock_guest is absent \
+                 or too old, and the policy does not allow to do without"
             ),
             Self::ScaledTsc => f.write_str(
-                "the guest's TSC is scaled, and without kvm_clock_guest this kernel does not report \
-                 by which ratio",
+                "the guest's TSC is scaled, and without kvm_clock_guest this kernel does not \
+                 report by which ratio",
             ),
             Self::OtherRate { diff_hz: 0 } => {
                 f.write_str("the guest's kvmclock has another rate than its TSC has here")
@@ -135,7 +139,8 @@ impl fmt::Display for Error {
             ),
             Self::BeyondLimit { elapsed, limit } => write!(
                 f,
-                "{elapsed:?} have passed since the save by the hosts' clocks; the limit is {limit:?}"
+                "{elapsed:?} have passed since the save by the hosts' clocks; the limit is \
+                 {limit:?}"
             ),
             Self::NotStable => f.write_str("this host does not keep time with a stable TSC"),
         }

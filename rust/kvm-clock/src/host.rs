@@ -177,8 +177,8 @@ pub(crate) fn now() -> ClockSnapshot {
     }
 }
 
-/// TAI - UTC of the kernel, s: the difference of two clocks, as `adjtimex()` is a system call that a
-/// VMM's filter may not have.
+/// TAI - UTC of the kernel, s: the difference of two clocks, as `adjtimex()` is a system call that
+/// a VMM's filter may not have.
 fn tai_offset_s() -> i32 {
     let tai_minus_utc_ns = clock_ns(libc::CLOCK_TAI) - clock_ns(libc::CLOCK_REALTIME);
     // The second reading is a little later; CAST: some tens.

@@ -51,8 +51,8 @@ pub enum Loss {
     NoModuleThere(u32),
     /// The module is absent here: KVM derives a new record, which is this many ns off now.
     NoModuleHere(u32),
-    /// The host does not keep time with a stable TSC: kvmclock is not pinned, and is up to this many
-    /// ns off now.
+    /// The host does not keep time with a stable TSC: kvmclock is not pinned, and is up to this
+    /// many ns off now.
     NotPinned(u32),
     /// The guest's steal time does not count the pause.
     StealTime,

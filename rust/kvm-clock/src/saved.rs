@@ -44,13 +44,13 @@ impl<'a, F> Vcpu<'a, F> {
     }
 }
 
-/// The clocks of a VM: TSC, scaling and kvmclock of all vCPUs as of one host TSC value, and the host
-/// that they were saved on.
+/// The clocks of a VM: TSC, scaling and kvmclock of all vCPUs as of one host TSC value, and the
+/// host that they were saved on.
 ///
-/// With serde, it is a structure with a version. A later version of this crate may add fields to it,
-/// and bytes to the kernel's structures: these are ignored, so in a format that describes itself,
-/// such as JSON, old programs read new data. Programs that read untrusted data need no checks of
-/// their own: [`restore`](Self::restore) makes them before it changes anything.
+/// With serde, it is a structure with a version. A later version of this crate may add fields to
+/// it, and bytes to the kernel's structures: these are ignored, so in a format that describes
+/// itself, such as JSON, old programs read new data. Programs that read untrusted data need no
+/// checks of their own: [`restore`](Self::restore) makes them before it changes anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -106,7 +106,8 @@ impl SavedClocks {
     /// # use kvm_ioctls::Kvm;
     /// let vm = Kvm::new().unwrap().create_vm().unwrap();
     /// let fds = [0, 1].map(|id| vm.create_vcpu(id).unwrap());
-    /// let saved = SavedClocks::save(&vm, &Vcpu::numbered(&fds), &HostId::read().unwrap()).unwrap();
+    /// let host = HostId::read().unwrap();
+    /// let saved = SavedClocks::save(&vm, &Vcpu::numbered(&fds), &host).unwrap();
     /// std::fs::write("clocks.json", serde_json::to_vec(&saved).unwrap()).unwrap();
     /// ```
     pub fn save<V: AsRawFd>(
@@ -233,7 +234,8 @@ impl SavedClocks {
     /// ```no_run
     /// # use kvm_clock::SavedClocks;
     /// # use kvm_ioctls::Kvm;
-    /// let saved: SavedClocks = serde_json::from_slice(&std::fs::read("clocks.json").unwrap()).unwrap();
+    /// let json = std::fs::read("clocks.json").unwrap();
+    /// let saved: SavedClocks = serde_json::from_slice(&json).unwrap();
     /// let vm = Kvm::new().unwrap().create_vm().unwrap();
     /// saved.prepare(&vm).unwrap();
     /// let vcpu = vm.create_vcpu(0).unwrap();
@@ -274,7 +276,8 @@ impl SavedClocks {
     /// ```no_run
     /// # use kvm_clock::{Policy, SavedClocks, Vcpu};
     /// # use kvm_ioctls::Kvm;
-    /// let saved: SavedClocks = serde_json::from_slice(&std::fs::read("clocks.json").unwrap()).unwrap();
+    /// let json = std::fs::read("clocks.json").unwrap();
+    /// let saved: SavedClocks = serde_json::from_slice(&json).unwrap();
     /// let vm = Kvm::new().unwrap().create_vm().unwrap();
     /// saved.prepare(&vm).unwrap();
     /// let fds = [0, 1].map(|id| vm.create_vcpu(id).unwrap());

@@ -39,8 +39,8 @@ pub(crate) trait ClockGuestOps {
     /// needs.
     fn vcpu_ioctl(vm: &Vm, index: u32, ioctl: u32, arg: UserPtr) -> Result<c_int>;
 
-    /// Writes the clocks of a VM to the start of `to`, and returns the bytes that they take; if `to`
-    /// has fewer, writes nothing.
+    /// Writes the clocks of a VM to the start of `to`, and returns the bytes that they take; if
+    /// `to` has fewer, writes nothing.
     fn save(vm: &Vm, to: &mut [u8]) -> Result<u32>;
 
     /// Makes what [`save`](Self::save) wrote the clocks of a VM.

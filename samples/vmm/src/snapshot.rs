@@ -69,7 +69,8 @@ impl Snapshot {
     pub(crate) fn restore(&self) -> Result<(Vm, Outcome)> {
         // 1. Create a VM with the guest's TSC rate, and vCPUs with the saved IDs.
         let vm = Vm::new(Some(&self.clocks))?;
-        // 2. Restore memory, registers and MSRs. Memory first: an MSR makes KVM write records to it.
+        // 2. Restore memory, registers and MSRs. Memory first: an MSR makes KVM write records to
+        // it.
         let words = MEMORY.0.iter().zip(&self.memory);
         words.for_each(|(word, &saved)| word.store(saved, Ordering::Relaxed));
         for (vcpu, saved) in vm.vcpus.iter().zip(&self.vcpus) {

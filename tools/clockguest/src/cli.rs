@@ -88,8 +88,8 @@ pub(crate) enum Command {
 
     /// Test this host: module, TSC, and every mode on every CPU, in two minutes
     ///
-    /// Needs no more than this program, /dev/kvm and the loaded modules. The report names kernel, CPU
-    /// and module, but neither the host nor the user; it says what was skipped, and why.
+    /// Needs no more than this program, /dev/kvm and the loaded modules. The report names kernel,
+    /// CPU and module, but neither the host nor the user; it says what was skipped, and why.
     #[command(after_help = EXIT_STATUS, after_long_help = sections(&[help::SELFTEST, EXIT_STATUS, help::SELFTEST_EXAMPLES]))]
     Selftest(Selftest),
 
@@ -103,9 +103,9 @@ pub(crate) enum Command {
 
     /// Look at the clocks of the VMs that run on this host, without stopping or changing anything
     ///
-    /// It works on any kernel with debugfs and tracefs, with any VMM, e.g. QEMU, Firecracker or Cloud
-    /// Hypervisor, and without the kvm_clock_guest module. It needs root. --watch shows each event
-    /// that moves a clock, and by how much, until Ctrl-C.
+    /// It works on any kernel with debugfs and tracefs, with any VMM, e.g. QEMU, Firecracker or
+    /// Cloud Hypervisor, and without the kvm_clock_guest module. It needs root. --watch shows each
+    /// event that moves a clock, and by how much, until Ctrl-C.
     #[command(after_help = help::AUDIT_STATUS, after_long_help = sections(&[help::AUDIT, help::AUDIT_STATUS, help::AUDIT_EXAMPLES]))]
     Audit(Audit),
 

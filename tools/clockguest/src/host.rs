@@ -34,8 +34,8 @@ pub enum Unavailable {
     NoClockGuest(u32),
     /// There is no Live Update Orchestrator.
     #[error(
-        "cannot open /dev/liveupdate ({0}): it needs a kernel with CONFIG_LIVEUPDATE_MEMFD, started \
-         with kho=on liveupdate=on"
+        "cannot open /dev/liveupdate ({0}): it needs a kernel with CONFIG_LIVEUPDATE_MEMFD, \
+         started with kho=on liveupdate=on"
     )]
     NoLiveUpdate(io::Error),
 }

@@ -28,7 +28,8 @@ pub(crate) struct Audit {
     #[arg(long)]
     pub(crate) pid: Option<u32>,
 
-    /// How long to observe KVM, e.g. 500ms, 10s [default: 2s; with --watch: until Ctrl-C, or until no VM is left]
+    /// How long to observe KVM, e.g. 500ms, 10s [default: 2s; with --watch: until Ctrl-C, or until
+    /// no VM is left]
     #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) time: Option<Duration>,
 

@@ -80,8 +80,9 @@ impl Anchor {
         }
     }
 
-    /// The part of the TSC error that the hosts' clocks add, guest ticks, for the time from the anchor to `at`,
-    /// when the source's TSC was `source_tsc`; `before` is the transform at the source.
+    /// The part of the TSC error that the hosts' clocks add, guest ticks, for the time from the
+    /// anchor to `at`, when the source's TSC was `source_tsc`; `before` is the transform at the
+    /// source.
     pub(super) fn clock_sync_error_ticks(
         &self,
         shift: Option<ClockShift>,
@@ -98,8 +99,8 @@ impl Anchor {
     }
 }
 
-/// The part of the TSC error that the restore adds, ticks, at the instant `at`; `after` is the transform of
-/// the reference vCPU after SET.
+/// The part of the TSC error that the restore adds, ticks, at the instant `at`; `after` is the
+/// transform of the reference vCPU after SET.
 ///
 /// `None` if the transform is invalid, or the reference vCPU does not exist.
 pub(super) fn restore_error_ticks(

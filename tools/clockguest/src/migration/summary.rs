@@ -51,11 +51,11 @@ pub struct Move {
     pub tsc_error_ticks: Option<i64>,
     /// Worst kvmclock error, ns; if ground truth is known.
     pub kvmclock_error_ns: Option<i64>,
-    /// The part of the TSC error that the restore adds, ticks; if SET was traced, or, with a legacy method,
-    /// if ground truth is known.
+    /// The part of the TSC error that the restore adds, ticks; if SET was traced, or, with a legacy
+    /// method, if ground truth is known.
     pub restore_error_ticks: Option<f64>,
-    /// The part that the difference of the hosts' clocks adds, ticks; if ground truth is known, and the method
-    /// uses them.
+    /// The part that the difference of the hosts' clocks adds, ticks; if ground truth is known, and
+    /// the method uses them.
     pub clock_sync_error_ticks: Option<f64>,
     /// The error that accumulates after the restore, as the guest's TSC rate differs here, ticks.
     pub rate_error_ticks: Option<f64>,

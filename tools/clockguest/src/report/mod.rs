@@ -3,8 +3,8 @@
 //! Writes an HTML page, and an SVG and a PNG file of each chart, from the JSON of runs.
 //!
 //! `input` reads the runs; `clock_error`, `error_by_cause` and `cost` select the data of charts,
-//! `glance` and `summary` that of the tables; `chart` draws, `page` writes the page. No file is written before
-//! all are complete.
+//! `glance` and `summary` that of the tables; `chart` draws, `page` writes the page. No file is
+//! written before all are complete.
 
 mod chart;
 mod clock_error;

@@ -5,8 +5,8 @@
 //! The guest's readings give the TSC error of a cycle: how far the guest's TSC is from where it
 //! would be if it had counted on. Exact promises 0. Freeze promises minus the ticks from the save
 //! to SET, which the host's own TSC limits from both sides. Advance promises the elapsed TAI, of
-//! which the host's TSC has counted more or less; readings of both clocks before and after SET limit
-//! that difference. The limits include the kernel's rounding.
+//! which the host's TSC has counted more or less; readings of both clocks before and after SET
+//! limit that difference. The limits include the kernel's rounding.
 
 use super::Config;
 use crate::{

@@ -128,8 +128,8 @@ impl Session {
         &self.name
     }
 
-    /// Hands `file`, a memfd, over to the next kernel as `token`. Its size is fixed from now on; its
-    /// content is that at the kexec.
+    /// Hands `file`, a memfd, over to the next kernel as `token`. Its size is fixed from now on;
+    /// its content is that at the kexec.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Live update: saves a VM to a file or in a LUO session, and restores it after a kexec has replaced
-//! the host's kernel.
+//! Live update: saves a VM to a file or in a LUO session, and restores it after a kexec has
+//! replaced the host's kernel.
 //!
 //! [`save`] and [`restore`] are two runs of the program; the kexec between them is the user's. The
 //! host's TSC continues to count over a kexec, so mode exact loses nothing. The new kernel
@@ -275,8 +275,8 @@ pub fn restore(config: &RestoreConfig) -> Result<(Outcome, Option<Session>)> {
     Ok((outcome, session))
 }
 
-/// On the host that saved a guest, in a kernel without the module: the guest cannot wait for another
-/// kernel, as its session is gone when the program ends.
+/// On the host that saved a guest, in a kernel without the module: the guest cannot wait for
+/// another kernel, as its session is gone when the program ends.
 fn without_module() -> Policy {
     Policy {
         mode: ModeChoice::Always(kvm_clock::Mode::Exact),

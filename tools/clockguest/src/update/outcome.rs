@@ -35,8 +35,8 @@ pub struct Outcome {
     pub tsc_kvmclock_skew_ns: i64,
     /// Steps back that the guest saw since it was saved, all kinds.
     pub backwards_steps: u64,
-    /// Whether guest memory is in the same physical pages; `None` if that is not known, or if it was
-    /// copied to a file.
+    /// Whether guest memory is in the same physical pages; `None` if that is not known, or if it
+    /// was copied to a file.
     pub memory_in_place: Option<bool>,
     /// What was lost, as this kernel cannot restore the clocks as they were saved.
     pub lost: Option<String>,

@@ -118,8 +118,8 @@ impl GuestMemory {
             .collect()
     }
 
-    /// The number of the physical page behind each page; `None` if the kernel does not show them: it
-    /// does to root, with `CONFIG_PROC_PAGE_MONITOR`.
+    /// The number of the physical page behind each page; `None` if the kernel does not show them:
+    /// it does to root, with `CONFIG_PROC_PAGE_MONITOR`.
     ///
     /// # Errors
     ///

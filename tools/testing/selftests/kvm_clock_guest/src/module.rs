@@ -32,8 +32,8 @@ impl Host {
         Ok(Self { module })
     }
 
-    /// A new descriptor for each case: an open `/dev/kvm` keeps KVM's modules loaded, and may be one
-    /// of a module that is no longer loaded.
+    /// A new descriptor for each case: an open `/dev/kvm` keeps KVM's modules loaded, and may be
+    /// one of a module that is no longer loaded.
     pub fn kvm(&self) -> Result<Kvm> {
         require::clock_guest()
     }

@@ -11,7 +11,8 @@ use kvm_clock_guest_selftests::prelude::*;
 
 const ROUND_TRIPS: u32 = 2;
 
-/// The part of ADVANCE's error that SET adds, ticks: its product is rounded down, and so is the TSC.
+/// The part of ADVANCE's error that SET adds, ticks: its product is rounded down, and so is the
+/// TSC.
 const SET_TICKS: f64 = 1.0;
 
 pub(crate) fn cases() -> Vec<Case<Server>> {

@@ -15,7 +15,7 @@ pub(crate) fn cases() -> Vec<Case<Kvm>> {
     for (name, clock) in Clock::ALL {
         for (flag, ticks) in [("set", 0), ("clear", TICKS)] {
             cases.push(Case::new(
-                format!("{name}: the flag stays {flag} over {CYCLES} cycles of EXACT, each into a new VM"),
+                format!("{name}: the flag stays {flag} over {CYCLES} cycles of EXACT, new VMs"),
                 move |kvm| cycles(kvm, clock, ticks),
             ));
         }

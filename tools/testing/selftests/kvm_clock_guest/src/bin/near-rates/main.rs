@@ -4,7 +4,8 @@
 //! RESLOPE, kvmclock then runs at the rate of the new host's raw clock. Without it, SET reports by
 //! how much it does not.
 //!
-//! Host B runs `near-rates --serve=yes`, host A `near-rates --to=ADDRESS`, which writes the results.
+//! Host B runs `near-rates --serve=yes`, host A `near-rates --to=ADDRESS`, which writes the
+//! results.
 
 mod peer;
 mod watch;
