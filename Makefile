@@ -174,6 +174,8 @@ fmt: setup ## format the Rust sources
 .PHONY: check-fmt
 check-fmt: setup # fails if 'make fmt' would change something
 	@scripts/env -- rustfmt --edition 2021 --check $(rust_files)
+	@# rustfmt leaves comments as they are, and checkpatch.pl does not.
+	@awk 'length > 100 && /^ *\/\// { print FILENAME ":" FNR ": over 100 columns"; bad = 1 } END { exit bad }' $(rust_files)
 
 .PHONY: clippy
 clippy: setup ## lint the Rust sources; warnings are errors
