@@ -117,6 +117,10 @@ check-series: setup ## apply, build and boot what 'make series' writes (15 min)
 check-unchanged: setup ## compare KVM's code without the option (3 min)
 	@scripts/check-unchanged
 
+.PHONY: check-distros
+check-distros: # bare systems of Debian 12 and 13 run 'make demo'
+	@scripts/check-distros
+
 .PHONY: check-all
 check-all: setup ## run all check targets but check-unchanged (3 h)
 	@scripts/check $(kdir_option) --resume standard scaling intel migrations qemu debug kcsan debian series
