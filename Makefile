@@ -82,7 +82,7 @@ demo: modules clockguest ## measure a guest's clocks over pauses and moves (1 mi
 	exit $$status
 
 .PHONY: check
-check: setup ## run the tests that every change must pass (9 min)
+check: setup ## run the tests that every change must pass (7 min)
 	@scripts/check $(kdir_option)
 
 .PHONY: check-scaling
