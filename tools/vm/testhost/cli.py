@@ -10,6 +10,7 @@ from paths import NotBuilt
 from . import intel, live_update, migrations, pair, run, selftest, sleep
 from .outcome import HOST_FAILED, HostError
 from .qemu import check as qemu
+from .vmm import check as vmm
 
 # Name, module, and the line in `tools/vm/host --help`. A module has add_arguments(parser), main(args),
 # its docstring as description, and EPILOG if there is more to say.
@@ -21,6 +22,7 @@ COMMANDS = [
     ("migrations", migrations, "migrate guests between two test hosts"),
     ("live-update", live_update, "replace the test host's kernel by kexec under saved guests"),
     ("qemu", qemu, "stop, save and move Linux guests of stock and patched QEMU"),
+    ("vmm", vmm, "save and restore Linux guests of Cloud Hypervisor and Firecracker"),
     ("selftest", selftest, "test this program itself"),
 ]
 

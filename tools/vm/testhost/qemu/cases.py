@@ -70,6 +70,9 @@ class Check:
     # How many of the vCPUs are plugged in later, and what is done before the first readings (ways.py).
     plugged: int = 0
     first: str = ""
+    # Another VMM than QEMU, and for how many seconds a restored guest is slow, as its memory is read when it touches it.
+    vmm: str = "qemu"
+    slow_s: int = 0
     # More measurements of a guest, for its part of the table.
     figures: Callable | None = None
 
@@ -84,7 +87,7 @@ class Check:
     def plan(self, results):
         """Its part of the plan for drive.py; files are in the folder `results`."""
         keys = ("slug", "binary", "clocksource", "vcpus", "machine", "cpu", "properties", "operations", "limit", "arguments")
-        more = {key: getattr(self, key) for key in ("boot", "memory", "spin", "suspend", "plugged", "first", "timers", "outlives_kernel", "wall_ahead", "settles")}
+        more = {key: getattr(self, key) for key in ("boot", "memory", "spin", "suspend", "plugged", "first", "timers", "outlives_kernel", "wall_ahead", "settles", "vmm", "slow_s")}
         more["kernel"] = self.kernel.release if self.kernel else ""
         return {**{key: getattr(self, key) for key in keys}, **more, "incoming": self.incoming.replace("file:", f"file:{results}/"),
                 "preload": self.preload and f"{results}/{self.preload}"}

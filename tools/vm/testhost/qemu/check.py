@@ -201,6 +201,13 @@ def power_cycle(source, results, args):
         return f"no result: {error}"
 
 
+def build_guest():
+    """Build the probe, and the initramfs with it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    initramfs.build_probe(RESULTS / "probe")
+    initramfs.make(RESULTS / "initramfs", RESULTS / "probe")
+
+
 def add_arguments(parser):
     options.add_kdir(parser)
     parser.add_argument("--stock", metavar="FILE", help="QEMU without the series (default: the one that `make setup QEMU=1` built)")
@@ -240,10 +247,8 @@ def main(args):
     args.stock = args.stock or str(built("qemu-stock"))
     args.patched = args.patched or str(built("qemu-clock-guest"))
     start = time.monotonic()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    initramfs.build_probe(RESULTS / "probe")
+    build_guest()
     initramfs.build_preload(RESULTS / "interpose.so")
-    initramfs.make(RESULTS / "initramfs", RESULTS / "probe")
     if args.boots:
         return boots.main(args)
 

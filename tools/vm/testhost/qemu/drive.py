@@ -22,6 +22,9 @@ import traceback
 
 from .. import kexec
 from ..qmp import QMPError
+from ..vmm.cloud_hypervisor import CloudHypervisorGuest
+from ..vmm.firecracker import FirecrackerGuest
+from ..vmm.guest import OPERATIONS as VMM_OPERATIONS
 from . import operations, over_kexec, ways
 from .machine import Guest, GuestError
 
@@ -30,7 +33,8 @@ SCRATCH = pathlib.Path("/tmp/qemu")
 TRACING = pathlib.Path("/sys/kernel/tracing")
 EVENTS = ("kvm_pvclock_update", "kvm_write_tsc_offset")
 
-OPERATIONS = {**operations.OPERATIONS, **ways.OPERATIONS, "kexec": over_kexec.leave}
+GUESTS = {"qemu": Guest, "cloud-hypervisor": CloudHypervisorGuest, "firecracker": FirecrackerGuest}
+OPERATIONS = {**operations.OPERATIONS, **ways.OPERATIONS, **VMM_OPERATIONS, "kexec": over_kexec.leave}
 
 # How a guest may fail; any other exception is a bug here.
 FAILURES = (GuestError, QMPError, LookupError, OSError)
@@ -54,8 +58,7 @@ def observe(probe):
 def operate(guest, operation):
     """Do one operation, and add the readings before and after it to the guest's list."""
     guest.collect()
-    # The next ones are of this operation.
-    guest.qmp.events.clear()
+    guest.clear_events()
     begin = guest.counts()
     entry = {"name": operation["name"], "console": len(guest.console()), "offsets_before": guest.process.offsets()}
     guest.operations.append(entry)
@@ -76,7 +79,7 @@ def operate(guest, operation):
 
 
 def run(case, binaries, kernels, initrd):
-    guest = Guest(case, binaries, kernels[case["kernel"]], initrd, RESULTS / case["slug"], SCRATCH / case["slug"])
+    guest = GUESTS[case["vmm"]](case, binaries, kernels[case["kernel"]], initrd, RESULTS / case["slug"], SCRATCH / case["slug"])
     error = None
     try:
         guest.boot()

@@ -31,6 +31,17 @@ class GuestError(Exception):
     """The guest or its QEMU failed."""
 
 
+def tsc_offsets(tids, vcpus):
+    """The TSC offset of each vCPU of a process, from KVM's debugfs, which names the thread that made the VM."""
+    found = {}
+    for tid in tids:
+        for vcpu in KVM_DEBUG.glob(f"{tid}-*/vcpu*"):
+            found[int(vcpu.name[4:])] = int((vcpu / "tsc-offset").read_text()) % 2**64
+    if len(found) != vcpus:
+        raise GuestError(f"KVM shows {len(found)} vCPUs of threads {tids}")
+    return [found[vcpu] for vcpu in sorted(found)]
+
+
 class Process:
     """One QEMU process, or its successor through exec."""
 
@@ -94,14 +105,7 @@ class Process:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def offsets(self):
-        """The TSC offset of each vCPU, from KVM's debugfs."""
-        found = {}
-        for vm in KVM_DEBUG.glob(f"{self.pid}-*"):
-            for vcpu in vm.glob("vcpu*"):
-                found[int(vcpu.name[4:])] = int((vcpu / "tsc-offset").read_text()) % 2**64
-        if len(found) != self.guest.case["vcpus"]:
-            raise GuestError(f"KVM shows {len(found)} vCPUs of process {self.pid}")
-        return [found[vcpu] for vcpu in sorted(found)]
+        return tsc_offsets(self.tids, self.guest.case["vcpus"])
 
     def end(self):
         """Kill it."""
@@ -155,9 +159,7 @@ class Guest:
         """The guest runs in this process now; end the one where it ran before."""
         old, self.process = self.process, process
         if old and old is not process:
-            if self._memory:
-                self._memory.close()
-                self._memory = None
+            self.close_memory()
             old.end()
             if old.memory != process.memory:
                 old.memory.unlink(missing_ok=True)
@@ -167,6 +169,14 @@ class Guest:
     @property
     def qmp(self):
         return self.process.qmp
+
+    def await_probe(self, end):
+        """Wait until the guest starts its probe."""
+        while "guest-init: clocksource" not in self.console():
+            self.check_alive()
+            if time.monotonic() > end:
+                raise GuestError(f"the guest did not boot within {BOOT_TIMEOUT} s")
+            time.sleep(0.1)
 
     def boot(self):
         """Start the guest, and wait until the probe has taken some new readings."""
@@ -182,11 +192,8 @@ class Guest:
             self.qmp.wait_status("running", timeout=BOOT_TIMEOUT)
             self.arrived_ns = time.monotonic_ns()
             self.notes["reported"] = self.reported(self.qmp)
-        while not incoming and "guest-init: clocksource" not in self.console():
-            self.check_alive()
-            if time.monotonic() > end:
-                raise GuestError(f"the guest did not boot within {BOOT_TIMEOUT} s")
-            time.sleep(0.1)
+        else:
+            self.await_probe(end)
         if self.case["first"]:
             ways.FIRST[self.case["first"]](self)
             end = time.monotonic() + BOOT_TIMEOUT
@@ -197,9 +204,13 @@ class Guest:
 
     def check_alive(self):
         if not self.process.alive():
-            raise GuestError(f"QEMU ended: {self.process.output()[-500:]}")
+            raise GuestError(f"the VMM ended: {self.process.output()[-500:]}")
         if re.search("guest-init: (no|the) |Kernel panic", console := self.console()):
             raise GuestError("the guest failed; its console's end: " + console[-800:])
+
+    def clear_events(self):
+        """The next ones are of the next operation."""
+        self.qmp.events.clear()
 
     def reported(self, qmp):
         """What one of its QEMUs reports about the guest's clocks; None by a QEMU that does not know the command."""
@@ -220,10 +231,18 @@ class Guest:
 
     # Its readings.
 
+    def open_memory(self):
+        return Memory(self.process.memory)
+
+    def close_memory(self):
+        if self._memory:
+            self._memory.close()
+            self._memory = None
+
     def collect(self):
         """Collect new readings. Returns for each ring how many of the readings known before are still valid."""
         if self._memory is None:
-            self._memory = Memory(self.process.memory)
+            self._memory = self.open_memory()
         if self.rings is None:
             rings = self._memory.rings()
             # One for each vCPU, each thread that only sleeps and each task that spins, and one for the charges of a limited task.
@@ -286,6 +305,5 @@ class Guest:
             process.end()
         if self.peer:
             rendezvous.part(self.peer)
-        if self._memory:
-            self._memory.close()
+        self.close_memory()
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -96,6 +96,19 @@ def spin(slot):
 DECODERS = {READINGS: reading, SLEEPS: sleep, CHARGES: charge, SPINS: spin}
 
 
+def pages_with_magic(data, begin, end):
+    """Offsets of the pages between two offsets in `data` that begin with the magic number.
+
+    >>> list(pages_with_magic(b"x" + MAGIC + bytes(PAGE - 17) + MAGIC, 0, 2 * PAGE))
+    [4096]
+    """
+    at = data.find(MAGIC, begin, end)
+    while at >= 0:
+        if at % PAGE == 0:
+            yield at
+        at = data.find(MAGIC, at + 1, end)
+
+
 class Memory:
     """A guest's memory, as the file that QEMU keeps it in."""
 
@@ -119,16 +132,20 @@ class Memory:
             yield begin, end
             begin = end
 
+    def _with_magic(self):
+        """Offsets of the pages that begin with the magic number."""
+        for begin, end in self._data():
+            yield from pages_with_magic(self._map, begin, end)
+
+    def page(self, offset):
+        return self._map[offset:offset + PAGE]
+
     def rings(self):
         """Offsets of the pages of each ring, as {(kind, number): [offset, ...]}."""
         rings = {}
-        for begin, end in self._data():
-            at = self._map.find(MAGIC, begin, end)
-            while at >= 0:
-                if at % PAGE == 0:
-                    _, which, page, pages = HEADER.unpack_from(self._map, at)
-                    rings.setdefault((which >> 32, which & 0xFFFF_FFFF), {})[page] = (at, pages)
-                at = self._map.find(MAGIC, at + 1, end)
+        for at in self._with_magic():
+            _, which, page, pages = HEADER.unpack_from(self.page(at))
+            rings.setdefault((which >> 32, which & 0xFFFF_FFFF), {})[page] = (at, pages)
         return {which: [found[page][0] for page in sorted(found)] for which, found in rings.items()
                 if len(found) == next(iter(found.values()))[1]}
 
@@ -136,7 +153,7 @@ class Memory:
         """The slots of a ring by number, without one that is being written."""
         found = {}
         for offset in offsets:
-            page = self._map[offset:offset + PAGE]
+            page = self.page(offset)
             for at in range(SLOT.size, PAGE, SLOT.size):
                 number, = struct.unpack_from("<Q", page, at)
                 if number:
