@@ -58,12 +58,16 @@ fn file() -> Result<PathBuf> {
         .join("module-other-layout/kvm_clock_guest.ko");
     let path: PathBuf = option("other-layout", beside)?;
     let named = !option("other-layout", String::new())?.is_empty();
-    if !path.exists()
-        || !(named
-            || Path::new(&own)
-                .parent()
-                .is_some_and(|p| p.ends_with("module")))
-    {
+    let standard = Path::new(&own)
+        .parent()
+        .is_some_and(|p| p.ends_with("module"));
+    if !(named || standard) {
+        bail!(Skip(format!(
+            "{own:?} is not the standard kernel's, which {} is for",
+            path.display()
+        )));
+    }
+    if !path.exists() {
         bail!(Skip(format!(
             "no {}: run scripts/build-other-layout",
             path.display()
